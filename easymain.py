@@ -1,0 +1,97 @@
+"""Train a neural wavelet flow by exact likelihood.
+
+    python easymain.py                                          the photographs in etc/photos, on the CPU
+    python easymain.py -cuda 0 -epoch 600 -hchnl 350 -repeat 3 -nhidden 3 -target ImageNet32
+    python easymain.py -folder opt/NAME -load -epoch 800        go on with a training
+    torchrun --nproc-per-node 4 easymain.py -cuda 0 -target CIFAR    four GPUs, from the first
+
+Writes a model folder that all other scripts read: see flow/folder.py.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from flow.folder import default_folder, read_options, write_options
+from flow.model import ARCHITECTURE, build
+from utils.datasets import load
+from utils.options import CUDA, Option, parse, pick_device, script
+from utils.training import TRAINING, Trainer, Workers
+
+DATA = {
+    "target": Option("photos", "data set: photos, CIFAR, ImageNet32, ImageNet64, joint, or a folder of images"),
+    "data": Option("data", "folder of the data sets; CIFAR is downloaded to it if absent"),
+    "size": Option(32, "side of the patches of photos or of a folder of images"),
+    "workers": Option(2, "threads that decode image files"),
+}
+FOLDER = {
+    "folder": Option(None, "model folder (default: opt/default_easyMera_TARGET and the architecture)"),
+    "load": Option(False, "go on with the training in the folder; architecture and data set are its own"),
+}
+OPTIONS = DATA | ARCHITECTURE | TRAINING | FOLDER | CUDA
+MAY_CHANGE = {"epoch", "batch", "lr", "lrSchedule", "decay", "savePeriod", "amp", "compile", "data", "workers", "cuda"}
+SIDES = {"CIFAR": 32, "ImageNet32": 32, "ImageNet64": 64, "joint": None}
+
+
+def resolve(argv):
+    """The options of a training: what was typed, over what the folder holds (-load), over the defaults."""
+    options, typed = parse(__doc__, OPTIONS, argv)
+    folder = options.pop("folder") or default_folder(options)
+    resume = options.pop("load")
+    if resume:
+        saved = read_options(folder)
+        for name in typed.keys() - MAY_CHANGE - {"folder", "load"}:
+            if typed[name] != saved.get(name):
+                raise ValueError(f"-{name} {typed[name]}: the model in {folder} has {saved.get(name)}")
+        options |= saved | {name: typed[name] for name in typed.keys() & MAY_CHANGE}
+    elif (Path(folder) / "parameter.json").exists():
+        raise ValueError(f"{folder} holds a model: -load goes on with it, -folder names another place")
+    if options["target"] in SIDES and not resume:
+        side = SIDES[options["target"]]
+        if typed.get("size", side) != side:
+            raise ValueError(f"-size {typed['size']}: the images of {options['target']} have their own size")
+        options["size"] = side
+    for name in ("epoch", "batch", "savePeriod"):
+        if options[name] < 1:
+            raise ValueError(f"-{name} {options[name]}: need at least 1")
+    if not options["lr"] > 0:
+        raise ValueError(f"-lr {options['lr']}: need more than 0")
+    if not 0 <= options["ema"] < 1:
+        raise ValueError(f"-ema {options['ema']}: need at least 0 and less than 1")
+    return options, folder, resume
+
+
+@script
+def main(argv=None):
+    """Train, and leave the model folder."""
+    options, folder, resume = resolve(argv)
+    workers = Workers()
+    device = pick_device(options["cuda"] + (workers.local_rank if options["cuda"] >= 0 else 0))
+    torch.manual_seed(options["seed"])
+    torch.set_float32_matmul_precision("high")
+    model = build(options)
+    train, test = (
+        load(options["target"], part, options["data"], options["size"], options["workers"]) for part in ("train", "test")
+    )
+    with workers.joined(device):
+        trainer = Trainer(model, train, test, options, folder, device, workers)
+        if resume:
+            trainer.load()
+        if not workers.rank:
+            write_options(folder, options)
+            trainer.save("latest")
+            count, parameters = sum(map(len, train)), sum(p.numel() for p in model.parameters())
+            print(f"{folder}: {parameters:,} parameters, {count:,} images of {options['target']}")
+        finished = trainer.run()
+    if workers.rank:
+        return
+    best = f"best test {trainer.progress.best_test:.4f} bits per dimension"
+    if not finished:
+        print(f"stopped in epoch {trainer.progress.epoch + 1} and saved: go on with -folder {folder} -load")
+        sys.exit(130)
+    print(f"{folder}: trained for {trainer.progress.epoch} epochs, {best}")
+
+
+if __name__ == "__main__":
+    main()

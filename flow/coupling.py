@@ -1,0 +1,44 @@
+"""Scheme 2: one level of the wavelet as additive integer couplings of the four polyphase bands."""
+
+import torch
+from torch import nn
+
+from utils.integers import MIDDLE, STEPS, centre, round_through
+from utils.network import ConvNet
+from utils.polyphase import channels_last, crop, extend, merge, split
+
+
+class CouplingLevel(nn.Module):
+    """band_k <- band_k + round(256 t_i(c(the other three bands))), k = i mod 4, for 4 * repeat networks t_i.
+
+    Every height and width is welcome: a band that has a row or a column less than ul is extended by
+    replication for the others' networks and takes only its own part of what is added to it, so that there are
+    exactly as many coefficients as pixels. Source: method 2.
+    """
+
+    def __init__(self, repeat, hchnl, nhidden, channels=3):
+        super().__init__()
+        self.networks = nn.ModuleList(
+            ConvNet(3 * channels, channels, hchnl, nhidden) for _ in range(4 * repeat)
+        )
+
+    def _shift(self, i, bands):
+        size, k = bands[0].shape[-2:], i % 4
+        if not bands[k].numel():
+            return bands[k]
+        others = torch.cat([extend(b, size, MIDDLE) for j, b in enumerate(bands) if j != k], 1)
+        return crop(round_through(STEPS * self.networks[i](centre(others))), bands[k].shape[-2:])
+
+    def split(self, x):
+        """x (B, C, H, W) -> coarse band (B, C, ceil(H/2), ceil(W/2)), detail bands (ur, dl, dr)."""
+        bands = [channels_last(b) for b in split(x)]
+        for i in range(len(self.networks)):
+            bands[i % 4] = bands[i % 4] + self._shift(i, bands)
+        return bands[0], tuple(bands[1:])
+
+    def merge(self, coarse, detail):
+        """Undo split: the couplings backwards, with minus."""
+        bands = [coarse, *detail]
+        for i in reversed(range(len(self.networks))):
+            bands[i % 4] = bands[i % 4] - self._shift(i, bands)
+        return merge(*bands)

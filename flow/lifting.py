@@ -1,0 +1,95 @@
+"""Scheme 1: one level of the wavelet as 1-D lifting of rows, then of columns; Haar and LeGall 5/3 among it."""
+
+import torch
+from torch import nn
+
+from flow.pyramid import Pyramid
+from utils.integers import STEPS, round_through
+from utils.network import ConvNet, replicate_pad
+from utils.polyphase import crop, extend, join_columns, split_columns
+
+# Predict and update of the classical wavelets: taps at n - 1, n, n + 1, then a bias in steps, which turns rounding to
+# the nearest into the standards' floor and never meets a tie.
+#   haar:   d = o - e,                               s = e + floor(d / 2)
+#   legall: d = o - floor((e[n] + e[n+1]) / 2),      s = e + floor((d[n-1] + d[n] + 2) / 4)
+CLASSICAL = {
+    "haar": (((0, 1, 0), 0), ((0, 1 / 2, 0), -1 / 4)),
+    "legall": (((0, 1 / 2, 1 / 2), -1 / 4), ((1 / 4, 1 / 4, 0), 1 / 8)),
+}
+
+
+class Lift(nn.Module):
+    """t(x) = taps * x + bias + network(x) along rows: one step of lifting; taps may be all there is.
+
+    x: (B, C, H, W) in the networks' range; returns the same shape. Source: method 4.
+    """
+
+    def __init__(self, taps, bias, network=None):
+        super().__init__()
+        self.taps = nn.Parameter(torch.tensor(taps, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.tensor(bias / STEPS))
+        self.network = network
+
+    def forward(self, x):
+        """See the class."""
+        before, here, after = self.taps
+        padded, width = replicate_pad(x, (1, 3)), x.shape[-1]
+        y = before * padded[..., :width] + here * x + after * padded[..., 2:] + self.bias
+        return y if self.network is None else y + self.network(x)
+
+
+class LiftingLevel(nn.Module):
+    """odd -= round(256 P(c(even))), even += round(256 U(c(odd))), for pairs P, U; c(v) = v / 256.
+
+    Rows first, then columns with the same steps; the coarse band is low in both. Source: method 4; Le Gall and Tabatabai (1988); ITU-T T.800, annex F (reversible 5/3).
+    """
+
+    def __init__(self, lifts):
+        super().__init__()
+        self.lifts = nn.ModuleList(lifts)
+
+    def _step(self, i, halves):
+        """What step i adds to halves[1 - i % 2], from halves[i % 2]."""
+        source, target = halves[i % 2], halves[1 - i % 2]
+        if not target.numel():
+            return target
+        size = halves[0].shape[-2:]
+        shift = crop(round_through(STEPS * self.lifts[i](extend(source, size, 0) / STEPS)), target.shape[-2:])
+        return shift if i % 2 else -shift
+
+    def _analyse(self, x):
+        halves = list(split_columns(x))
+        for i in range(len(self.lifts)):
+            halves[1 - i % 2] = halves[1 - i % 2] + self._step(i, halves)
+        return halves
+
+    def _synthesise(self, low, high):
+        halves = [low, high]
+        for i in reversed(range(len(self.lifts))):
+            halves[1 - i % 2] = halves[1 - i % 2] - self._step(i, halves)
+        return join_columns(*halves)
+
+    def split(self, x):
+        """x (B, C, H, W) -> coarse band, detail bands (ur, dl, dr): high in columns, in rows, in both."""
+        left, right = self._analyse(x)
+        (ul, dl), (ur, dr) = ([half.mT for half in self._analyse(side.mT)] for side in (left, right))
+        return ul, (ur, dl, dr)
+
+    def merge(self, coarse, detail):
+        """Undo split."""
+        ur, dl, dr = detail
+        left, right = (self._synthesise(u.mT, d.mT).mT for u, d in ((coarse, dl), (ur, dr)))
+        return self._synthesise(left, right)
+
+
+def lifting_level(wavelet, repeat, hchnl, nhidden, channels=3):
+    """A trainable LiftingLevel of 2 * repeat steps, which starts as a classical wavelet: "haar" or "legall"."""
+    steps = CLASSICAL[wavelet] + (((0, 0, 0), 0),) * (2 * repeat - 2)
+    networks = (ConvNet(channels, channels, hchnl, nhidden, kernel=(1, 3)) for _ in steps)
+    return LiftingLevel(Lift(taps, bias, network) for (taps, bias), network in zip(steps, networks))
+
+
+def classical(wavelet):
+    """The fixed integer wavelet "haar" (S transform) or "legall" (reversible 5/3 of JPEG 2000) as a Pyramid."""
+    level = LiftingLevel(Lift(taps, bias) for taps, bias in CLASSICAL[wavelet])
+    return Pyramid([level]).requires_grad_(False)

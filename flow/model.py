@@ -1,0 +1,136 @@
+"""The model: colour, pyramid and prior as one normalizing flow, and the options that it is built from."""
+
+import torch
+from torch import nn
+
+from flow.coupling import CouplingLevel
+from flow.lifting import CLASSICAL, lifting_level
+from flow.pyramid import Pyramid
+from source.logistic import cropped, flat, joint
+from source.prior import ConditionalPrior, PositionPrior, SimplePrior, TopPrior
+from utils.colour import rgb_to_ycocg, ycocg_to_rgb
+from utils.options import Option
+from utils.polyphase import band_sizes, channels_last, depth, level_sizes
+
+# What the user types and parameter.json holds; translated to arguments in `build` alone.
+ARCHITECTURE = {
+    "repeat": Option(1, "couplings of each band at a level; with -lifting, pairs of predict and update"),
+    "hchnl": Option(12, "channels of the networks' hidden layers"),
+    "nhidden": Option(1, "1x1 layers between the first and the last layer of a network"),
+    "nMixing": Option(5, "logistic components of the mixture for the last 2x2 block"),
+    "simplePrior": Option(False, "details under one learned mean and scale for each band, without networks"),
+    "diffDetail": Option(False, "with -simplePrior: separate for each level and position"),
+    "HUE": Option(False, "put the lossless luma and chroma transform YCoCg-R in front of the flow"),
+    "clamp": Option(-1.0, "limit of the absolute means of the mixture; -1: none"),
+    "heavy": Option(False, "networks of its own for every level, in place of shared ones"),
+    "lifting": Option(
+        "none", "scheme 1, 1-D lifting on rows and columns, started as this classical wavelet; none: scheme 2",
+        ("none", *CLASSICAL),
+    ),
+}  # fmt: skip
+
+
+class NeuralWavelet(nn.Module):
+    """x -> (top, details) and its likelihood under a hierarchical prior.
+
+    pyramid: Pyramid; top: TopPrior; detail: a prior of details as in source/prior.py; ycocg: whether the pyramid
+    sees YCoCg-R in place of RGB. Images are (B, 3, H, W), integers 0..255 in any dtype, of any height and width.
+    """
+
+    def __init__(self, pyramid, top, detail, ycocg=False):
+        super().__init__()
+        self.pyramid, self.top, self.detail, self.ycocg = pyramid, top, detail, ycocg
+
+    def _prepare(self, images):
+        x = channels_last(images.to(self.top.mean.dtype))
+        return rgb_to_ycocg(x) if self.ycocg else x
+
+    def transform(self, images, depth=None):
+        """Images -> top, [details of the finest level, ..., of the coarsest]; each detail is (ur, dl, dr).
+
+        depth: the number of levels, by default down to 2x2 or less. Inverse: inverse.
+        """
+        return self.pyramid(self._prepare(images), depth)
+
+    def inverse(self, top, details):
+        """Top and details -> images as integer-valued floats, exactly those that transform was given."""
+        x = self.pyramid.inverse(top, details)
+        return ycocg_to_rgb(x) if self.ycocg else x
+
+    def log_prob(self, images, levels=None):
+        """Log-likelihood of images in nats: (B,). levels: as depth in transform."""
+        x = self._prepare(images)
+        distributions, symbols = [], []
+        for i in range(depth(*x.shape[-2:]) if levels is None else levels):
+            x, detail = self.pyramid.level(i).split(x)
+            given = self.detail(x, i)
+            for k, band in enumerate(detail):
+                distributions.append(cropped(given(detail[:k]), band.shape[-2:]))
+                symbols.append(flat(band))
+        total = self.top(len(x), x.shape[-2:]).log_prob(x).flatten(1).sum(1)
+        if symbols:
+            total = total + joint(distributions).log_prob(torch.cat(symbols, -1)).sum(1)
+        return total
+
+    forward = log_prob
+
+    @torch.no_grad()
+    def sample(self, count, height, width, base_scale=0.0, generator=None, top=None, levels=None):
+        """Draw images: the top from its mixture, then the details of each level given what is there.
+
+        base_scale is added to every logscale of the details; None takes their means. top: real tops (B, 3, h, w)
+        to go on from instead, `levels` levels below images of height x width.
+        Returns (B, 3, height, width), clipped to 0..255.
+        """
+        sizes = level_sizes(height, width, depth(height, width) if levels is None else levels)
+        x = self.top(count, sizes[-1]).sample(0.0, generator) if top is None else top
+        for i in reversed(range(len(sizes) - 1)):
+            x = self.refine(x, i, sizes[i], base_scale, generator)
+        return (ycocg_to_rgb(x) if self.ycocg else x).clamp(0, 255)
+
+    def refine(self, coarse, level, size, base_scale=None, generator=None):
+        """Merge a coarse band with details from the prior (base_scale None: their means) to height, width = size."""
+        given, known = self.detail(coarse, level), ()
+        for shape in band_sizes(*size)[1:]:
+            distribution = cropped(given(known), shape)
+            band = distribution.mode() if base_scale is None else distribution.sample(base_scale, generator)
+            known = (*known, band)
+        return self.pyramid.level(level).merge(coarse, known)
+
+
+def build(options):
+    """The model of a dict of options: those of ARCHITECTURE (its values where absent), and `size`.
+
+    size, the side of the training images, matters to -heavy (as many levels as they have) and -diffDetail.
+    Raises ValueError for values that make no model.
+    """
+    o = {name: option.default for name, option in ARCHITECTURE.items()} | options
+    for name in ("hchnl", "nMixing"):
+        if o[name] < 1:
+            raise ValueError(f"-{name} {o[name]}: need at least 1")
+    for name in ("repeat", "nhidden"):
+        if o[name] < 0:
+            raise ValueError(f"-{name} {o[name]}: need at least 0")
+    if o["diffDetail"] and not o["simplePrior"]:
+        raise ValueError("-diffDetail is a form of the simple prior: give -simplePrior too")
+    if o["lifting"] not in ("none", *CLASSICAL):
+        raise ValueError(f"-lifting {o['lifting']}: need one of none, {', '.join(CLASSICAL)}")
+    if o["lifting"] != "none" and not o["repeat"]:
+        raise ValueError("-repeat 0: lifting needs at least one predict and update")
+    side = o.get("size")
+    if (o["heavy"] or o["diffDetail"]) and not side:
+        raise ValueError("-heavy and -diffDetail need training images of one size")
+
+    def level():
+        if o["lifting"] == "none":
+            return CouplingLevel(o["repeat"], o["hchnl"], o["nhidden"])
+        return lifting_level(o["lifting"], o["repeat"], o["hchnl"], o["nhidden"])
+
+    pyramid = Pyramid(level() for _ in range(max(depth(side, side), 1) if o["heavy"] else 1))
+    if o["diffDetail"]:
+        detail = PositionPrior((side, side), depth(side, side))
+    elif o["simplePrior"]:
+        detail = SimplePrior()
+    else:
+        detail = ConditionalPrior(o["hchnl"], o["nhidden"])
+    return NeuralWavelet(pyramid, TopPrior(o["nMixing"], o["clamp"]), detail, o["HUE"])

@@ -1,0 +1,99 @@
+"""Discretised logistic distributions over the integers, and mixtures of them.
+
+Source: method 3. Means and scales are in the networks' range, in which a step between two integers is 1/256.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from utils.integers import STEPS, centre, uncentre
+from utils.polyphase import crop
+
+# exp(+-20) steps is beyond any image; within it no intermediate value overflows in float32
+LOGSCALE_RANGE = (-20.0, 20.0)
+
+
+def log_prob(z, mean, logscale):
+    """Log P(z) = log[sigma((c(z + 1/2) - mean) / s) - sigma((c(z - 1/2) - mean) / s)], s = exp(logscale).
+
+    z: integer-valued; mean and logscale broadcast against it. In nats.
+    With a, b the lower and the upper argument, sigma(b) - sigma(a) = sigma(b) sigma(-a) (1 - exp(a - b)): three
+    factors below one, so that their logarithms add without cancellation, at any distance and any scale.
+    """
+    inverse = torch.exp(-logscale.clamp(*LOGSCALE_RANGE))
+    offset = centre(z) - mean
+    half = 0.5 / STEPS
+    width = inverse / STEPS
+    return (
+        F.logsigmoid((offset + half) * inverse)
+        + F.logsigmoid((half - offset) * inverse)
+        + torch.log(-torch.expm1(-width))
+    )
+
+
+def _draw(mean, logscale, generator):
+    """Integers drawn from a discretised logistic."""
+    u = torch.rand(mean.shape, generator=generator, device=mean.device, dtype=torch.float64)
+    u = u.clamp(1e-12, 1 - 1e-12)
+    noise = torch.log(u) - torch.log1p(-u)
+    return torch.round(uncentre(mean + torch.exp(logscale) * noise)).to(mean.dtype)
+
+
+class Logistic(NamedTuple):
+    """P(z) for each value of a band; mean and logscale: (B, C, H, W)."""
+
+    mean: torch.Tensor
+    logscale: torch.Tensor
+
+    def log_prob(self, z):
+        """Log P(z) in nats, of z's shape."""
+        return log_prob(z, self.mean, self.logscale)
+
+    def mode(self):
+        """The integers nearest to the means."""
+        return torch.round(uncentre(self.mean))
+
+    def sample(self, base_scale=0.0, generator=None):
+        """Integers drawn with `base_scale` added to every logscale."""
+        return _draw(self.mean, self.logscale + base_scale, generator)
+
+
+class Mixture(NamedTuple):
+    """P(z) = sum over k of softmax(logits)_k P_k(z); logits, mean and logscale: (K, B, C, H, W)."""
+
+    logits: torch.Tensor
+    mean: torch.Tensor
+    logscale: torch.Tensor
+
+    def log_prob(self, z):
+        """Log P(z) in nats, of z's shape."""
+        weights = torch.log_softmax(self.logits, 0)
+        return torch.logsumexp(weights + log_prob(z, self.mean, self.logscale), 0)
+
+    def mode(self):
+        """The integers nearest to the mean of the mixture."""
+        return torch.round(uncentre((torch.softmax(self.logits, 0) * self.mean).sum(0)))
+
+    def sample(self, base_scale=0.0, generator=None):
+        """Integers drawn with `base_scale` added to every logscale."""
+        weights = torch.softmax(self.logits, 0).movedim(0, -1)
+        component = torch.multinomial(weights.flatten(0, -2), 1, generator=generator).view(1, *self.mean.shape[1:])
+        mean, logscale = (field.gather(0, component)[0] for field in (self.mean, self.logscale))
+        return _draw(mean, logscale + base_scale, generator)
+
+
+def cropped(distribution, size):
+    """The distribution of the upper left part of a band."""
+    return type(distribution)(*(crop(field, size) for field in distribution))
+
+
+def flat(x):
+    """(..., C, H, W) -> (..., H * W * C), in the order in which channels-last tensors lie in memory."""
+    return x.movedim(-3, -1).flatten(-3)
+
+
+def joint(distributions):
+    """One distribution over the concatenation of flat bands: one evaluation instead of many."""
+    return type(distributions[0])(*(torch.cat([flat(f) for f in fields], -1) for fields in zip(*distributions)))

@@ -1,0 +1,298 @@
+"""Data sets of small images: uint8 tensors (N, 3, S, S), ready to be moved to the device as they are."""
+
+import hashlib
+import http.client
+import pickle
+import re
+import shutil
+import tarfile
+import tempfile
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from utils.images import halve, image_files, read_rgb
+
+PHOTOS = Path(__file__).resolve().parent.parent / "etc" / "photos"
+TEST_PHOTOS = {"lake-sherburne", "oakland-zoo-otters", "roman-colosseum"}
+CIFAR_ADDRESS = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+CIFAR_MD5 = "c58f30108f718f92721af3b95e74349a"
+CIFAR_FOLDER = "cifar-10-batches-py"
+
+
+def load(target, part, data="data", size=32, workers=0, progress=True):
+    """Load one part of a data set as uint8 tensors (N, 3, S, S), one tensor for each image size in it.
+
+    target: a name in TARGETS, or a folder of image files. A folder with subfolders train and test (or val)
+        has its parts there; any other is split by file: every tenth, sorted by path, is for testing.
+    part: "train" or "test".
+    data: the folder under which the published data sets lie; CIFAR is downloaded there if it is absent.
+    size: the side of the patches into which photographs and folders are cut; published sets have their own.
+    workers: the number of threads that decode the files of a folder.
+    progress: whether to show a bar for what takes long.
+    Returns a tuple: three tensors for "joint" (CIFAR, ImageNet32, ImageNet64), one for any other target.
+    Raises ValueError, in one line, if the data are absent, damaged or too small.
+    """
+    if part not in ("train", "test"):
+        raise ValueError(f"part {part!r}: need train or test")
+    if size < 1:
+        raise ValueError(f"size {size}: need at least 1")
+    if target in TARGETS:
+        readers = TARGETS[target]
+    elif Path(target).is_dir():
+        readers = (partial(_read_folder, Path(target)),)
+    else:
+        raise ValueError(f"target {str(target)!r}: neither one of {', '.join(TARGETS)} nor a folder")
+    return tuple(read(part, Path(data), size, workers, progress) for read in readers)
+
+
+def _read_photos(part, data, size, workers, progress):
+    """Read patches of the project's own photographs, at full size, half, a quarter, and so on."""
+    files = [path for path in image_files(PHOTOS) if (path.stem in TEST_PHOTOS) == (part == "test")]
+    # The photographs are few: where they train, patches overlap by a quarter.
+    stride = size - size // 4 if part == "train" else size
+    return _cut((scale for path in files for scale in _scales(read_rgb(path), size)), PHOTOS, size, stride)
+
+
+def _read_folder(folder, part, data, size, workers, progress):
+    """Read patches, side by side, of the image files in a folder."""
+    files = _files_of_part(folder, part)
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        images = pool.map(read_rgb, files)
+        bar = tqdm(images, folder.name, len(files), delay=1, leave=False, disable=not progress)
+        return _cut(bar, folder, size, size)
+
+
+def _files_of_part(folder, part):
+    """List the image files of one part of a folder: by subfolder, or else every tenth is for testing."""
+    tests = [folder / name for name in ("test", "val") if (folder / name).is_dir()]
+    if tests and (folder / "train").is_dir():
+        folder = tests[0] if part == "test" else folder / "train"
+        files = image_files(folder)
+        if not files:
+            raise ValueError(f"{folder}: no image files")
+        return files
+    files = image_files(folder)
+    if len(files) < 2:
+        raise ValueError(f"{folder}: {len(files)} image files; need 2 or more to split into train and test")
+    return [path for i, path in enumerate(files) if (i % 10 == 0) == (part == "test")]
+
+
+def _scales(image, size):
+    """Yield an image (3, H, W), its half, its quarter, and so on, as long as a patch fits."""
+    yield image
+    while min(image.shape[1:]) >= 2 * size:
+        image = halve(image)
+        yield image
+
+
+def _cut(images, folder, size, stride):
+    """Cut images (3, H, W) into patches (N, 3, size, size), one every `stride` pixels; skip small images."""
+    patches, largest = [], (0, 0)
+    for image in images:
+        largest = max(largest, tuple(image.shape[1:]), key=min)
+        if min(image.shape[1:]) >= size:
+            windows = image.unfold(1, size, stride).unfold(2, size, stride)
+            patches.append(windows.permute(1, 2, 0, 3, 4).reshape(-1, 3, size, size))
+    if not patches:
+        height, width = largest
+        raise ValueError(f"{folder}: no image holds {size}x{size} pixels; the largest is {width}x{height}")
+    return torch.cat(patches)
+
+
+class _Published(NamedTuple):
+    """A data set that is published in shards, pickled or .npz, of images as rows of 3 * size * size bytes."""
+
+    name: str
+    size: int
+    stems: dict  # the names of each part's shards, without number and suffix
+    least: int  # the number of training shards below which the set is not whole
+
+
+_CIFAR = _Published("CIFAR", 32, {"train": "data_batch", "test": "test_batch"}, 5)
+_IMAGENET32 = _Published("ImageNet32", 32, {"train": "train_data_batch", "test": "val_data"}, 1)
+_IMAGENET64 = _Published("ImageNet64", 64, {"train": "train_data_batch", "test": "val_data"}, 1)
+
+
+def _read_published(source, part, data, size, workers, progress):
+    """Read all the shards of one part of a published data set."""
+    shape = (3, source.size, source.size)
+    images = np.empty((0, *shape), np.uint8)
+    shards = _list_shards(source, part, data)
+    for path in tqdm(shards, f"{source.name} {part}", delay=1, leave=False, disable=not progress):
+        rows = _read_shard(path, source.size)
+        start = len(images)
+        # In place: ImageNet64 takes 15.7 GB, of which a second copy may not fit.
+        images.resize((start + len(rows), *shape), refcheck=False)
+        images[start:] = rows.reshape(-1, *shape)
+    return torch.from_numpy(images)
+
+
+def _read_cifar(part, data, size, workers, progress):
+    """Read CIFAR-10, downloaded first where nothing of it is found."""
+    if not any(_find_shards(_CIFAR, stem, data) for stem in _CIFAR.stems.values()):
+        _download_cifar(data, progress)
+    return _read_published(_CIFAR, part, data, size, workers, progress)
+
+
+def _list_shards(source, part, data):
+    """List the shards of one part in the order of their numbers; ValueError if there are gaps."""
+    stem = source.stems[part]
+    found = _find_shards(source, stem, data)
+    least = source.least if part == "train" else 1
+    missing = next((n for n in range(1, max([least, *found]) + 1) if n not in found), None)
+    if missing:
+        name = f"{stem}_{missing}" if part == "train" else stem
+        raise ValueError(
+            f"{source.name}: no {name}; put {source.stems['train']}_1 and so on and {source.stems['test']}, "
+            f"as published (pickled or .npz), into {data / source.name}"
+        )
+    return [found[n] for n in sorted(found)]
+
+
+def _find_shards(source, stem, data):
+    """Find the shards whose names begin with a stem: a dict from number (1 where there is none) to path.
+
+    They lie anywhere in the folders under `data` that begin with the data set's name, in any case, so that
+    the published archives may be unpacked as they are (ImageNet32, Imagenet32_train_npz, ...).
+    """
+    pattern = re.compile(rf"{stem}(?:_(\d+))?(?:\.npz)?")
+    found = {}
+    for folder in data.glob("*/"):
+        if folder.name.lower().startswith(source.name.lower()):
+            for path in folder.rglob("*"):
+                if match := pattern.fullmatch(path.name):
+                    number = int(match[1] or 1)
+                    if number in found:
+                        raise ValueError(f"{source.name}: keep one of {found[number]} and {path}")
+                    found[number] = path
+    return found
+
+
+def _read_shard(path, size):
+    """Read the images of one shard: (N, 3 * size * size) uint8.
+
+    Raises ValueError if the file is damaged, holds anything else, or asks for code to be run.
+    """
+    try:
+        with path.open("rb") as file:
+            if path.suffix == ".npz":
+                rows = np.load(file, allow_pickle=False)["data"]
+            else:
+                rows = _array_of(_Unpickler(file, encoding="bytes").load())
+        if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3 * size * size:
+            raise ValueError(f"data are {rows.dtype} {rows.shape}, not uint8 (N, {3 * size * size})")
+    except Exception as error:  # a damaged file can break its parser anywhere
+        raise ValueError(f"{path}: not a whole shard of images ({_reason(error)})") from error
+    return rows
+
+
+class _Call:
+    """A call that a pickle asks for: written down, never made.
+
+    numpy's own functions are not safe here: they believe what a file says of object arrays and their memory.
+    """
+
+    def __init__(self, *arguments):
+        self.arguments = arguments
+
+    def __setstate__(self, state):
+        self.state = state
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads the parts of pickled arrays, and runs nothing that the pickle could choose."""
+
+    STAND_INS = {
+        "numpy.core.multiarray._reconstruct": _Call,
+        "numpy.core.multiarray.scalar": _Call,
+        "numpy._core.multiarray._reconstruct": _Call,
+        "numpy._core.multiarray.scalar": _Call,
+        "numpy.ndarray": _Call,
+        "numpy.dtype": _Call,
+        "_codecs.encode": str.encode,  # Python 3 writes bytes so in the old protocols
+    }
+
+    def find_class(self, module, name):
+        """Return the stand-in for a name that pickled arrays mention; refuse any other name."""
+        try:
+            return self.STAND_INS[f"{module}.{name}"]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it asks for {f'{module}.{name}'!r}") from None
+
+
+def _array_of(content):
+    """Return the uint8 array under "data" in what `_Unpickler` read."""
+    array = content.get(b"data", content.get("data")) if isinstance(content, dict) else None
+    if not isinstance(array, _Call):
+        raise ValueError("no array under 'data'")
+    _, shape, dtype, fortran, values = array.state
+    if dtype.arguments[0] not in ("u1", b"u1"):
+        raise ValueError(f"data are {dtype.arguments[0]!r}, not uint8")
+    return np.frombuffer(values, np.uint8).reshape(shape, order="F" if fortran else "C")
+
+
+def _download_cifar(data, progress):
+    """Download CIFAR-10 into a folder, checked, so that it is there whole or not at all."""
+    final = data / CIFAR_FOLDER
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=data, prefix=".download-") as scratch:
+            archive, unpacked = Path(scratch, "archive.tar.gz"), Path(scratch, CIFAR_FOLDER)
+            _download(CIFAR_ADDRESS, CIFAR_MD5, archive, progress)
+            _unpack_cifar(archive, unpacked)
+            try:
+                unpacked.rename(final)
+            except OSError:
+                if not final.is_dir():  # otherwise another process was quicker
+                    raise
+    except (OSError, http.client.HTTPException, tarfile.TarError) as error:
+        raise ValueError(
+            f"CIFAR: download failed ({_reason(error)}); put {CIFAR_FOLDER} from {CIFAR_ADDRESS} into {data}"
+        ) from error
+
+
+def _download(address, md5, path, progress):
+    """Download a file and compare its MD5 sum."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with urllib.request.urlopen(address, timeout=30) as reply, path.open("wb") as file:
+        total = int(reply.headers.get("Content-Length", 0))
+        with tqdm(desc="CIFAR", total=total, unit="B", unit_scale=True, disable=not progress) as bar:
+            while chunk := reply.read(1 << 20):
+                file.write(chunk)
+                digest.update(chunk)
+                bar.update(len(chunk))
+    if digest.hexdigest() != md5:
+        raise OSError(f"MD5 {digest.hexdigest()}, not {md5}")
+
+
+def _unpack_cifar(archive, folder):
+    """Unpack CIFAR-10's batches, and nothing else, from its archive."""
+    folder.mkdir()
+    wanted = re.compile(rf"{CIFAR_FOLDER}/(data_batch_[1-5]|test_batch)")
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            if member.isfile() and (match := wanted.fullmatch(member.name)):
+                with (folder / match[1]).open("wb") as file:
+                    shutil.copyfileobj(tar.extractfile(member), file)
+
+
+def _reason(error):
+    """Return the first line of an error's text, or else its kind."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+# Each target's readers, one for each tensor: (part, data, size, workers, progress) -> (N, 3, S, S).
+TARGETS = {
+    "photos": (_read_photos,),
+    "CIFAR": (_read_cifar,),
+    "ImageNet32": (partial(_read_published, _IMAGENET32),),
+    "ImageNet64": (partial(_read_published, _IMAGENET64),),
+}
+TARGETS["joint"] = TARGETS["CIFAR"] + TARGETS["ImageNet32"] + TARGETS["ImageNet64"]

@@ -1,0 +1,51 @@
+"""Files that are either whole or absent, and tensors with JSON beside them: never a pickle."""
+
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+
+@contextmanager
+def whole(path):
+    """A temporary path beside `path`, flushed to disk and renamed to it if the block ends well, removed if not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    """Write a text file as a whole."""
+    with whole(path) as temporary:
+        temporary.write_text(text)
+
+
+def save_tensors(path, tensors, state):
+    """Write a dict of tensors and a JSON-able state into one .safetensors file, as a whole."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    with whole(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={"state": json.dumps(state)})
+        except SafetensorError as error:
+            raise OSError(f"{path}: {error}") from None
+
+
+def load_tensors(path):
+    """Read what save_tensors wrote: (dict of tensors on the CPU, state). Raises ValueError if it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, json.loads(file.metadata()["state"])
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not weights of this project, or damaged ({error})") from None

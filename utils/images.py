@@ -1,0 +1,58 @@
+"""Image files and images as uint8 tensors (3, H, W)."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+def image_files(folder):
+    """List the image files under a folder, subfolders included, sorted by path.
+
+    Files are known by their suffix; hidden ones are left out.
+    """
+    files = (path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in files if path.is_file() and not path.name.startswith("."))
+
+
+def read_rgb(path):
+    """Read an image file as a uint8 tensor (3, H, W): red, green, blue.
+
+    Grey and palette images are widened, an alpha channel is dropped, an EXIF orientation is applied.
+    Raises ValueError if Pillow cannot read the file, or if its samples have more than 8 bits.
+    """
+    try:
+        with Image.open(path) as image:
+            rgb = None if _is_deep(image) else np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except Exception as error:  # each of Pillow's decoders fails in its own ways
+        raise ValueError(f"{path}: not an image that Pillow can read") from error
+    if rgb is None:
+        raise ValueError(f"{path}: more than 8 bits per sample; convert it to 8 bits first")
+    return torch.from_numpy(rgb).permute(2, 0, 1).contiguous()
+
+
+def _is_deep(image):
+    """Tell whether the samples of an opened PNG, TIFF or PNM file have more than 8 bits."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return True
+    # Pillow cuts 16-bit colour to 8 bits without a word: only how it is going to decode the file tells.
+    return any(
+        ";16" in str(args) or (codec.startswith("ppm") and isinstance(args, tuple) and args[1] > 255)
+        for codec, _, _, args in image.tile
+    )
+
+
+def halve(x):
+    """Halve images by 2x2 box means, halves rounded up: floor((a + b + c + d) / 4 + 1/2).
+
+    x: (..., H, W) uint8; an odd last row or column is dropped.
+    Returns (..., H // 2, W // 2) uint8.
+    """
+    height, width = x.shape[-2] // 2, x.shape[-1] // 2
+    blocks = x[..., : 2 * height, : 2 * width].unflatten(-1, (width, 2)).unflatten(-3, (height, 2))
+    return ((blocks.sum((-3, -1), dtype=torch.int16) + 2) >> 2).to(torch.uint8)

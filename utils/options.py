@@ -1,0 +1,76 @@
+"""What all scripts share on the command line: options with their defaults, devices, and one-line errors."""
+
+import argparse
+import functools
+import inspect
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Option(NamedTuple):
+    """An option of a script: its default (whose type it takes), meaning, and choices if it has any."""
+
+    default: Any
+    help: str
+    choices: tuple | None = None
+
+
+CUDA = {"cuda": Option(-1, "GPU to compute on; -1: the CPU")}
+
+
+def make_parser(doc, options):
+    """An ArgumentParser with single-dash options, -h showing the script's docstring.
+
+    options: name -> Option; False as a default makes a switch. The parsed namespace holds only what was typed, so
+    that a script can tell a default from a choice: see `parse`.
+    """
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )  # fmt: skip
+    for name, (default, text, choices) in options.items():
+        if default is False:
+            parser.add_argument(f"-{name}", action="store_true", help=text)
+        else:
+            shown = "" if default is None else f" (default: {default})"
+            kind = str if default is None else type(default)
+            names = {"choices": choices} if choices else {"metavar": kind.__name__.upper()}
+            parser.add_argument(f"-{name}", type=kind, help=text + shown, **names)
+    return parser
+
+
+def parse(doc, options, argv):
+    """Parse argv. Returns the dict of all options, and the dict of those that were typed."""
+    typed = vars(make_parser(doc, options).parse_args(argv))
+    return {name: option.default for name, option in options.items()} | typed, typed
+
+
+def script(main):
+    """Make main(argv=None) a script: what a user can cause ends as one line on stderr and exit status 2."""
+    name = Path(inspect.getfile(main)).name
+
+    @functools.wraps(main)
+    def run(argv=None):
+        try:
+            return main(argv)
+        except torch.OutOfMemoryError:
+            message = "the GPU's memory is full: give a smaller -batch"
+        except (ValueError, OSError, FloatingPointError) as error:
+            message = " ".join(str(error).split())
+        print(f"{name}: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+    return run
+
+
+def pick_device(cuda):
+    """The torch.device of -cuda N. Raises ValueError if there is no such GPU."""
+    if cuda < 0:
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if cuda >= count:
+        raise ValueError(f"-cuda {cuda}: this machine has {count} GPUs; -cuda -1 computes on the CPU")
+    return torch.device("cuda", cuda)

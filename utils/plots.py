@@ -1,0 +1,22 @@
+"""Figures; matplotlib without a window."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+
+def loss_curve(history, path):
+    """Draw train and test bits per dimension over epochs. history: rows with epoch, train_bpd, test_bpd."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    epochs = [row["epoch"] for row in history]
+    for part, colour in (("train", "tab:blue"), ("test", "tab:orange")):
+        bits = [row[f"{part}_bpd"] for row in history]
+        label = f"{part}, {bits[-1]:.3f} at last" if bits else part
+        axes.plot(epochs, bits, color=colour, label=label, marker="." if len(bits) < 30 else None)
+    axes.set(xlabel="epoch", ylabel="bits per dimension")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150, format="png")
+    plt.close(figure)

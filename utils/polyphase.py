@@ -1,0 +1,80 @@
+"""The lazy wavelet: images as even and odd samples, the only place where pixels are reordered."""
+
+import torch
+import torch.nn.functional as F
+
+
+def split_columns(x):
+    """Split the last axis into even and odd samples: e[n] = x[2n], o[n] = x[2n + 1].
+
+    x: (..., W), W >= 1. Returns views (..., ceil(W/2)) and (..., floor(W/2)). Inverse: join_columns.
+    """
+    return x[..., 0::2], x[..., 1::2]
+
+
+def join_columns(even, odd):
+    """Interleave even and odd samples along the last axis. Inverse: split_columns."""
+    x = even.new_empty((*even.shape[:-1], even.shape[-1] + odd.shape[-1]))
+    x[..., 0::2], x[..., 1::2] = even, odd
+    return x
+
+
+def split(x):
+    """Split images into their four 2x2 polyphase bands.
+
+    x: (..., H, W), H and W >= 1.
+    Returns ul, ur, dl, dr, whose (height, width) are as `band_sizes` says: for odd H the lower bands have
+    a row less than the upper ones, for odd W the right bands a column less than the left ones.
+    Source: method 2. Inverse: merge.
+    """
+    left, right = split_columns(x)
+    (ul, dl), (ur, dr) = ([half.mT for half in split_columns(side.mT)] for side in (left, right))
+    return ul, ur, dl, dr
+
+
+def merge(ul, ur, dl, dr):
+    """Interleave four polyphase bands into images. Inverse: split."""
+    left, right = (join_columns(up.mT, down.mT).mT for up, down in ((ul, dl), (ur, dr)))
+    return join_columns(left, right)
+
+
+def band_sizes(height, width):
+    """(height, width) of ul, ur, dl, dr of a height x width image."""
+    up, left = (height + 1) // 2, (width + 1) // 2
+    return (up, left), (up, width - left), (height - up, left), (height - up, width - left)
+
+
+def extend(band, size, fill):
+    """Bring a band to the size of ul: replicate its last row and column where it has one less.
+
+    A band without any sample (an image one pixel high or wide) becomes `fill` everywhere.
+    """
+    (height, width), (rows, columns) = band.shape[-2:], size
+    if (height, width) == (rows, columns):
+        return band
+    if not height or not width:
+        return band.new_full((*band.shape[:-2], rows, columns), fill)
+    return F.pad(band, (0, columns - width, 0, rows - height), mode="replicate")
+
+
+def crop(x, size):
+    """The upper left part of x (..., H, W) that has the given (height, width)."""
+    return x[..., : size[0], : size[1]]
+
+
+def depth(height, width):
+    """The number of levels that bring an image to 2x2 or less: ceil(log2(max(H, W))) - 1, at least 0."""
+    return max((max(height, width) - 1).bit_length() - 1, 0)
+
+
+def level_sizes(height, width, levels):
+    """(height, width) of the image and of each of its coarse bands, finest first: levels + 1 pairs."""
+    sizes = [(height, width)]
+    for _ in range(levels):
+        sizes.append(band_sizes(*sizes[-1])[0])
+    return sizes
+
+
+def channels_last(x):
+    """The same tensor, stored pixel by pixel: convolutions are fastest so."""
+    return x.contiguous(memory_format=torch.channels_last)

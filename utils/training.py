@@ -1,0 +1,335 @@
+"""Training by exact likelihood: batches, rates, savings that resume exactly, records and the loss curve.
+
+Source: method 5. A model is any module whose call gives log-likelihoods in nats, (B, 3, H, W) -> (B,).
+"""
+
+import csv
+import io
+import math
+import os
+import signal
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.func import functional_call
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from utils.files import load_tensors, save_tensors, whole, write_text
+from utils.integers import bits_per_dimension
+from utils.options import Option
+from utils.plots import loss_curve
+
+TRAINING = {
+    "epoch": Option(400, "epochs to train, from the start"),
+    "batch": Option(200, "images a step, over all processes"),
+    "lr": Option(0.001, "learning rate of Adamax"),
+    "lrSchedule": Option(
+        "paper",
+        "paper: warm-up over ten epochs, then times -decay each epoch; cosine: short warm-up, then half a cosine to 0 "
+        "at the last epoch; constant",
+        ("paper", "cosine", "constant"),
+    ),
+    "decay": Option(0.99, "factor on the learning rate for each epoch of -lrSchedule paper"),
+    "ema": Option(0.0, "decay of the moving average of the weights that is tested and saved as best, 0.999 say; 0: none"),
+    "savePeriod": Option(10, "epochs between periodic savings"),
+    "seed": Option(0, "seed of the initial weights and of the order of the images"),
+    "amp": Option(False, "compute the networks in bfloat16 while training (tests stay in float32)"),
+    "compile": Option(False, "compile the training step with torch.compile"),
+}  # fmt: skip
+
+KEPT_SAVINGS = 3
+SAVE_SECONDS, SHOW_SECONDS, DRAW_SECONDS = 300, 0.5, 20
+# A working model costs 8 bits or less; one that costs this much never comes back.
+DIVERGED = 1000.0
+
+
+@dataclass
+class Progress:
+    """Where a training stands: next epoch, next step in it, sums of this epoch, best figures, past epochs."""
+
+    epoch: int = 0
+    step: int = 0
+    nats: float = 0.0
+    dimensions: int = 0
+    seconds: float = 0.0
+    best_train: float = math.inf
+    best_test: float = math.inf
+    history: list = field(default_factory=list)
+
+
+RECORD = ("epoch", "train_bpd", "test_bpd", "rate", "seconds")
+
+
+def learning_rate(options, done):
+    """Factor on -lr when `done` epochs (a fraction counts) are behind. Source: method 5."""
+    if options["lrSchedule"] == "paper":
+        return min(1.0, (int(done) + 1) / 10) * options["decay"] ** int(done)
+    if options["lrSchedule"] == "cosine":
+        t = min(done / options["epoch"], 1.0)
+        return min(1.0, (t + 1e-3) / 0.02) * (1 + math.cos(math.pi * t)) / 2
+    return 1.0
+
+
+def epoch_batches(sizes, batch, seed, epoch):
+    """The batches of an epoch: a list of (data set, indices), the same for the same seed and epoch.
+
+    sizes: the number of images of each data set; a batch has images of one of them.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    batches = [
+        (which, part) for which, n in enumerate(sizes) for part in torch.randperm(n, generator=generator).split(batch)
+    ]
+    if len(sizes) == 1:
+        return batches
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+class Workers:
+    """The processes of a run: one, or those that torchrun started. Rank 0 writes and shows."""
+
+    def __init__(self):
+        self.distributed = dist.is_available() and dist.is_torchelastic_launched()
+        self.local_rank = int(os.environ["LOCAL_RANK"]) if self.distributed else 0
+        self.rank, self.count = 0, 1
+
+    @contextmanager
+    def joined(self, device):
+        """Within: the process group exists. Several GPUs: each process takes the one of its local rank."""
+        if not self.distributed:
+            yield
+            return
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        self.rank, self.count = dist.get_rank(), dist.get_world_size()
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+    def sum(self, *values, device="cpu"):
+        """The sums of numbers or scalar tensors over all processes, as a float64 tensor."""
+        total = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in values])
+        if self.distributed:
+            dist.all_reduce(total)
+        return total
+
+
+@contextmanager
+def stop_signal():
+    """Within: Ctrl-C or SIGTERM sets the first item of the yielded list; a second one interrupts at once."""
+    asked = [False]
+
+    def ask(number, frame):
+        if asked[0]:
+            raise KeyboardInterrupt
+        asked[0] = True
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def place(images, device):
+    """Move a uint8 data set to the device, unless it would take more than half of a GPU's free memory."""
+    if device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+        return images.pin_memory()
+    return images.to(device)
+
+
+def gather(images, index, device):
+    """The images of an index as a batch on the device."""
+    return images[index.to(images.device)].to(device, non_blocking=True)
+
+
+class Trainer:
+    """A model in training, with everything that a saving must hold to go on exactly.
+
+    model: the module; train, test: lists of uint8 tensors (N, 3, S, S), one for each size; options: those of
+    TRAINING; folder: the model folder; device: torch.device; workers: Workers, joined.
+    """
+
+    def __init__(self, model, train, test, options, folder, device, workers):
+        self.model, self.options, self.folder = model.to(device), options, Path(folder)
+        self.train, self.test = ([place(part, device) for part in parts] for parts in (train, test))
+        self.device, self.workers, self.progress = device, workers, Progress()
+        self.optimizer = torch.optim.Adamax(model.parameters(), lr=options["lr"], eps=1e-7)
+        self.average = None
+        if options["ema"]:
+            self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
+        call = torch.compile(model) if options["compile"] else model
+        self.call = DistributedDataParallel(call) if workers.distributed else call
+        self.saved = self.drawn = time.monotonic()
+
+    def weights(self):
+        """The weights to test and to keep: the moving average if there is one."""
+        return self.average or dict(self.model.named_parameters())
+
+    # -- savings -------------------------------------------------------------------------------------------------
+
+    def save(self, name):
+        """Write weights, optimiser and progress to savings/NAME.safetensors. Refuses weights that are not finite."""
+        tensors = {f"model.{n}": p for n, p in self.model.named_parameters()}
+        if self.average:
+            tensors |= {f"average.{n}": p for n, p in self.average.items()}
+        for n, p in self.model.named_parameters():
+            tensors |= {f"optimizer.{key}.{n}": value for key, value in self.optimizer.state[p].items()}
+        save_tensors(self.folder / "savings" / f"{name}.safetensors", tensors, asdict(self.progress))
+        self.saved = time.monotonic()
+
+    def load(self, name="latest"):
+        """Go on exactly where `save` was. Raises ValueError if the saving is of another model."""
+        path = self.folder / "savings" / f"{name}.safetensors"
+        tensors, state = load_tensors(path)
+        try:
+            self.progress = Progress(**state)
+            for n, p in self.model.named_parameters():
+                p.data.copy_(tensors[f"model.{n}"])
+                if self.average:
+                    self.average[n].copy_(tensors[f"average.{n}"])
+                marks = {key: f"optimizer.{key}.{n}" for key in ("step", "exp_avg", "exp_inf")}
+                if marks["step"] in tensors:
+                    self.optimizer.state[p] = {k: tensors[m].to(p.device if k != "step" else "cpu") for k, m in marks.items()}
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{path}: a saving of another model or training ({error})") from None
+
+    def save_best(self, which):
+        """Write the weights alone to savings/best_WHICH.safetensors."""
+        tensors = {f"model.{n}": p for n, p in self.weights().items()}
+        save_tensors(self.folder / "savings" / f"best_{which}.safetensors", tensors, asdict(self.progress))
+
+    def save_epoch(self):
+        """The periodic saving; only the last few are kept."""
+        self.save(f"epoch_{self.progress.epoch:05d}")
+        for old in sorted((self.folder / "savings").glob("epoch_*.safetensors"))[:-KEPT_SAVINGS]:
+            old.unlink()
+
+    def record(self, always=True):
+        """Write records/losses.csv, and pic/lossCurve.png unless it is fresh."""
+        text = io.StringIO()
+        table = csv.DictWriter(text, RECORD, lineterminator="\n")
+        table.writeheader()
+        table.writerows(self.progress.history)
+        write_text(self.folder / "records" / "losses.csv", text.getvalue())
+        if always or time.monotonic() - self.drawn > DRAW_SECONDS:
+            with whole(self.folder / "pic" / "lossCurve.png") as temporary:
+                loss_curve(self.progress.history, temporary)
+            self.drawn = time.monotonic()
+
+    # -- steps -----------------------------------------------------------------------------------------------------
+
+    def step(self, images, total):
+        """One step on this process's share of a batch of `total` images; returns the sum of -log P in nats."""
+        amp = torch.autocast(self.device.type, torch.bfloat16, enabled=self.options["amp"])
+        with amp:
+            nats = -self.call(images).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        # DistributedDataParallel takes the mean over processes: scaled so that it is the mean over the batch
+        (nats * (self.workers.count / total)).backward()
+        self.optimizer.step()
+        if self.average:
+            parameters = [p.detach() for p in self.model.parameters()]
+            torch._foreach_lerp_(list(self.average.values()), parameters, 1 - self.options["ema"])
+        return nats.detach()
+
+    @torch.no_grad()
+    def evaluate(self):
+        """Mean bits per dimension of the test images under the weights to keep."""
+        weights, nats, dimensions = self.weights(), 0.0, 0
+        for images in self.test:
+            mine = torch.arange(self.workers.rank, len(images), self.workers.count)
+            for index in mine.split(max(self.options["batch"] // self.workers.count, 1)):
+                x = gather(images, index, self.device)
+                nats -= functional_call(self.model, weights, (x,)).sum(dtype=torch.float64)
+            dimensions += images.numel()
+        return bits_per_dimension(self.workers.sum(nats, device=self.device).item(), dimensions)
+
+    def check(self, bits):
+        """Raise FloatingPointError for a loss that is not finite, or far from any image."""
+        if not bits < DIVERGED:
+            raise FloatingPointError(
+                f"training diverged in epoch {self.progress.epoch + 1} ({bits:.3g} bits per dimension): give a smaller -lr; "
+                f"the last good weights are in {self.folder / 'savings'}"
+            )
+
+    def run_epoch(self, asked, show):
+        """The steps of an epoch that are still to do. Returns False if it was asked to stop before the last."""
+        p, options, workers = self.progress, self.options, self.workers
+        batches = epoch_batches([len(t) for t in self.train], options["batch"], options["seed"], p.epoch)
+        batches = [b for b in batches if len(b[1]) >= workers.count]
+        bar = tqdm(
+            total=sum(len(index) for _, index in batches), initial=sum(len(index) for _, index in batches[: p.step]),
+            desc=f"epoch {p.epoch + 1}/{options['epoch']}", unit="image", disable=not show, leave=False,
+        )  # fmt: skip
+        started, shown = time.monotonic() - p.seconds, 0.0
+        pending = torch.zeros((), dtype=torch.float64, device=self.device)
+        with bar:
+            while p.step < len(batches):
+                which, index = batches[p.step]
+                for group in self.optimizer.param_groups:
+                    group["lr"] = options["lr"] * learning_rate(options, p.epoch + p.step / len(batches))
+                share = index[workers.rank :: workers.count]
+                pending += self.step(gather(self.train[which], share, self.device), len(index))
+                p.step += 1
+                p.dimensions += len(index) * self.train[which][0].numel()
+                bar.update(len(index))
+                last = p.step == len(batches)
+                # several processes must decide alike, so that they ask each other after every step
+                if workers.distributed or last or asked[0] or time.monotonic() - shown > SHOW_SECONDS:
+                    nats, stop, due = workers.sum(
+                        pending, asked[0], workers.rank == 0 and time.monotonic() - self.saved > SAVE_SECONDS, device=self.device
+                    ).tolist()
+                    pending.zero_()
+                    p.nats, p.seconds, shown = p.nats + nats, time.monotonic() - started, time.monotonic()
+                    bits = bits_per_dimension(p.nats, p.dimensions)
+                    self.check(bits)
+                    bar.set_postfix_str(f"{bits:.3f} bits/dim")
+                    if stop and not last:
+                        return False
+                    if due and show:
+                        self.save("latest")
+        return True
+
+    def end_epoch(self):
+        """Test, record, keep what is best, and save."""
+        p = self.progress
+        train, test = bits_per_dimension(p.nats, p.dimensions), self.evaluate()
+        self.check(test)
+        better_train, better_test = train < p.best_train, test < p.best_test
+        p.best_train, p.best_test = min(train, p.best_train), min(test, p.best_test)
+        rate = self.options["lr"] * learning_rate(self.options, p.epoch)
+        p.history.append(dict(zip(RECORD, (p.epoch + 1, train, test, rate, round(p.seconds, 2)))))
+        self.progress = Progress(p.epoch + 1, 0, best_train=p.best_train, best_test=p.best_test, history=p.history)
+        if self.workers.rank:
+            return
+        if better_train:
+            self.save_best("train")
+        if better_test:
+            self.save_best("test")
+        self.save("latest")
+        last = self.progress.epoch == self.options["epoch"]
+        if last or self.progress.epoch % self.options["savePeriod"] == 0:
+            self.save_epoch()
+        self.record(always=last)
+        images = sum(len(t) for t in self.train) / max(p.seconds, 1e-9)
+        tqdm.write(f"epoch {p.epoch + 1}: train {train:.4f}, test {test:.4f} bits per dimension, {images:.0f} images/s")
+
+    def run(self, show=True):
+        """Train to the last epoch. Returns True if it got there, False if it was interrupted (and saved)."""
+        with stop_signal() as asked:
+            while self.progress.epoch < self.options["epoch"]:
+                finished = self.run_epoch(asked, show and not self.workers.rank)
+                if finished:
+                    self.end_epoch()
+                if asked[0] or not finished:
+                    if not self.workers.rank:
+                        self.save("latest")
+                        self.record()
+                    return False
+        return True
