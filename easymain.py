@@ -20,7 +20,7 @@ from utils.options import CUDA, Option, parse, pick_device, script
 from utils.training import TRAINING, Trainer, Workers
 
 DATA = {
-    "target": Option("photos", "data set: photos, CIFAR, ImageNet32, ImageNet64, joint, or a folder of images"),
+    "target": Option("photos", "photos, CIFAR, ImageNet32, ImageNet64, joint, or a folder of image files"),
     "data": Option("data", "folder of the data sets; CIFAR is downloaded to it if absent"),
     "size": Option(32, "side of the patches of photos or of a folder of images"),
     "workers": Option(2, "threads that decode image files"),
@@ -30,7 +30,11 @@ FOLDER = {
     "load": Option(False, "go on with the training in the folder; architecture and data set are its own"),
 }
 OPTIONS = DATA | ARCHITECTURE | TRAINING | FOLDER | CUDA
-MAY_CHANGE = {"epoch", "batch", "lr", "lrSchedule", "decay", "savePeriod", "amp", "compile", "data", "workers", "cuda"}
+MAY_CHANGE = {"epoch", "batch", "lr", "lrSchedule", "decay", "savePeriod", "amp", "compile"} | {
+    "data",
+    "workers",
+    "cuda",
+}
 SIDES = {"CIFAR": 32, "ImageNet32": 32, "ImageNet64": 64, "joint": None}
 
 
@@ -71,9 +75,8 @@ def main(argv=None):
     torch.manual_seed(options["seed"])
     torch.set_float32_matmul_precision("high")
     model = build(options)
-    train, test = (
-        load(options["target"], part, options["data"], options["size"], options["workers"]) for part in ("train", "test")
-    )
+    where = options["data"], options["size"], options["workers"]
+    train, test = (load(options["target"], part, *where) for part in ("train", "test"))
     with workers.joined(device):
         trainer = Trainer(model, train, test, options, folder, device, workers)
         if resume:

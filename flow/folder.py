@@ -1,11 +1,11 @@
-"""The model folder: parameter.json, savings/, records/, pic/.
+"""The model folder: what training leaves and all other scripts read.
 
-    parameter.json                 every option, resolved
-    savings/latest.safetensors     weights, optimiser and progress: what -load goes on from
-    savings/epoch_N.safetensors    the same, periodic, the last few
-    savings/best_test.safetensors  the weights with the lowest test loss; best_train likewise
-    records/losses.csv             bits per dimension of every epoch
-    pic/                           lossCurve.png, and what the plotting scripts draw
+parameter.json                 every option, resolved
+savings/latest.safetensors     weights, optimiser and progress: what -load goes on from
+savings/epoch_N.safetensors    the same, periodic, the last few
+savings/best_test.safetensors  the weights with the lowest test loss; best_train likewise
+records/losses.csv             bits per dimension of every epoch
+pic/                           lossCurve.png, and what the plotting scripts draw
 """
 
 import json
@@ -48,8 +48,9 @@ def read_options(folder):
 
 
 def open_model(folder, weights=None, device="cpu"):
-    """The trained model of a folder and its options; weights: best_test, best_train or latest, the first there is.
+    """The trained model of a folder, and its options.
 
+    weights: best_test, best_train or latest; None: the first of them that is there.
     Raises ValueError if the folder holds no such model.
     """
     options, savings = read_options(folder), Path(folder) / "savings"

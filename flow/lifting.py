@@ -1,4 +1,4 @@
-"""Scheme 1: one level of the wavelet as 1-D lifting of rows, then of columns; Haar and LeGall 5/3 among it."""
+"""Scheme 1: a level of the wavelet as 1-D lifting of rows, then of columns; Haar and LeGall 5/3 among it."""
 
 import torch
 from torch import nn
@@ -8,8 +8,8 @@ from utils.integers import STEPS, round_through
 from utils.network import ConvNet, replicate_pad
 from utils.polyphase import crop, extend, join_columns, split_columns
 
-# Predict and update of the classical wavelets: taps at n - 1, n, n + 1, then a bias in steps, which turns rounding to
-# the nearest into the standards' floor and never meets a tie.
+# Predict and update of the classical wavelets: taps at n - 1, n, n + 1, then a bias in steps, which turns
+# rounding to the nearest into the standards' floor and never meets a tie.
 #   haar:   d = o - e,                               s = e + floor(d / 2)
 #   legall: d = o - floor((e[n] + e[n+1]) / 2),      s = e + floor((d[n-1] + d[n] + 2) / 4)
 CLASSICAL = {
@@ -41,7 +41,8 @@ class Lift(nn.Module):
 class LiftingLevel(nn.Module):
     """odd -= round(256 P(c(even))), even += round(256 U(c(odd))), for pairs P, U; c(v) = v / 256.
 
-    Rows first, then columns with the same steps; the coarse band is low in both. Source: method 4; Le Gall and Tabatabai (1988); ITU-T T.800, annex F (reversible 5/3).
+    Rows first, then columns with the same steps; the coarse band is low in both.
+    Source: method 4; Le Gall and Tabatabai (1988); ITU-T T.800, annex F (reversible 5/3).
     """
 
     def __init__(self, lifts):
@@ -83,13 +84,13 @@ class LiftingLevel(nn.Module):
 
 
 def lifting_level(wavelet, repeat, hchnl, nhidden, channels=3):
-    """A trainable LiftingLevel of 2 * repeat steps, which starts as a classical wavelet: "haar" or "legall"."""
+    """A trainable LiftingLevel of 2 * repeat steps that starts as a classical wavelet, "haar" or "legall"."""
     steps = CLASSICAL[wavelet] + (((0, 0, 0), 0),) * (2 * repeat - 2)
     networks = (ConvNet(channels, channels, hchnl, nhidden, kernel=(1, 3)) for _ in steps)
     return LiftingLevel(Lift(taps, bias, network) for (taps, bias), network in zip(steps, networks))
 
 
 def classical(wavelet):
-    """The fixed integer wavelet "haar" (S transform) or "legall" (reversible 5/3 of JPEG 2000) as a Pyramid."""
+    """The fixed integer wavelet "haar" (S transform) or "legall" (reversible 5/3) as a Pyramid."""
     level = LiftingLevel(Lift(taps, bias) for taps, bias in CLASSICAL[wavelet])
     return Pyramid([level]).requires_grad_(False)

@@ -24,7 +24,7 @@ ARCHITECTURE = {
     "clamp": Option(-1.0, "limit of the absolute means of the mixture; -1: none"),
     "heavy": Option(False, "networks of its own for every level, in place of shared ones"),
     "lifting": Option(
-        "none", "scheme 1, 1-D lifting on rows and columns, started as this classical wavelet; none: scheme 2",
+        "none", "scheme 1, lifting of rows and columns, started as this classical wavelet; none: scheme 2",
         ("none", *CLASSICAL),
     ),
 }  # fmt: skip
@@ -33,8 +33,9 @@ ARCHITECTURE = {
 class NeuralWavelet(nn.Module):
     """x -> (top, details) and its likelihood under a hierarchical prior.
 
-    pyramid: Pyramid; top: TopPrior; detail: a prior of details as in source/prior.py; ycocg: whether the pyramid
-    sees YCoCg-R in place of RGB. Images are (B, 3, H, W), integers 0..255 in any dtype, of any height and width.
+    pyramid: Pyramid; top: TopPrior; detail: a prior of details as in source/prior.py; ycocg: whether the
+    pyramid sees YCoCg-R in place of RGB.
+    Images are (B, 3, H, W), integers 0..255 in any dtype, of any height and width.
     """
 
     def __init__(self, pyramid, top, detail, ycocg=False):
@@ -78,8 +79,8 @@ class NeuralWavelet(nn.Module):
     def sample(self, count, height, width, base_scale=0.0, generator=None, top=None, levels=None):
         """Draw images: the top from its mixture, then the details of each level given what is there.
 
-        base_scale is added to every logscale of the details; None takes their means. top: real tops (B, 3, h, w)
-        to go on from instead, `levels` levels below images of height x width.
+        base_scale is added to every logscale of the details; None takes their means.
+        top: real tops (B, 3, h, w) to go on from, `levels` levels below images of height x width.
         Returns (B, 3, height, width), clipped to 0..255.
         """
         sizes = level_sizes(height, width, depth(height, width) if levels is None else levels)
@@ -89,7 +90,7 @@ class NeuralWavelet(nn.Module):
         return (ycocg_to_rgb(x) if self.ycocg else x).clamp(0, 255)
 
     def refine(self, coarse, level, size, base_scale=None, generator=None):
-        """Merge a coarse band with details from the prior (base_scale None: their means) to height, width = size."""
+        """Merge a coarse band with details from the prior; size: (height, width) of the result."""
         given, known = self.detail(coarse, level), ()
         for shape in band_sizes(*size)[1:]:
             distribution = cropped(given(known), shape)

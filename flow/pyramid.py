@@ -8,9 +8,9 @@ from utils.polyphase import depth as full_depth
 class Pyramid(nn.Module):
     """image -> split -> (coarse, detail) -> split -> ... -> top.
 
-    levels: modules with split(x) -> (coarse, detail) and its inverse merge(coarse, detail), finest first. The
-    last of them serves all deeper levels: a single one is a wavelet of any depth and any image size, several are
-    -heavy. Log-determinant 0. Source: method 2.
+    levels: modules with split(x) -> (coarse, detail) and its inverse merge(coarse, detail), finest first.
+    The last of them serves all deeper levels: a single one is a wavelet of any depth and any image size,
+    several are -heavy. Log-determinant 0. Source: method 2.
     """
 
     def __init__(self, levels):

@@ -19,8 +19,8 @@ def log_prob(z, mean, logscale):
     """Log P(z) = log[sigma((c(z + 1/2) - mean) / s) - sigma((c(z - 1/2) - mean) / s)], s = exp(logscale).
 
     z: integer-valued; mean and logscale broadcast against it. In nats.
-    With a, b the lower and the upper argument, sigma(b) - sigma(a) = sigma(b) sigma(-a) (1 - exp(a - b)): three
-    factors below one, so that their logarithms add without cancellation, at any distance and any scale.
+    With a, b the lower and the upper argument, sigma(b) - sigma(a) = sigma(b) sigma(-a) (1 - exp(a - b)):
+    three factors below one, so that their logarithms add without cancellation, at any distance and scale.
     """
     inverse = torch.exp(-logscale.clamp(*LOGSCALE_RANGE))
     offset = centre(z) - mean
@@ -79,7 +79,9 @@ class Mixture(NamedTuple):
     def sample(self, base_scale=0.0, generator=None):
         """Integers drawn with `base_scale` added to every logscale."""
         weights = torch.softmax(self.logits, 0).movedim(0, -1)
-        component = torch.multinomial(weights.flatten(0, -2), 1, generator=generator).view(1, *self.mean.shape[1:])
+        component = torch.multinomial(weights.flatten(0, -2), 1, generator=generator).view(
+            1, *self.mean.shape[1:]
+        )
         mean, logscale = (field.gather(0, component)[0] for field in (self.mean, self.logscale))
         return _draw(mean, logscale + base_scale, generator)
 
@@ -96,4 +98,6 @@ def flat(x):
 
 def joint(distributions):
     """One distribution over the concatenation of flat bands: one evaluation instead of many."""
-    return type(distributions[0])(*(torch.cat([flat(f) for f in fields], -1) for fields in zip(*distributions)))
+    return type(distributions[0])(
+        *(torch.cat([flat(f) for f in fields], -1) for fields in zip(*distributions))
+    )

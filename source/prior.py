@@ -2,9 +2,10 @@
 
 Every prior of details is a module with
     given = prior(coarse, level)        level 0 is the finest
-    distribution = given(known)         of the next detail band, `known` being those already known of ur, dl, dr
-so that evaluation, sampling and coding walk through the bands in the same way, and a prior may let a band depend on
-those before it. Distributions have the size of the coarse band; whoever uses them crops. Source: method 3.
+    distribution = given(known)         of the next detail band, `known` being those known of ur, dl, dr
+so that evaluation, sampling and coding walk through the bands in the same way, and a prior may let a band
+depend on those before it. Distributions have the size of the coarse band; whoever uses them crops.
+Source: method 3.
 """
 
 import torch

@@ -9,6 +9,7 @@ are printed. Memory: on a CPU the peak resident size of a fresh process less its
 a GPU the allocator's peak, and also the networks' arithmetic per second as a share of what a large bfloat16
 matrix product reaches. -amp serves both models; -compile ours alone: the original did not compile.
 """
+
 import argparse
 import resource
 import statistics

@@ -3,6 +3,7 @@
 Written from the paper's method alone and sharing nothing with flow/ and source/: the reference that their
 numbers are checked against, and the baseline of benchmark_training.py.
 """
+
 import math
 
 import torch

@@ -1,4 +1,5 @@
 """Our flow against original.py, an independent transcription of the method: float64, equal random weights."""
+
 import math
 from decimal import Decimal, localcontext
 from pathlib import Path

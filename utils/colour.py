@@ -11,8 +11,8 @@ from utils.integers import MIDDLE
 def rgb_to_ycocg(rgb):
     """Co = R - B, t = B + floor(Co / 2), Cg = G - t, Y = t + floor(Cg / 2); chroma moved to the middle, 128.
 
-    rgb: (..., 3, H, W), integer-valued floats. Returns the same shape: Y in 0..255, Co and Cg in -127..383 for
-    8-bit colours. Inverse: ycocg_to_rgb, exact for all integers.
+    rgb: (..., 3, H, W), integer-valued floats. Returns the same shape: Y in 0..255, Co and Cg in -127..383
+    for 8-bit colours. Inverse: ycocg_to_rgb, exact for all integers.
     """
     r, g, b = rgb.unbind(-3)
     co = r - b

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 @contextmanager
 def whole(path):
-    """A temporary path beside `path`, flushed to disk and renamed to it if the block ends well, removed if not."""
+    """A temporary path: flushed to disk and renamed to `path` if the block ends well, else removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
@@ -42,7 +42,7 @@ def save_tensors(path, tensors, state):
 
 
 def load_tensors(path):
-    """Read what save_tensors wrote: (dict of tensors on the CPU, state). Raises ValueError if it is damaged."""
+    """Read what save_tensors wrote: (tensors on the CPU, state). Raises ValueError if it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -24,13 +24,15 @@ CUDA = {"cuda": Option(-1, "GPU to compute on; -1: the CPU")}
 def make_parser(doc, options):
     """An ArgumentParser with single-dash options, -h showing the script's docstring.
 
-    options: name -> Option; False as a default makes a switch. The parsed namespace holds only what was typed, so
-    that a script can tell a default from a choice: see `parse`.
+    options: name -> Option; False as a default makes a switch. The parsed namespace holds only what was
+    typed, so that a script can tell a default from a choice: see `parse`.
     """
     parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS,
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
-    )  # fmt: skip
+    )
     for name, (default, text, choices) in options.items():
         if default is False:
             parser.add_argument(f"-{name}", action="store_true", help=text)

@@ -30,12 +30,12 @@ TRAINING = {
     "lr": Option(0.001, "learning rate of Adamax"),
     "lrSchedule": Option(
         "paper",
-        "paper: warm-up over ten epochs, then times -decay each epoch; cosine: short warm-up, then half a cosine to 0 "
-        "at the last epoch; constant",
+        "paper: warm-up over ten epochs, times -decay each epoch; "
+        "cosine: short warm-up, then half a cosine to 0 at the last epoch; constant",
         ("paper", "cosine", "constant"),
     ),
     "decay": Option(0.99, "factor on the learning rate for each epoch of -lrSchedule paper"),
-    "ema": Option(0.0, "decay of the moving average of the weights that is tested and saved as best, 0.999 say; 0: none"),
+    "ema": Option(0.0, "decay of the moving average of the weights that is tested and kept as best; 0: none"),
     "savePeriod": Option(10, "epochs between periodic savings"),
     "seed": Option(0, "seed of the initial weights and of the order of the images"),
     "amp": Option(False, "compute the networks in bfloat16 while training (tests stay in float32)"),
@@ -81,9 +81,8 @@ def epoch_batches(sizes, batch, seed, epoch):
     sizes: the number of images of each data set; a batch has images of one of them.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    batches = [
-        (which, part) for which, n in enumerate(sizes) for part in torch.randperm(n, generator=generator).split(batch)
-    ]
+    orders = [torch.randperm(n, generator=generator) for n in sizes]
+    batches = [(which, part) for which, order in enumerate(orders) for part in order.split(batch)]
     if len(sizes) == 1:
         return batches
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
@@ -171,10 +170,8 @@ class Trainer:
         """The weights to test and to keep: the moving average if there is one."""
         return self.average or dict(self.model.named_parameters())
 
-    # -- savings -------------------------------------------------------------------------------------------------
-
     def save(self, name):
-        """Write weights, optimiser and progress to savings/NAME.safetensors. Refuses weights that are not finite."""
+        """Write weights, optimiser and progress to savings/NAME.safetensors."""
         tensors = {f"model.{n}": p for n, p in self.model.named_parameters()}
         if self.average:
             tensors |= {f"average.{n}": p for n, p in self.average.items()}
@@ -195,7 +192,8 @@ class Trainer:
                     self.average[n].copy_(tensors[f"average.{n}"])
                 marks = {key: f"optimizer.{key}.{n}" for key in ("step", "exp_avg", "exp_inf")}
                 if marks["step"] in tensors:
-                    self.optimizer.state[p] = {k: tensors[m].to(p.device if k != "step" else "cpu") for k, m in marks.items()}
+                    state = {key: tensors[mark].to(p.device) for key, mark in marks.items()}
+                    self.optimizer.state[p] = state | {"step": state["step"].cpu()}
         except (KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"{path}: a saving of another model or training ({error})") from None
 
@@ -222,12 +220,9 @@ class Trainer:
                 loss_curve(self.progress.history, temporary)
             self.drawn = time.monotonic()
 
-    # -- steps -----------------------------------------------------------------------------------------------------
-
     def step(self, images, total):
-        """One step on this process's share of a batch of `total` images; returns the sum of -log P in nats."""
-        amp = torch.autocast(self.device.type, torch.bfloat16, enabled=self.options["amp"])
-        with amp:
+        """One step on this process's share of a batch of `total` images; the sum of -log P in nats."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options["amp"]):
             nats = -self.call(images).sum()
         self.optimizer.zero_grad(set_to_none=True)
         # DistributedDataParallel takes the mean over processes: scaled so that it is the mean over the batch
@@ -254,19 +249,24 @@ class Trainer:
         """Raise FloatingPointError for a loss that is not finite, or far from any image."""
         if not bits < DIVERGED:
             raise FloatingPointError(
-                f"training diverged in epoch {self.progress.epoch + 1} ({bits:.3g} bits per dimension): give a smaller -lr; "
-                f"the last good weights are in {self.folder / 'savings'}"
+                f"training diverged in epoch {self.progress.epoch + 1} ({bits:.3g} bits per dimension): "
+                f"give a smaller -lr; the last good weights are in {self.folder / 'savings'}"
             )
 
     def run_epoch(self, asked, show):
-        """The steps of an epoch that are still to do. Returns False if it was asked to stop before the last."""
+        """Do the steps of an epoch that are left. Returns False if it was asked to stop before the last."""
         p, options, workers = self.progress, self.options, self.workers
         batches = epoch_batches([len(t) for t in self.train], options["batch"], options["seed"], p.epoch)
         batches = [b for b in batches if len(b[1]) >= workers.count]
+        counts = [len(index) for _, index in batches]
         bar = tqdm(
-            total=sum(len(index) for _, index in batches), initial=sum(len(index) for _, index in batches[: p.step]),
-            desc=f"epoch {p.epoch + 1}/{options['epoch']}", unit="image", disable=not show, leave=False,
-        )  # fmt: skip
+            desc=f"epoch {p.epoch + 1}/{options['epoch']}",
+            total=sum(counts),
+            initial=sum(counts[: p.step]),
+            unit="image",
+            disable=not show,
+            leave=False,
+        )
         started, shown = time.monotonic() - p.seconds, 0.0
         pending = torch.zeros((), dtype=torch.float64, device=self.device)
         with bar:
@@ -282,9 +282,7 @@ class Trainer:
                 last = p.step == len(batches)
                 # several processes must decide alike, so that they ask each other after every step
                 if workers.distributed or last or asked[0] or time.monotonic() - shown > SHOW_SECONDS:
-                    nats, stop, due = workers.sum(
-                        pending, asked[0], workers.rank == 0 and time.monotonic() - self.saved > SAVE_SECONDS, device=self.device
-                    ).tolist()
+                    nats, stop = workers.sum(pending, asked[0], device=self.device).tolist()
                     pending.zero_()
                     p.nats, p.seconds, shown = p.nats + nats, time.monotonic() - started, time.monotonic()
                     bits = bits_per_dimension(p.nats, p.dimensions)
@@ -292,7 +290,7 @@ class Trainer:
                     bar.set_postfix_str(f"{bits:.3f} bits/dim")
                     if stop and not last:
                         return False
-                    if due and show:
+                    if not workers.rank and time.monotonic() - self.saved > SAVE_SECONDS:
                         self.save("latest")
         return True
 
@@ -301,16 +299,19 @@ class Trainer:
         p = self.progress
         train, test = bits_per_dimension(p.nats, p.dimensions), self.evaluate()
         self.check(test)
-        better_train, better_test = train < p.best_train, test < p.best_test
-        p.best_train, p.best_test = min(train, p.best_train), min(test, p.best_test)
         rate = self.options["lr"] * learning_rate(self.options, p.epoch)
-        p.history.append(dict(zip(RECORD, (p.epoch + 1, train, test, rate, round(p.seconds, 2)))))
-        self.progress = Progress(p.epoch + 1, 0, best_train=p.best_train, best_test=p.best_test, history=p.history)
+        history = [*p.history, dict(zip(RECORD, (p.epoch + 1, train, test, rate, round(p.seconds, 2))))]
+        self.progress = Progress(
+            p.epoch + 1,
+            best_train=min(train, p.best_train),
+            best_test=min(test, p.best_test),
+            history=history,
+        )
         if self.workers.rank:
             return
-        if better_train:
+        if train < p.best_train:
             self.save_best("train")
-        if better_test:
+        if test < p.best_test:
             self.save_best("test")
         self.save("latest")
         last = self.progress.epoch == self.options["epoch"]
@@ -318,7 +319,7 @@ class Trainer:
             self.save_epoch()
         self.record(always=last)
         images = sum(len(t) for t in self.train) / max(p.seconds, 1e-9)
-        tqdm.write(f"epoch {p.epoch + 1}: train {train:.4f}, test {test:.4f} bits per dimension, {images:.0f} images/s")
+        tqdm.write(f"epoch {p.epoch + 1}: train {train:.4f}, test {test:.4f} bits/dim, {images:.0f} images/s")
 
     def run(self, show=True):
         """Train to the last epoch. Returns True if it got there, False if it was interrupted (and saved)."""

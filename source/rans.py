@@ -1,0 +1,325 @@
+"""rANS: integers <-> bytes, under probabilities that are integers too.
+
+A distribution shares the slots 0 .. 2^precision - 1 out among its symbols, each of which owns an interval:
+
+    0             start            start + frequency                2^precision
+    |---- ... ----|---- symbol ----|---- ... -----------------------|
+
+A stream is one state, 2^32 <= state < 2^64, and a stack of 32-bit words. push and pop are inverses:
+
+    push    frequency <= state >> (64 - precision):  put the low word on the stack, state >>= 32
+            state = (state // frequency << precision) + state % frequency + start
+    pop     state < 2^32:  state = state << 32 | word taken from the stack
+            slot = state mod 2^precision, which names the symbol
+            state = (state >> precision) * frequency + slot - start
+
+Bytes are laid out as the decoder wants them, so that their first part alone holds the first symbols:
+
+    | 2 bits: size - 4 | state, big-endian: size bytes in all, 4 to 7 | word | word | ...    little-endian
+
+The encoder starts from 2^32 + seal, and there the decoder must end. The seal, 32 bits of the caller's (a checksum,
+say), is carried for the 32 bits which any first state costs; and as no state falls below 2^32 for want of a word
+unless the stream was cut, a decoder knows how far a cut stream is good.
+
+Source: Duda, "Asymmetric numeral systems", arXiv 1311.2540. All that is compiled is in this module, since numba's
+cache sees no change in another file; the distributions themselves are in tables.
+"""
+
+import numba
+import numpy as np
+
+MIN_PRECISION, MAX_PRECISION = 16, 24
+WORD = np.uint64(32)
+LOWEST = np.uint64(1 << 32)
+
+# Fixed point: a mean counts 2^-6 steps between integers, the argument of the sigmoid 2^-29, its value 2^-31.
+MEAN_BITS = 6
+WEIGHT_BITS = 16
+ARGUMENT_BITS = 29
+SIGMOID_BITS = 31
+# The sigmoid is tabulated at multiples of 1/64 in [-24, 24], beyond which it rounds to 0 and 1.
+CELL_BITS = 23
+SIGMOID_REACH = 24
+# The logit is tabulated at multiples of 2^-10 in units of 2^-20, scales in units of 2^-16 steps.
+LOGIT_CELLS_BITS = 10
+LOGIT_BITS = 20
+SCALE_BITS = 16
+
+_compiled = numba.njit(cache=True, nogil=True)
+_inlined = numba.njit(forceinline=True)
+
+
+class Truncated(ValueError):
+    """A stream that ends before its symbols do; symbols: those of the group which it still holds, 1-D, all right."""
+
+    def __init__(self, symbols, wanted):
+        super().__init__(f"stream ends after {symbols.size} of a group of {wanted} symbols")
+        self.symbols = symbols
+
+
+class Encoder:
+    """Groups of symbols -> bytes. Inverse: Decoder, which pops the groups in the order in which they were pushed."""
+
+    def __init__(self):
+        self._groups = []
+
+    def push(self, distribution, symbols):
+        """Append the integers `symbols`, of the distribution's shape, to the stream."""
+        self._groups.append((*distribution.intervals(symbols), distribution.precision))
+
+    @property
+    def bits(self):
+        """The information pushed so far, the sum of precision - log2(frequency): what finish() aims at."""
+        return sum(precision * f.size - np.log2(f).sum(dtype=np.float64) for _, f, precision in self._groups)
+
+    def finish(self, seal=0):
+        """The bytes of all groups: bits / 8, 4 for the seal (0 <= seal < 2^32), and less than 2."""
+        if not 0 <= seal < 1 << 32:
+            raise ValueError(f"seal {seal}: need 0 <= seal < 2^32")
+        state, stack = np.uint64(1 << 32 | seal), []
+        for start, frequency, precision in reversed(self._groups):
+            words = np.empty(start.size, np.uint32)
+            state, position = push_intervals(start, frequency, precision, np.uint64(state), words)
+            stack.append(words[position:].astype("<u4").tobytes())
+        state = int(state)
+        if state >> 54:
+            stack.append((state & 0xFFFFFFFF).to_bytes(4, "little"))
+            state >>= 32
+        size = max(4, (state.bit_length() + 2 + 7) // 8)
+        stack.append((size - 4 << 8 * size - 2 | state).to_bytes(size, "big"))
+        return b"".join(reversed(stack))
+
+
+class Decoder:
+    """Bytes -> groups of symbols, read as they are asked for. Inverse: Encoder."""
+
+    def __init__(self, data):
+        data = memoryview(data)
+        size = 4 + (data[0] >> 6) if data else 4
+        whole = len(data) >= size
+        state = int.from_bytes(data[:size], "big") & (1 << 8 * size - 2) - 1 if whole else 0
+        end = len(data) - (len(data) - size) % 4 if whole else size
+        self._state = np.uint64(state)
+        self._words = np.frombuffer(data[size:end], "<u4").astype(np.uint32)
+        self._position = 0
+        self._loose = len(data) - end
+
+    def pop(self, distribution, shape=None):
+        """The next group: int32, of the distribution's shape, or of `shape` where it has none.
+
+        Raises Truncated if the stream ends early.
+        """
+        symbols = np.empty(distribution.shape if shape is None else shape, np.int32)
+        flat = symbols.reshape(-1)
+        count, self._position, state = distribution.pop(self._words, self._position, self._state, flat)
+        self._state = np.uint64(state)
+        if count < flat.size:
+            raise Truncated(flat[:count].copy(), flat.size)
+        return symbols
+
+    def finish(self):
+        """The seal. Raises ValueError unless every byte was used and the state is back where the encoder began."""
+        self._position, state = _refill(self._words, self._position, self._state)
+        self._state = np.uint64(state)
+        if self._loose or self._position < self._words.size or not 1 <= int(state) >> 32 < 2:
+            raise ValueError("corrupt stream: its end is not where its symbols end")
+        return int(state) & 0xFFFFFFFF
+
+
+@_compiled
+def push_intervals(start, frequency, precision, state, words):
+    """Push intervals, the last one first; words: room for one word each, filled from its end.
+
+    Returns the state and where the words begin.
+    """
+    position = words.size
+    shift = np.uint64(precision)
+    for i in range(start.size - 1, -1, -1):
+        f = np.uint64(frequency[i])
+        if state >> (np.uint64(64) - shift) >= f:
+            position -= 1
+            words[position] = np.uint32(state)
+            state >>= WORD
+        quotient = state // f
+        state = (quotient << shift) + (state - quotient * f) + np.uint64(start[i])
+    return state, position
+
+
+@_inlined
+def _refill(words, position, state):
+    """Bring the state back to [2^32, 2^64); below 2^32 it remains only if there is no word left."""
+    if state < LOWEST and position < words.size:
+        state = state << WORD | np.uint64(words[position])
+        position += 1
+    return position, state
+
+
+@_inlined
+def _advance(state, slot, start, end, precision):
+    """The state after the symbol of [start, end) was taken from it."""
+    return (state >> np.uint64(precision)) * np.uint64(end - start) + np.uint64(slot - start)
+
+
+@_compiled
+def pop_table(words, position, state, symbols, values, starts, precision):
+    """Pop symbols that share one table: values[j] owns [starts[j], starts[j + 1]).
+
+    Returns how many symbols there were, the position and the state.
+    """
+    mask = np.uint64((1 << precision) - 1)
+    for i in range(symbols.size):
+        position, state = _refill(words, position, state)
+        if state < LOWEST:
+            return i, position, state
+        slot = np.int64(state & mask)
+        low, high = 0, values.size
+        while high - low > 1:
+            middle = (low + high) >> 1
+            if starts[middle] <= slot:
+                low = middle
+            else:
+                high = middle
+        state = _advance(state, slot, starts[low], starts[low + 1], precision)
+        symbols[i] = values[low]
+    return symbols.size, position, state
+
+
+@_inlined
+def _interpolate(table, x, bits):
+    """table, tabulated at multiples of 2^bits, at x >= 0: linear in between, rounded down, hence monotone."""
+    cell = np.uint64(x >> bits)
+    left, right = np.int64(table[cell]), np.int64(table[cell + np.uint64(1)])
+    return left + ((right - left) * (x & (1 << bits) - 1) >> bits)
+
+
+@_inlined
+def _bounds(z, i, low, nbins, precision, weight, mean, scale, sigmoid, inverse):
+    """The interval of z under the i-th mixture, low - 1 <= z <= low + nbins: its start and its end.
+
+    |z 2^6| < 2^26, |mean| <= 2^31 and inverse <= 2^29, so that no argument reaches 2^61; weights sum to 2^16, so
+    that no sum passes 2^47; and sigmoid * share stays below 2^55.
+    """
+    share = (1 << precision) - nbins - 2
+    edge = (z << MEAN_BITS) - (1 << MEAN_BITS - 1)
+    centre = SIGMOID_REACH << ARGUMENT_BITS
+    limit = (2 * SIGMOID_REACH << ARGUMENT_BITS) - 1
+    start, end = np.int64(0), np.int64(0)
+    for k in range(mean.shape[0]):
+        slope = np.int64(inverse[np.uint64(scale[k, i])])
+        x = (edge - mean[k, i]) * slope + centre
+        w = np.int64(weight[k, i])
+        start += w * _interpolate(sigmoid, min(max(x, 0), limit), CELL_BITS)
+        x += slope << MEAN_BITS
+        end += w * _interpolate(sigmoid, min(max(x, 0), limit), CELL_BITS)
+    rank = z - low + 1
+    start = ((start >> WEIGHT_BITS) * share >> SIGMOID_BITS) + rank
+    end = ((end >> WEIGHT_BITS) * share >> SIGMOID_BITS) + rank + 1
+    if z < low:
+        start = np.int64(0)
+    if z >= low + nbins:
+        end = np.int64(1 << precision)
+    return start, end
+
+
+@_compiled
+def mixture_intervals(symbols, low, nbins, precision, weight, mean, scale, sigmoid, inverse, start, frequency):
+    """Intervals of symbols under mixtures, written to start and frequency: one each, four for those outside.
+
+    Inverse: pop_mixture.
+    """
+    j = 0
+    for i in range(symbols.size):
+        below, above = np.int64(low[i]) - 1, np.int64(low[i]) + nbins
+        symbol = np.int64(symbols[i])
+        z = min(max(symbol, below), above)
+        a, b = _bounds(z, i, below + 1, nbins, precision, weight, mean, scale, sigmoid, inverse)
+        start[j], frequency[j] = a, b - a
+        j += 1
+        if z == below or z == above:
+            distance = abs(symbol - z) + 1
+            length = np.int64(0)
+            while distance >> (length + 1):
+                length += 1
+            rest = distance - (np.int64(1) << length)
+            upper = max(length - 16, 0)
+            start[j], frequency[j] = _bits_interval(length, 5, precision)
+            start[j + 1], frequency[j + 1] = _bits_interval(rest >> (length - upper), upper, precision)
+            start[j + 2], frequency[j + 2] = _bits_interval(
+                rest & (1 << (length - upper)) - 1, length - upper, precision
+            )
+            j += 3
+
+
+@_compiled
+def pop_mixture(
+    words, position, state, symbols, low, nbins, precision, weight, mean, scale, sigmoid, inverse, scales, logit
+):
+    """Pop symbols, each under its own mixture. Inverse: mixture_intervals.
+
+    Returns how many symbols there were, the position and the state.
+    """
+    mask = np.uint64((1 << precision) - 1)
+    for i in range(symbols.size):
+        position, state = _refill(words, position, state)
+        if state < LOWEST:
+            return i, position, state
+        slot = np.int64(state & mask)
+        below, above = np.int64(low[i]) - 1, np.int64(low[i]) + nbins
+        z = _guess(slot, i, nbins, precision, weight, mean, scale, scales, logit)
+        left, right = below, above
+        trial = 0
+        while True:
+            z = min(max(z, left), right)
+            start, end = _bounds(z, i, below + 1, nbins, precision, weight, mean, scale, sigmoid, inverse)
+            if slot < start:
+                right = z - 1
+            elif slot >= end:
+                left = z + 1
+            else:
+                break
+            # Newton's step, but a bisection now and then, lest a flat stretch lead it astray
+            trial += 1
+            z = z + (slot - start) // (end - start) if trial & 3 else (left + right) >> 1
+        state = _advance(state, slot, start, end, precision)
+        if z == below or z == above:
+            position, state, length = _pop_bits(words, position, state, 5, precision)
+            upper = max(length - 16, 0)
+            position, state, high = _pop_bits(words, position, state, upper, precision)
+            position, state, rest = _pop_bits(words, position, state, length - upper, precision)
+            if min(length, high, rest) < 0:
+                return i, position, state
+            distance = (np.int64(1) << length) + (high << (length - upper)) + rest - 1
+            z = z - distance if z == below else z + distance
+        symbols[i] = z
+    return symbols.size, position, state
+
+
+@_inlined
+def _guess(slot, i, nbins, precision, weight, mean, scale, scales, logit):
+    """About where the slot is: the mean of the components' quantiles. It decides nothing but the number of steps."""
+    share = (1 << precision) - nbins - 2
+    level = min(max(slot - nbins // 2 - 1, 0), share - 1) << (MAX_PRECISION - precision)
+    t = _interpolate(logit, level, MAX_PRECISION - LOGIT_CELLS_BITS)
+    quantile = np.int64(0)
+    for k in range(mean.shape[0]):
+        offset = t * scales[np.uint64(scale[k, i])] >> (LOGIT_BITS + SCALE_BITS - MEAN_BITS)
+        quantile += np.int64(weight[k, i]) * (mean[k, i] + offset)
+    return ((quantile >> WEIGHT_BITS) + (1 << MEAN_BITS - 1)) >> MEAN_BITS
+
+
+@_inlined
+def _bits_interval(value, width, precision):
+    """The interval of a number of `width` <= 16 equiprobable bits: its start and its frequency. Inverse: _pop_bits."""
+    return value << (precision - width), 1 << (precision - width)
+
+
+@_inlined
+def _pop_bits(words, position, state, width, precision):
+    """Pop a number of `width` <= 16 equiprobable bits, -1 if the stream ends first (or did so before)."""
+    position, state = _refill(words, position, state)
+    if state < LOWEST or width < 0:
+        return position, state, np.int64(-1)
+    slot = np.int64(state & np.uint64((1 << precision) - 1))
+    value = slot >> (precision - width)
+    start, frequency = _bits_interval(value, width, precision)
+    return position, _advance(state, slot, start, start + frequency, precision), value
