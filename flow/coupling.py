@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from utils.fixed import FixedNetwork
 from utils.integers import MIDDLE, STEPS, centre, round_through
 from utils.network import ConvNet
 from utils.polyphase import channels_last, crop, extend, merge, split
@@ -28,6 +29,10 @@ class CouplingLevel(nn.Module):
             return bands[k]
         others = torch.cat([extend(b, size, MIDDLE) for j, b in enumerate(bands) if j != k], 1)
         return crop(round_through(STEPS * self.networks[i](centre(others))), bands[k].shape[-2:])
+
+    def freeze(self):
+        """Turn to fixed point: the same shifts for any order of summation."""
+        self.networks = nn.ModuleList(FixedNetwork.of(net, STEPS, unit=STEPS) for net in self.networks)
 
     def split(self, x):
         """x (B, C, H, W) -> coarse band (B, C, ceil(H/2), ceil(W/2)), detail bands (ur, dl, dr)."""

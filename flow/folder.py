@@ -4,15 +4,17 @@ parameter.json                 every option, resolved
 savings/latest.safetensors     weights, optimiser and progress: what -load goes on from
 savings/epoch_N.safetensors    the same, periodic, the last few
 savings/best_test.safetensors  the weights with the lowest test loss; best_train likewise
+savings/..._frozen.safetensors their fixed-point forms, which the codec uses
 records/losses.csv             bits per dimension of every epoch
 pic/                           lossCurve.png, and what the plotting scripts draw
 """
 
+import hashlib
 import json
 from pathlib import Path
 
 from flow.model import ARCHITECTURE, build
-from utils.files import load_tensors, write_text
+from utils.files import load_tensors, save_tensors, write_text
 
 WEIGHTS = ("best_test", "best_train", "latest")
 
@@ -47,22 +49,72 @@ def read_options(folder):
     return options
 
 
+def _weights_path(folder, weights):
+    """The .safetensors file of the weights asked for, or the first of WEIGHTS that is there."""
+    savings = Path(folder) / "savings"
+    names = WEIGHTS if weights is None else (weights,)
+    for name in names:
+        path = savings / f"{name}.safetensors"
+        if path.exists():
+            return path
+    raise ValueError(f"{savings}: none of {', '.join(f'{n}.safetensors' for n in names)} is there")
+
+
 def open_model(folder, weights=None, device="cpu"):
     """The trained model of a folder, and its options.
 
     weights: best_test, best_train or latest; None: the first of them that is there.
     Raises ValueError if the folder holds no such model.
     """
-    options, savings = read_options(folder), Path(folder) / "savings"
-    names = WEIGHTS if weights is None else (weights,)
-    path = next((p for p in (savings / f"{n}.safetensors" for n in names) if p.exists()), None)
-    if path is None:
-        raise ValueError(f"{savings}: none of {', '.join(f'{n}.safetensors' for n in names)} is there")
+    options, path = read_options(folder), _weights_path(folder, weights)
     tensors, _ = load_tensors(path)
     part = "average." if any(n.startswith("average.") for n in tensors) else "model."
     model = build(options)
+    _fill(model, {n.removeprefix(part): t for n, t in tensors.items() if n.startswith(part)}, path)
+    return model.eval().to(device), options
+
+
+def _fill(model, tensors, path):
     try:
-        model.load_state_dict({n.removeprefix(part): t for n, t in tensors.items() if n.startswith(part)})
+        model.load_state_dict(tensors)
     except RuntimeError:
         raise ValueError(f"{path}: its weights do not fit the options in parameter.json") from None
-    return model.eval().to(device), options
+
+
+def identity(model, options):
+    """What a file names the frozen model by: a SHA-256 over its integers and the options that shape it, in hex."""
+    digest = hashlib.sha256(json.dumps([options.get(name) for name in (*ARCHITECTURE, "size")]).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        values = tensor.contiguous().cpu().numpy()
+        digest.update(f"{name} {values.dtype} {values.shape}".encode())
+        digest.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest()
+
+
+def freeze(folder, weights=None):
+    """Write the fixed-point form of a folder's weights beside them, if it is absent or older; returns its path.
+
+    Raises ValueError if the weights are too large to be frozen.
+    """
+    path = _weights_path(folder, weights)
+    frozen = path.with_name(f"{path.stem}_frozen.safetensors")
+    if not frozen.exists() or frozen.stat().st_mtime_ns < path.stat().st_mtime_ns:
+        model, options = open_model(folder, path.stem)
+        model = model.freeze()
+        save_tensors(frozen, model.state_dict(), {"identity": identity(model, options)})
+    return frozen
+
+
+def open_frozen(folder, weights=None, device="cpu"):
+    """The frozen model of a folder, made now if it is not there yet, its options and its identity (hex).
+
+    Raises ValueError if there is none, or if its integers are not those that it was stored with.
+    """
+    options, path = read_options(folder), freeze(folder, weights)
+    tensors, state = load_tensors(path)
+    model = build(options).freeze()
+    _fill(model, tensors, path)
+    name = identity(model, options)
+    if name != state.get("identity"):
+        raise ValueError(f"{path}: damaged: its integers are not those that it was stored with")
+    return model.to(device), options, name

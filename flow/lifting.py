@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from flow.pyramid import Pyramid
+from utils.fixed import FixedNetwork
 from utils.integers import STEPS, round_through
 from utils.network import ConvNet, replicate_pad
 from utils.polyphase import crop, extend, join_columns, split_columns
@@ -37,6 +38,14 @@ class Lift(nn.Module):
         y = before * padded[..., :width] + here * x + after * padded[..., 2:] + self.bias
         return y if self.network is None else y + self.network(x)
 
+    def freeze(self):
+        """Turn to fixed point: taps in multiples of 2^-16, whose products with coefficients float64 holds."""
+        self.double().requires_grad_(False)
+        self.taps.mul_(2.0**16).round_().mul_(2.0**-16)
+        self.bias.mul_(2.0**16).round_().mul_(2.0**-16)
+        if self.network is not None:
+            self.network = FixedNetwork.of(self.network, STEPS, unit=STEPS)
+
 
 class LiftingLevel(nn.Module):
     """odd -= round(256 P(c(even))), even += round(256 U(c(odd))), for pairs P, U; c(v) = v / 256.
@@ -48,6 +57,11 @@ class LiftingLevel(nn.Module):
     def __init__(self, lifts):
         super().__init__()
         self.lifts = nn.ModuleList(lifts)
+
+    def freeze(self):
+        """Turn to fixed point: the same steps for any order of summation."""
+        for lift in self.lifts:
+            lift.freeze()
 
     def _step(self, i, halves):
         """What step i adds to halves[1 - i % 2], from halves[i % 2]."""

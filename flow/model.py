@@ -1,5 +1,7 @@
 """The model: colour, pyramid and prior as one normalizing flow, and the options that it is built from."""
 
+import copy
+
 import torch
 from torch import nn
 
@@ -42,25 +44,50 @@ class NeuralWavelet(nn.Module):
         super().__init__()
         self.pyramid, self.top, self.detail, self.ycocg = pyramid, top, detail, ycocg
 
-    def _prepare(self, images):
-        x = channels_last(images.to(self.top.mean.dtype))
+    def freeze(self):
+        """A copy in fixed point, on the CPU: everything it computes is equal bit for bit on any machine.
+
+        Its distributions are in the integers of the entropy coder. Raises ValueError if the weights are too large.
+        """
+        frozen = copy.deepcopy(self).cpu().double()
+        for level in frozen.pyramid.levels:
+            level.freeze()
+        frozen.top, frozen.detail = frozen.top.freeze(), frozen.detail.freeze()
+        return frozen.requires_grad_(False).eval()
+
+    @property
+    def device(self):
+        """Where the model computes."""
+        return self.top.mean.device
+
+    @property
+    def dtype(self):
+        """The type in which bands are held: float32, or float64 when frozen."""
+        return self.top.mean.dtype if self.top.mean.is_floating_point() else torch.float64
+
+    def enter(self, images):
+        """Images (B, 3, H, W) of any dtype -> what the pyramid sees. Inverse: leave."""
+        x = channels_last(images.to(self.dtype))
         return rgb_to_ycocg(x) if self.ycocg else x
+
+    def leave(self, x):
+        """Undo enter: RGB as integer-valued floats."""
+        return ycocg_to_rgb(x) if self.ycocg else x
 
     def transform(self, images, depth=None):
         """Images -> top, [details of the finest level, ..., of the coarsest]; each detail is (ur, dl, dr).
 
         depth: the number of levels, by default down to 2x2 or less. Inverse: inverse.
         """
-        return self.pyramid(self._prepare(images), depth)
+        return self.pyramid(self.enter(images), depth)
 
     def inverse(self, top, details):
         """Top and details -> images as integer-valued floats, exactly those that transform was given."""
-        x = self.pyramid.inverse(top, details)
-        return ycocg_to_rgb(x) if self.ycocg else x
+        return self.leave(self.pyramid.inverse(top, details))
 
     def log_prob(self, images, levels=None):
         """Log-likelihood of images in nats: (B,). levels: as depth in transform."""
-        x = self._prepare(images)
+        x = self.enter(images)
         distributions, symbols = [], []
         for i in range(depth(*x.shape[-2:]) if levels is None else levels):
             x, detail = self.pyramid.level(i).split(x)
@@ -87,7 +114,7 @@ class NeuralWavelet(nn.Module):
         x = self.top(count, sizes[-1]).sample(0.0, generator) if top is None else top
         for i in reversed(range(len(sizes) - 1)):
             x = self.refine(x, i, sizes[i], base_scale, generator)
-        return (ycocg_to_rgb(x) if self.ycocg else x).clamp(0, 255)
+        return self.leave(x).clamp(0, 255)
 
     def refine(self, coarse, level, size, base_scale=None, generator=None):
         """Merge a coarse band with details from the prior; size: (height, width) of the result."""

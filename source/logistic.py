@@ -3,16 +3,20 @@
 Source: method 3. Means and scales are in the networks' range, in which a step between two integers is 1/256.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from source.rans import MEAN_BITS
+from source.tables import MIN_OCTAVE, SCALES_PER_OCTAVE
 from utils.integers import STEPS, centre, uncentre
 from utils.polyphase import crop
 
 # exp(+-20) steps is beyond any image; within it no intermediate value overflows in float32
 LOGSCALE_RANGE = (-20.0, 20.0)
+MEAN_STEPS = 1 << MEAN_BITS
 
 
 def log_prob(z, mean, logscale):
@@ -84,6 +88,59 @@ class Mixture(NamedTuple):
         )
         mean, logscale = (field.gather(0, component)[0] for field in (self.mean, self.logscale))
         return _draw(mean, logscale + base_scale, generator)
+
+
+class FixedLogistic(NamedTuple):
+    """A Logistic in the integers of the entropy coder: see source/tables.py for the units. (B, C, H, W)."""
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+    def real(self):
+        """The Logistic that it stands for."""
+        return Logistic(*_real(*self))
+
+    def log_prob(self, z):
+        """Log P(z) in nats, of z's shape."""
+        return self.real().log_prob(z)
+
+    def mode(self):
+        """The integers nearest to the means: exact, halves upwards."""
+        return torch.floor(self.mean / MEAN_STEPS + 0.5)
+
+    def sample(self, base_scale=0.0, generator=None):
+        """As Logistic.sample."""
+        return self.real().sample(base_scale, generator)
+
+
+class FixedMixture(NamedTuple):
+    """A Mixture in the integers of the entropy coder; (K, B, C, H, W)."""
+
+    weight: torch.Tensor
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+    def real(self):
+        """The Mixture that it stands for."""
+        return Mixture(torch.log(self.weight / self.weight.sum(0)), *_real(self.mean, self.scale))
+
+    def mode(self):
+        """As Mixture.mode."""
+        return self.real().mode()
+
+    def log_prob(self, z):
+        """Log P(z) in nats, of z's shape."""
+        return self.real().log_prob(z)
+
+    def sample(self, base_scale=0.0, generator=None):
+        """As Mixture.sample."""
+        return self.real().sample(base_scale, generator)
+
+
+def _real(mean, scale):
+    """Coder's integers -> mean and logscale in the networks' range, float64."""
+    octaves = scale.double() / SCALES_PER_OCTAVE + MIN_OCTAVE
+    return centre(mean.double() / MEAN_STEPS), octaves * math.log(2) - math.log(STEPS)
 
 
 def cropped(distribution, size):

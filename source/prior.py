@@ -8,16 +8,26 @@ depend on those before it. Distributions have the size of the coarse band; whoev
 Source: method 3.
 """
 
+import math
+
 import torch
 from torch import nn
 
-from source.logistic import Logistic, Mixture
-from utils.integers import centre
+from source.logistic import FixedLogistic, FixedMixture, Logistic, Mixture
+from source.rans import MEAN_BITS, WEIGHT_BITS
+from source.tables import MIN_OCTAVE, SCALES_PER_OCTAVE
+from utils.fixed import FixedNetwork
+from utils.integers import MIDDLE, STEPS, centre
 from utils.network import ConvNet
 from utils.polyphase import level_sizes
 
 BANDS = 3
 LOGSCALE_START = -3.0
+# Networks' range to the coder's integers (source/tables.py): means of steps 1/64, 32 scales to the octave.
+MEAN_FACTOR, MEAN_OFFSET = STEPS << MEAN_BITS, MIDDLE << MEAN_BITS
+SCALE_FACTOR = SCALES_PER_OCTAVE / math.log(2)
+SCALE_OFFSET = SCALES_PER_OCTAVE * (math.log2(STEPS) - MIN_OCTAVE)
+TOP_WEIGHTS = 1 << WEIGHT_BITS
 
 
 class TopPrior(nn.Module):
@@ -35,22 +45,59 @@ class TopPrior(nn.Module):
         self.mean = nn.Parameter(spread.view(-1, 1, 1, 1).repeat(1, channels, 2, 2))
         self.logscale = nn.Parameter(torch.full((nmixing, channels, 2, 2), LOGSCALE_START))
 
+    def fields(self):
+        """Logits, means and logscales: (nmixing, channels, 2, 2) each."""
+        mean = self.mean.clamp(-self.clamp, self.clamp) if self.clamp > 0 else self.mean
+        return Mixture(self.logits, mean, self.logscale)
+
     def forward(self, batch, size):
         """The Mixture of a batch of tops of the given (height, width)."""
-        rows, columns = (torch.arange(n, device=self.mean.device) % 2 for n in size)
-        mean = self.mean.clamp(-self.clamp, self.clamp) if self.clamp > 0 else self.mean
-        fields = (f[..., rows[:, None], columns].unsqueeze(1) for f in (self.logits, mean, self.logscale))
-        return Mixture(*(f.expand(-1, batch, -1, -1, -1) for f in fields))
+        return _tiled(self.fields(), batch, size)
+
+    def freeze(self):
+        """The same in the integers of the coder."""
+        logits, mean, logscale = (f.detach().double() for f in self.fields())
+        weight = torch.round(torch.softmax(logits, 0) * TOP_WEIGHTS)
+        mean = torch.round(mean * MEAN_FACTOR + MEAN_OFFSET)
+        return FixedTop(weight, mean, torch.round(logscale * SCALE_FACTOR + SCALE_OFFSET))
 
 
-def _independent(mean, logscale):
-    """The `given` of a prior whose bands do not depend on each other."""
-    bands = [Logistic(*fields) for fields in zip(mean.chunk(BANDS, 1), logscale.chunk(BANDS, 1))]
+class FixedTop(nn.Module):
+    """A frozen TopPrior: weight, mean and scale as integers, (nmixing, channels, 2, 2)."""
+
+    def __init__(self, weight, mean, scale):
+        super().__init__()
+        self.register_buffer("weight", weight.to(torch.int32))
+        self.register_buffer("mean", mean.to(torch.int32))
+        self.register_buffer("scale", scale.to(torch.int32))
+
+    def forward(self, batch, size):
+        """The FixedMixture of a batch of tops of the given (height, width)."""
+        return _tiled(FixedMixture(self.weight, self.mean, self.scale), batch, size)
+
+
+def _tiled(mixture, batch, size):
+    """A mixture for the 2x2 block, repeated to the given (height, width), for a batch."""
+    rows, columns = (torch.arange(n, device=mixture.mean.device) % 2 for n in size)
+    fields = (f[..., rows[:, None], columns].unsqueeze(1) for f in mixture)
+    return type(mixture)(*(f.expand(-1, batch, -1, -1, -1) for f in fields))
+
+
+def _independent(kind, mean, scale):
+    """The `given` of a prior whose bands do not depend on each other; kind: Logistic or FixedLogistic."""
+    bands = [kind(*fields) for fields in zip(mean.chunk(BANDS, 1), scale.chunk(BANDS, 1))]
     return lambda known: bands[len(known)]
+
+
+def _freeze_parameter(parameter, factor, offset):
+    """A parameter of a prior, as the coder's integers that no training moves."""
+    return nn.Parameter(torch.round(parameter.detach().double() * factor + offset), requires_grad=False)
 
 
 class ConditionalPrior(nn.Module):
     """The paper's: mean and logscale of the nine detail values from two networks of c(coarse)."""
+
+    kind = Logistic
 
     def __init__(self, hchnl, nhidden, channels=3):
         super().__init__()
@@ -61,11 +108,20 @@ class ConditionalPrior(nn.Module):
     def forward(self, coarse, level):
         """See the module."""
         c = centre(coarse)
-        return _independent(self.mean(c), self.logscale(c))
+        return _independent(self.kind, self.mean(c), self.logscale(c))
+
+    def freeze(self):
+        """Turn to fixed point: from now on, distributions are FixedLogistic."""
+        self.kind = FixedLogistic
+        self.mean = FixedNetwork.of(self.mean, MEAN_FACTOR, MEAN_OFFSET)
+        self.logscale = FixedNetwork.of(self.logscale, SCALE_FACTOR, SCALE_OFFSET)
+        return self
 
 
 class SimplePrior(nn.Module):
     """One mean and logscale for each channel and band, shared over levels and positions (-simplePrior)."""
+
+    kind = Logistic
 
     def __init__(self, channels=3):
         super().__init__()
@@ -75,7 +131,14 @@ class SimplePrior(nn.Module):
     def forward(self, coarse, level):
         """See the module."""
         shape = (len(coarse), -1, *coarse.shape[-2:])
-        return _independent(self.mean.expand(*shape), self.logscale.expand(*shape))
+        return _independent(self.kind, self.mean.expand(*shape), self.logscale.expand(*shape))
+
+    def freeze(self):
+        """Turn to fixed point: from now on, distributions are FixedLogistic."""
+        self.kind = FixedLogistic
+        self.mean = _freeze_parameter(self.mean, MEAN_FACTOR, MEAN_OFFSET)
+        self.logscale = _freeze_parameter(self.logscale, SCALE_FACTOR, SCALE_OFFSET)
+        return self
 
 
 class PositionPrior(nn.Module):
@@ -83,6 +146,8 @@ class PositionPrior(nn.Module):
 
     size: (height, width) of the only images that it knows; levels: the depth of their pyramid.
     """
+
+    kind = Logistic
 
     def __init__(self, size, levels, channels=3):
         super().__init__()
@@ -96,4 +161,13 @@ class PositionPrior(nn.Module):
         if level >= len(self.mean) or coarse.shape[-2:] != self.mean[level].shape[-2:]:
             raise ValueError(f"a model with -diffDetail knows images of {self.size[0]}x{self.size[1]} only")
         shape = (len(coarse), -1, -1, -1)
-        return _independent(self.mean[level].expand(*shape), self.logscale[level].expand(*shape))
+        return _independent(self.kind, self.mean[level].expand(*shape), self.logscale[level].expand(*shape))
+
+    def freeze(self):
+        """Turn to fixed point: from now on, distributions are FixedLogistic."""
+        self.kind = FixedLogistic
+        self.mean = nn.ParameterList(_freeze_parameter(p, MEAN_FACTOR, MEAN_OFFSET) for p in self.mean)
+        self.logscale = nn.ParameterList(
+            _freeze_parameter(p, SCALE_FACTOR, SCALE_OFFSET) for p in self.logscale
+        )
+        return self

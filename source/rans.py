@@ -121,7 +121,7 @@ class Decoder:
         """The seal. Raises ValueError unless every byte was used and the state is back where the encoder began."""
         self._position, state = _refill(self._words, self._position, self._state)
         self._state = np.uint64(state)
-        if self._loose or self._position < self._words.size or not 1 <= int(state) >> 32 < 2:
+        if self._loose or self._position < self._words.size or int(state) >> 32 != 1:
             raise ValueError("corrupt stream: its end is not where its symbols end")
         return int(state) & 0xFFFFFFFF
 
@@ -184,6 +184,30 @@ def pop_table(words, position, state, symbols, values, starts, precision):
     return symbols.size, position, state
 
 
+@_compiled
+def prepare_mixture(weight, mean, nbins, share, low):
+    """Write the weights, brought to a sum of 2^16, to share, and where the windows around the means begin to low.
+
+    weight >= 0, mean: (K, N). Returns False if weights have no sum.
+    """
+    for i in range(low.size):
+        total = np.int64(0)
+        for k in range(weight.shape[0]):
+            total += weight[k, i]
+        if total == 0:
+            return False
+        # Rounding the running sums, not the weights, keeps the total
+        running, before, centre = np.int64(0), np.int64(0), np.int64(0)
+        for k in range(weight.shape[0]):
+            running += weight[k, i]
+            after = (running << WEIGHT_BITS) // total
+            share[k, i] = after - before
+            centre += (after - before) * mean[k, i]
+            before = after
+        low[i] = ((centre >> WEIGHT_BITS) + (1 << MEAN_BITS - 1) >> MEAN_BITS) - nbins // 2
+    return True
+
+
 @_inlined
 def _interpolate(table, x, bits):
     """table, tabulated at multiples of 2^bits, at x >= 0: linear in between, rounded down, hence monotone."""
@@ -196,8 +220,8 @@ def _interpolate(table, x, bits):
 def _bounds(z, i, low, nbins, precision, weight, mean, scale, sigmoid, inverse):
     """The interval of z under the i-th mixture, low - 1 <= z <= low + nbins: its start and its end.
 
-    |z 2^6| < 2^26, |mean| <= 2^31 and inverse <= 2^29, so that no argument reaches 2^61; weights sum to 2^16, so
-    that no sum passes 2^47; and sigmoid * share stays below 2^55.
+    |z 2^6| < 2^32, |mean| <= 2^31 and inverse <= 2^29 keep the argument below 2^63; weights that sum to 2^16, their
+    sum within 2^47; and share < 2^24, the product with it within 2^55.
     """
     share = (1 << precision) - nbins - 2
     edge = (z << MEAN_BITS) - (1 << MEAN_BITS - 1)

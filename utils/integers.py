@@ -5,6 +5,9 @@ import math
 import torch
 
 MIDDLE, STEPS = 128, 256
+# Sixteen bits hold every difference of 16-bit samples, and 256 such shifts of one value stay below 2^24, where
+# float32 stops counting: additions remain exact, hence invertible, whatever the weights.
+LIMIT = 2.0**16
 
 
 def centre(v):
@@ -17,12 +20,17 @@ def uncentre(c):
     return c * STEPS + MIDDLE
 
 
+def nearest(x):
+    """round(x), ties to even, limited to +-LIMIT."""
+    return torch.round(x).clamp_(-LIMIT, LIMIT)
+
+
 class _Round(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x):
-        return torch.round(x)
+        return nearest(x)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -34,7 +42,7 @@ class _Round(torch.autograd.Function):
 
 
 def round_through(x):
-    """round(x), ties to even, with the identity as its gradient. Source: method 2."""
+    """nearest(x), with the identity as its gradient. Source: method 2."""
     return _Round.apply(x)
 
 

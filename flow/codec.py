@@ -1,0 +1,94 @@
+"""Images <-> bytes under a frozen model, coarse to fine in one stream.
+
+encode and decode walk through the same groups in the same order: the top, then for each level, coarsest first, the
+bands ur, dl, dr, each under its distribution given what is already known. The first part of a stream is a
+smaller image.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from source.logistic import cropped
+from source.rans import Encoder, Truncated
+from source.tables import Logistic, Mixture
+from utils.polyphase import band_sizes, channels_last, depth, level_sizes
+
+
+class Settings(NamedTuple):
+    """How probabilities become integers: both sides must agree. See source/tables.py."""
+
+    nbins: int = 4096
+    precision: int = 24
+
+
+def _integers(x):
+    """(..., C, H, W) integer-valued -> int32 array (..., H, W, C), as channels-last tensors lie in memory."""
+    return x.to(torch.int32).movedim(-3, -1).contiguous().cpu().numpy()
+
+
+def _table(distribution, image, settings):
+    """The coder's distribution of one image of a batch; fields: arrays (B, ...) or, of a mixture, (K, B, ...)."""
+    if len(distribution) == 3:
+        return Mixture(*(field[:, image] for field in distribution), *settings)
+    return Logistic(*(field[image] for field in distribution), *settings)
+
+
+@torch.no_grad()
+def encode(model, images, settings=Settings()):
+    """Images (B, 3, H, W) of one size -> a list of B Encoders, still open; `finish` makes their bytes.
+
+    model: frozen. Inverse: decode.
+    """
+    x = model.enter(images)
+    groups = []
+    for i in range(depth(*x.shape[-2:])):
+        x, detail = model.pyramid.level(i).split(x)
+        given = model.detail(x, i)
+        bands = []
+        for k, band in enumerate(detail):
+            distribution = cropped(given(detail[:k]), band.shape[-2:])
+            bands.append((tuple(map(_integers, distribution)), _integers(band)))
+        groups[:0] = bands
+    groups.insert(0, (tuple(map(_integers, model.top(len(x), x.shape[-2:]))), _integers(x)))
+    encoders = [Encoder() for _ in images]
+    for distribution, symbols in groups:
+        for image, encoder in enumerate(encoders):
+            encoder.push(_table(distribution, image, settings), symbols[image])
+    return encoders
+
+
+def _pop(decoders, distribution, settings, partial):
+    """A band (B, C, h, w) from a batch of decoders; `partial`: what a stream lacks is the mode."""
+    fields, bands = [_integers(field) for field in distribution], []
+    for image, decoder in enumerate(decoders):
+        try:
+            bands.append(decoder.pop(_table(fields, image, settings)))
+        except Truncated as cut:
+            if not partial:
+                raise
+            band = _integers(distribution.mode()[image])
+            band.reshape(-1)[: len(cut.symbols)] = cut.symbols
+            bands.append(band)
+    return torch.from_numpy(np.stack(bands)).movedim(-1, -3)
+
+
+@torch.no_grad()
+def decode(model, decoders, size, settings=Settings(), skip=0, partial=False):
+    """Decoders of B streams -> images (B, 3, H, W), uint8; inverse of encode.
+
+    model: frozen, on the device to compute on. size: (height, width) of the images.
+    skip: how many of the finest levels to leave unread; the images are so many times halved.
+    partial: take the prior's word for what a cut stream lacks, in place of raising Truncated.
+    """
+    sizes = level_sizes(*size, depth(*size))
+    like = dict(device=model.device, dtype=model.dtype)
+    x = _pop(decoders, model.top(len(decoders), sizes[-1]), settings, partial).to(**like)
+    for i in reversed(range(skip, len(sizes) - 1)):
+        given, known = model.detail(x, i), ()
+        for shape in band_sizes(*sizes[i])[1:]:
+            band = _pop(decoders, cropped(given(known), shape), settings, partial)
+            known = (*known, channels_last(band.to(**like)))
+        x = model.pyramid.level(i).merge(x, known)
+    return model.leave(x).clamp(0, 255).to(torch.uint8)

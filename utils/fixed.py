@@ -1,0 +1,152 @@
+"""Networks in fixed point: the same integers for any order of summation, hence on any machine.
+
+Float networks give other last digits with other thread counts, batch sizes and devices; one rounding that falls
+the other way, and a decoder reads garbage. Here weights and activations are integers, and every partial sum of
+a layer is an integer times a power of two that float64 holds exactly. The bound that makes it so is computed from
+the weights (FixedNetwork.check), not hoped for. Convolutions are matrix products: convolution libraries may
+choose Winograd or FFT, which are not exact.
+"""
+
+import torch
+from torch import nn
+
+from utils.integers import STEPS
+
+WEIGHT_BITS, WEIGHT_MAX = 15, 2**15 - 1
+# Activations count 2^-14, up to 2^10; inputs are whole steps between integers, up to 2^12 of them.
+ACTIVATION_BITS, ACTIVATION_MAX = 14, 2**24 - 1
+INPUT_MAX = 2**12
+OUTPUT_MAX = 2**24
+EXPONENT_MAX = 28
+EXACT = 2**53
+# Pixels computed at a time: what bounds the memory, and keeps the activations in the processor's cache.
+PIXELS = 1 << 12
+
+
+def _quantise(weight, bias):
+    """Real weights (M, K) and biases (M,) of integer inputs to (integers (M, K), exponents (M,), integers (M,)).
+
+    weight = integers * 2^-exponent with |integers| < 2^15, as many bits as each output channel allows; biases in
+    the same unit.
+    """
+    exponent = (WEIGHT_BITS - torch.frexp(weight.abs().amax(1))[1]).clamp(max=EXPONENT_MAX)
+    scale = torch.exp2(exponent.double())
+    return (
+        torch.round(weight * scale[:, None]).clamp(-WEIGHT_MAX, WEIGHT_MAX),
+        exponent,
+        torch.round(bias * scale),
+    )
+
+
+class FixedNetwork(nn.Module):
+    """A ConvNet in integers: round(factor * net(x) + offset) / unit in float64, the integer within 2^24.
+
+    unit: a power of two. x: (B, C, H, W) in multiples of 1/256. Layer by layer, with a the integer activations,
+        a <- clamp(floor((W a + b) 2^-e + 1/2), 0, 2^24 - 1),
+    and for the last layer the same within +-2^24; W, b, e integers, e for each output channel.
+    Made by `FixedNetwork.of`; as a module it holds what is stored: W, b and e as int16, int64 and int8.
+    """
+
+    def __init__(self, net, unit=1):
+        super().__init__()
+        self.kernel, self.unit = tuple(net.kernel), unit
+        rows, columns = self.kernel
+        taps, hidden = rows * columns, net.first.out_channels
+        shapes = [(hidden, taps * net.first.in_channels), *[(hidden, hidden)] * len(net.hidden)]
+        shapes.append((net.last.out_channels * taps, hidden))
+        for i, (out, inputs) in enumerate(shapes):
+            self.register_buffer(f"weight{i}", torch.zeros(out, inputs, dtype=torch.int16))
+            self.register_buffer(f"exponent{i}", torch.zeros(out, dtype=torch.int8))
+            biases = out if i < len(shapes) - 1 else net.last.out_channels
+            self.register_buffer(f"bias{i}", torch.zeros(biases, dtype=torch.int64))
+        self.layers = len(shapes)
+        self.tables = None
+
+    @classmethod
+    def of(cls, net, factor, offset=0.0, unit=1):
+        """Freeze a ConvNet. Raises ValueError if its weights are too large."""
+        fixed = cls(net, unit)
+        rows, columns = fixed.kernel
+        first, last = net.first.weight.detach().double(), net.last.weight.detach().double()
+        weights = [first.permute(0, 2, 3, 1).flatten(1) * 2.0**ACTIVATION_BITS / STEPS]
+        weights += [layer.weight.detach().double().flatten(1) for layer in net.hidden]
+        biases = [layer.bias.detach().double() * 2.0**ACTIVATION_BITS for layer in (net.first, *net.hidden)]
+        for i, (weight, bias) in enumerate(zip(weights, biases)):
+            for name, value in zip(("weight", "exponent", "bias"), _quantise(weight, bias)):
+                getattr(fixed, f"{name}{i}").copy_(value)
+        # one exponent for all taps of a channel, since their shares are summed before they are rounded
+        wide = last.flatten(1) * factor / 2.0**ACTIVATION_BITS
+        integers, exponent, bias = _quantise(wide, net.last.bias.detach().double() * factor + offset)
+        i = fixed.layers - 1
+        getattr(fixed, f"weight{i}").copy_(integers.view(last.shape).permute(2, 3, 0, 1).flatten(0, 2))
+        getattr(fixed, f"exponent{i}").copy_(exponent.repeat(rows * columns))
+        getattr(fixed, f"bias{i}").copy_(bias)
+        fixed.check()
+        return fixed
+
+    def layer(self, i):
+        """The integers of layer i: W (M, K), e (M,), b."""
+        return (getattr(self, f"{name}{i}") for name in ("weight", "exponent", "bias"))
+
+    def check(self):
+        """Raise ValueError unless every partial sum, in any order, is exact in float64.
+
+        In units of 2^-e all of them are integers; the largest is below sum |W| max|a| + |b| + 2^e, which must
+        not reach 2^53. The last layer sums its taps too.
+        """
+        for i in range(self.layers):
+            weight, exponent, bias = (t.to(torch.float64) for t in self.layer(i))
+            sums = weight.abs().sum(1)
+            if i == self.layers - 1:
+                sums, exponent = sums.view(-1, len(bias)).sum(0), exponent[: len(bias)]
+            bound = (
+                sums * (ACTIVATION_MAX if i else INPUT_MAX) + bias.abs() + torch.exp2(exponent.clamp(min=0))
+            )
+            if not (bound.max() < EXACT and exponent.abs().max() <= EXPONENT_MAX):
+                raise ValueError("these weights are too large to be frozen: a sum could pass 2^53")
+
+    def _prepare(self, device):
+        """Weights and biases as float64 multiples of 2^-e, the 1/2 of the rounding included."""
+        if self.tables is None or self.tables[0][0].device != device:
+            self.check()
+            self.tables = []
+            for i in range(self.layers):
+                weight, exponent, bias = (t.to(device, torch.float64) for t in self.layer(i))
+                scale = torch.exp2(-exponent)
+                self.tables.append(
+                    ((weight * scale[:, None]).T.contiguous(), bias * scale[: len(bias)] + 0.5)
+                )
+        return self.tables
+
+    def forward(self, x):
+        """The network's output, float64; see the class."""
+        tables, (rows, columns) = self._prepare(x.device), self.kernel
+        up, left = rows // 2, columns // 2
+        x = (x.double() * STEPS).clamp(-INPUT_MAX, INPUT_MAX).permute(0, 2, 3, 1)
+        batch, height, width, _ = x.shape
+        x = x[:, :, torch.arange(-left, width + left, device=x.device).clamp(0, width - 1)]
+        weight, bias = tables[-1]
+        y = x.new_empty(batch, height, width, len(bias))
+        step = max(PIXELS // (batch * width), 1)
+        for top in range(0, height, step):
+            bottom = min(top + step, height)
+            # the last layer looks `up` rows further, and the first layer as much again
+            low, high = max(top - up, 0), min(bottom + up, height)
+            taken = [
+                torch.arange(low + i - up, high + i - up, device=x.device).clamp(0, height - 1)
+                for i in range(rows)
+            ]
+            a = torch.cat([x[:, r, j : j + width] for r in taken for j in range(columns)], -1)
+            a = a.view(-1, a.shape[-1])
+            for w, b in tables[:-1]:
+                a = torch.addmm(b, a, w).floor_().clamp_(0, ACTIVATION_MAX)
+            shares = (a @ weight).view(batch, high - low, width, rows, columns, -1)
+            wanted = torch.arange(top - up, bottom + up, device=x.device).clamp(0, height - 1) - low
+            across = torch.arange(-left, width + left, device=x.device).clamp(0, width - 1)
+            shares = shares[:, wanted][:, :, across]
+            total = bias.expand(batch, bottom - top, width, -1).clone()
+            for i in range(rows):
+                for j in range(columns):
+                    total += shares[:, i : i + bottom - top, j : j + width, i, j]
+            y[:, top:bottom] = total.floor_().clamp_(-OUTPUT_MAX, OUTPUT_MAX)
+        return y.permute(0, 3, 1, 2) / self.unit
