@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from flow.folder import default_folder, read_options, write_options
+from flow.folder import default_folder, freeze, read_options, write_options
 from flow.model import ARCHITECTURE, build
 from utils.datasets import load
-from utils.options import CUDA, Option, parse, pick_device, script
+from utils.options import CUDA, Option, check_types, parse, pick_device, script
 from utils.training import TRAINING, Trainer, Workers
 
 DATA = {
@@ -45,6 +45,8 @@ def resolve(argv):
     resume = options.pop("load")
     if resume:
         saved = read_options(folder)
+        others = {name: DATA[name] for name in DATA.keys() - {"size"}} | TRAINING
+        check_types(saved, others, Path(folder) / "parameter.json")
         for name in typed.keys() - MAY_CHANGE - {"folder", "load"}:
             if typed[name] != saved.get(name):
                 raise ValueError(f"-{name} {typed[name]}: the model in {folder} has {saved.get(name)}")
@@ -56,11 +58,15 @@ def resolve(argv):
         if typed.get("size", side) != side:
             raise ValueError(f"-size {typed['size']}: the images of {options['target']} have their own size")
         options["size"] = side
-    for name in ("epoch", "batch", "savePeriod"):
-        if options[name] < 1:
+    for name in ("epoch", "batch", "savePeriod", "size"):
+        if options[name] is not None and options[name] < 1:
             raise ValueError(f"-{name} {options[name]}: need at least 1")
     if not options["lr"] > 0:
         raise ValueError(f"-lr {options['lr']}: need more than 0")
+    if not 0 < options["decay"] <= 1:
+        raise ValueError(f"-decay {options['decay']}: need more than 0 and at most 1")
+    if not 0 <= options["seed"] < 2**32:
+        raise ValueError(f"-seed {options['seed']}: need at least 0 and less than 2^32")
     if not 0 <= options["ema"] < 1:
         raise ValueError(f"-ema {options['ema']}: need at least 0 and less than 1")
     return options, folder, resume
@@ -75,20 +81,25 @@ def main(argv=None):
     torch.manual_seed(options["seed"])
     torch.set_float32_matmul_precision("high")
     model = build(options)
-    where = options["data"], options["size"], options["workers"]
-    train, test = (load(options["target"], part, *where) for part in ("train", "test"))
+    where = options["data"], options["size"] or 1, options["workers"]
     with workers.joined(device):
+        with workers.leader_first():
+            train, test = (load(options["target"], part, *where) for part in ("train", "test"))
         trainer = Trainer(model, train, test, options, folder, device, workers)
         if resume:
             trainer.load()
         if not workers.rank:
-            write_options(folder, options)
+            # in this order: a folder with options has what -load goes on from
             trainer.save("latest")
+            write_options(folder, options)
             count, parameters = sum(map(len, train)), sum(p.numel() for p in model.parameters())
             print(f"{folder}: {parameters:,} parameters, {count:,} images of {options['target']}")
         finished = trainer.run()
     if workers.rank:
         return
+    for weights in ("best_train", "best_test"):
+        if (Path(folder) / "savings" / f"{weights}.safetensors").exists():
+            freeze(folder, weights)
     best = f"best test {trainer.progress.best_test:.4f} bits per dimension"
     if not finished:
         print(f"stopped in epoch {trainer.progress.epoch + 1} and saved: go on with -folder {folder} -load")

@@ -1,8 +1,8 @@
 """Images <-> bytes under a frozen model, coarse to fine in one stream.
 
-encode and decode walk through the same groups in the same order: the top, then for each level, coarsest first, the
-bands ur, dl, dr, each under its distribution given what is already known. The first part of a stream is a
-smaller image.
+encode and decode walk through the same groups in the same order: the top, then for each level, coarsest
+first, the bands ur, dl, dr, each under its distribution given what is already known. The first part of a
+stream is a smaller image.
 """
 
 from typing import NamedTuple
@@ -23,20 +23,23 @@ class Settings(NamedTuple):
     precision: int = 24
 
 
+DEFAULT = Settings()
+
+
 def _integers(x):
     """(..., C, H, W) integer-valued -> int32 array (..., H, W, C), as channels-last tensors lie in memory."""
     return x.to(torch.int32).movedim(-3, -1).contiguous().cpu().numpy()
 
 
 def _table(distribution, image, settings):
-    """The coder's distribution of one image of a batch; fields: arrays (B, ...) or, of a mixture, (K, B, ...)."""
+    """The coder's distribution of one image of a batch: arrays (B, ...) or, of a mixture, (K, B, ...)."""
     if len(distribution) == 3:
         return Mixture(*(field[:, image] for field in distribution), *settings)
     return Logistic(*(field[image] for field in distribution), *settings)
 
 
 @torch.no_grad()
-def encode(model, images, settings=Settings()):
+def encode(model, images, settings=DEFAULT):
     """Images (B, 3, H, W) of one size -> a list of B Encoders, still open; `finish` makes their bytes.
 
     model: frozen. Inverse: decode.
@@ -75,7 +78,7 @@ def _pop(decoders, distribution, settings, partial):
 
 
 @torch.no_grad()
-def decode(model, decoders, size, settings=Settings(), skip=0, partial=False):
+def decode(model, decoders, size, settings=DEFAULT, skip=0, partial=False):
     """Decoders of B streams -> images (B, 3, H, W), uint8; inverse of encode.
 
     model: frozen, on the device to compute on. size: (height, width) of the images.

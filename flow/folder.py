@@ -15,6 +15,7 @@ from pathlib import Path
 
 from flow.model import ARCHITECTURE, build
 from utils.files import load_tensors, save_tensors, write_text
+from utils.options import check_types
 
 WEIGHTS = ("best_test", "best_train", "latest")
 
@@ -42,10 +43,9 @@ def read_options(folder):
         raise ValueError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(options, dict):
         raise ValueError(f"{path}: not a table of options")
-    for name, option in ARCHITECTURE.items():
-        value, kind = options.get(name, option.default), type(option.default)
-        if not (type(value) is kind or (kind is float and type(value) is int)):
-            raise ValueError(f"{path}: {name} is {value!r}, need {kind.__name__}")
+    check_types(options, ARCHITECTURE, path)
+    if type(options.get("size")) not in (int, type(None)):
+        raise ValueError(f"{path}: size is {options['size']!r}, need int or null")
     return options
 
 
@@ -82,7 +82,7 @@ def _fill(model, tensors, path):
 
 
 def identity(model, options):
-    """What a file names the frozen model by: a SHA-256 over its integers and the options that shape it, in hex."""
+    """A SHA-256, in hex, over the integers of a frozen model and the options that shape it."""
     digest = hashlib.sha256(json.dumps([options.get(name) for name in (*ARCHITECTURE, "size")]).encode())
     for name, tensor in sorted(model.state_dict().items()):
         values = tensor.contiguous().cpu().numpy()
@@ -92,7 +92,7 @@ def identity(model, options):
 
 
 def freeze(folder, weights=None):
-    """Write the fixed-point form of a folder's weights beside them, if it is absent or older; returns its path.
+    """Write the fixed-point form of weights beside them, if it is absent or older; returns its path.
 
     Raises ValueError if the weights are too large to be frozen.
     """

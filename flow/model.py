@@ -47,7 +47,8 @@ class NeuralWavelet(nn.Module):
     def freeze(self):
         """A copy in fixed point, on the CPU: everything it computes is equal bit for bit on any machine.
 
-        Its distributions are in the integers of the entropy coder. Raises ValueError if the weights are too large.
+        Its distributions are in the integers of the entropy coder.
+        Raises ValueError if the weights are too large.
         """
         frozen = copy.deepcopy(self).cpu().double()
         for level in frozen.pyramid.levels:

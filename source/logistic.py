@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from source.rans import MEAN_BITS
 from source.tables import MIN_OCTAVE, SCALES_PER_OCTAVE
-from utils.integers import STEPS, centre, uncentre
+from utils.integers import STEPS, centre, nearest, uncentre
 from utils.polyphase import crop
 
 # exp(+-20) steps is beyond any image; within it no intermediate value overflows in float32
@@ -25,6 +25,7 @@ def log_prob(z, mean, logscale):
     z: integer-valued; mean and logscale broadcast against it. In nats.
     With a, b the lower and the upper argument, sigma(b) - sigma(a) = sigma(b) sigma(-a) (1 - exp(a - b)):
     three factors below one, so that their logarithms add without cancellation, at any distance and scale.
+    The third, 1 - exp(-w) = 1 / (1 + 1 / (exp(w) - 1)), keeps its digits where w is small and where it is large.
     """
     inverse = torch.exp(-logscale.clamp(*LOGSCALE_RANGE))
     offset = centre(z) - mean
@@ -33,7 +34,7 @@ def log_prob(z, mean, logscale):
     return (
         F.logsigmoid((offset + half) * inverse)
         + F.logsigmoid((half - offset) * inverse)
-        + torch.log(-torch.expm1(-width))
+        - torch.log1p(1 / torch.expm1(width.clamp(max=80)))  # beyond, exp overflows and the term is 0
     )
 
 
@@ -42,7 +43,8 @@ def _draw(mean, logscale, generator):
     u = torch.rand(mean.shape, generator=generator, device=mean.device, dtype=torch.float64)
     u = u.clamp(1e-12, 1 - 1e-12)
     noise = torch.log(u) - torch.log1p(-u)
-    return torch.round(uncentre(mean + torch.exp(logscale) * noise)).to(mean.dtype)
+    scale = torch.exp(logscale.clamp(*LOGSCALE_RANGE))
+    return nearest(uncentre(mean + scale * noise)).to(mean.dtype)
 
 
 class Logistic(NamedTuple):
@@ -57,7 +59,7 @@ class Logistic(NamedTuple):
 
     def mode(self):
         """The integers nearest to the means."""
-        return torch.round(uncentre(self.mean))
+        return nearest(uncentre(self.mean))
 
     def sample(self, base_scale=0.0, generator=None):
         """Integers drawn with `base_scale` added to every logscale."""
@@ -78,7 +80,7 @@ class Mixture(NamedTuple):
 
     def mode(self):
         """The integers nearest to the mean of the mixture."""
-        return torch.round(uncentre((torch.softmax(self.logits, 0) * self.mean).sum(0)))
+        return nearest(uncentre((torch.softmax(self.logits, 0) * self.mean).sum(0)))
 
     def sample(self, base_scale=0.0, generator=None):
         """Integers drawn with `base_scale` added to every logscale."""

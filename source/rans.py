@@ -1,28 +1,28 @@
 """rANS: integers <-> bytes, under probabilities that are integers too.
 
-A distribution shares the slots 0 .. 2^precision - 1 out among its symbols, each of which owns an interval:
+A distribution shares out the slots 0 .. 2^precision - 1 among its symbols; each owns an interval of them:
 
-    0             start            start + frequency                2^precision
-    |---- ... ----|---- symbol ----|---- ... -----------------------|
+    0             start            start + frequency               2^precision
+    |---- ... ----|---- symbol ----|------------ ... --------------|
 
-A stream is one state, 2^32 <= state < 2^64, and a stack of 32-bit words. push and pop are inverses:
+A stream is a state, 2^32 <= state < 2^64, and a stack of 32-bit words. push and pop are inverses:
 
-    push    frequency <= state >> (64 - precision):  put the low word on the stack, state >>= 32
+    push    if state >> (64 - precision) >= frequency:  put the low word on the stack, state >>= 32
             state = (state // frequency << precision) + state % frequency + start
-    pop     state < 2^32:  state = state << 32 | word taken from the stack
+    pop     if state < 2^32:  state = state << 32 | word from the stack
             slot = state mod 2^precision, which names the symbol
             state = (state >> precision) * frequency + slot - start
 
-Bytes are laid out as the decoder wants them, so that their first part alone holds the first symbols:
+The bytes lie in the order in which a decoder reads them, so that the first of them hold the first symbols:
 
-    | 2 bits: size - 4 | state, big-endian: size bytes in all, 4 to 7 | word | word | ...    little-endian
+    | size - 4: 2 bits | state, big-endian, to fill size = 4 .. 7 bytes | word | word | ...  little-endian
 
-The encoder starts from 2^32 + seal, and there the decoder must end. The seal, 32 bits of the caller's (a checksum,
-say), is carried for the 32 bits which any first state costs; and as no state falls below 2^32 for want of a word
-unless the stream was cut, a decoder knows how far a cut stream is good.
+The encoder starts from 2^32 + seal, and the decoder must end there. The seal is 32 bits of the caller's, such
+as a checksum, for the 32 bits which the first state takes; a smaller state would waste up to 24 of them. And as
+a state falls below 2^32 only for want of a word, a decoder knows how far a cut stream is good.
 
-Source: Duda, "Asymmetric numeral systems", arXiv 1311.2540. All that is compiled is in this module, since numba's
-cache sees no change in another file; the distributions themselves are in tables.
+Source: Duda, "Asymmetric numeral systems", arXiv 1311.2540. The distributions are in tables, but all that is
+compiled is here: numba's cache does not notice a change in another file.
 """
 
 import numba
@@ -50,7 +50,7 @@ _inlined = numba.njit(forceinline=True)
 
 
 class Truncated(ValueError):
-    """A stream that ends before its symbols do; symbols: those of the group which it still holds, 1-D, all right."""
+    """A stream that ends within a group; symbols: (n,) int32, the first of the group, all that it holds."""
 
     def __init__(self, symbols, wanted):
         super().__init__(f"stream ends after {symbols.size} of a group of {wanted} symbols")
@@ -58,22 +58,22 @@ class Truncated(ValueError):
 
 
 class Encoder:
-    """Groups of symbols -> bytes. Inverse: Decoder, which pops the groups in the order in which they were pushed."""
+    """Groups of symbols -> bytes. Inverse: Decoder, which pops the groups in the order of their push."""
 
     def __init__(self):
         self._groups = []
 
     def push(self, distribution, symbols):
-        """Append the integers `symbols`, of the distribution's shape, to the stream."""
+        """Append a group: integers of the distribution's shape."""
         self._groups.append((*distribution.intervals(symbols), distribution.precision))
 
     @property
     def bits(self):
-        """The information pushed so far, the sum of precision - log2(frequency): what finish() aims at."""
+        """The information in all groups, the sum of precision - log2(frequency): what finish aims at."""
         return sum(precision * f.size - np.log2(f).sum(dtype=np.float64) for _, f, precision in self._groups)
 
     def finish(self, seal=0):
-        """The bytes of all groups: bits / 8, 4 for the seal (0 <= seal < 2^32), and less than 2."""
+        """Return the bytes of all groups: bits / 8, 4 for the seal (0 <= seal < 2^32), and less than 2."""
         if not 0 <= seal < 1 << 32:
             raise ValueError(f"seal {seal}: need 0 <= seal < 2^32")
         state, stack = np.uint64(1 << 32 | seal), []
@@ -105,9 +105,9 @@ class Decoder:
         self._loose = len(data) - end
 
     def pop(self, distribution, shape=None):
-        """The next group: int32, of the distribution's shape, or of `shape` where it has none.
+        """Return the next group: int32, of the distribution's shape, or of `shape` where it has none.
 
-        Raises Truncated if the stream ends early.
+        Raises Truncated if the stream ends within it.
         """
         symbols = np.empty(distribution.shape if shape is None else shape, np.int32)
         flat = symbols.reshape(-1)
@@ -118,7 +118,7 @@ class Decoder:
         return symbols
 
     def finish(self):
-        """The seal. Raises ValueError unless every byte was used and the state is back where the encoder began."""
+        """Return the seal. Raises ValueError unless the bytes are used up and the state is a first state."""
         self._position, state = _refill(self._words, self._position, self._state)
         self._state = np.uint64(state)
         if self._loose or self._position < self._words.size or int(state) >> 32 != 1:
@@ -186,9 +186,9 @@ def pop_table(words, position, state, symbols, values, starts, precision):
 
 @_compiled
 def prepare_mixture(weight, mean, nbins, share, low):
-    """Write the weights, brought to a sum of 2^16, to share, and where the windows around the means begin to low.
+    """Bring weights to a sum of 2^16 (share), and find the first integers of the windows (low).
 
-    weight >= 0, mean: (K, N). Returns False if weights have no sum.
+    weight >= 0, mean, share: (K, N); low: (N,). Returns False if the weights of a symbol are all 0.
     """
     for i in range(low.size):
         total = np.int64(0)
@@ -196,7 +196,7 @@ def prepare_mixture(weight, mean, nbins, share, low):
             total += weight[k, i]
         if total == 0:
             return False
-        # Rounding the running sums, not the weights, keeps the total
+        # The running sums are rounded, not the weights: that keeps the total
         running, before, centre = np.int64(0), np.int64(0), np.int64(0)
         for k in range(weight.shape[0]):
             running += weight[k, i]
@@ -217,12 +217,14 @@ def _interpolate(table, x, bits):
 
 
 @_inlined
-def _bounds(z, i, low, nbins, precision, weight, mean, scale, sigmoid, inverse):
-    """The interval of z under the i-th mixture, low - 1 <= z <= low + nbins: its start and its end.
+def _bounds(z, i, mixture, tables):
+    """Start and end of the interval of z, low - 1 <= z <= low + nbins, under the i-th mixture.
 
-    |z 2^6| < 2^32, |mean| <= 2^31 and inverse <= 2^29 keep the argument below 2^63; weights that sum to 2^16, their
-    sum within 2^47; and share < 2^24, the product with it within 2^55.
+    |64 z| < 2^32, |mean| <= 2^31 and inverse <= 2^29 keep the argument of the sigmoid below 2^63;
+    weights that sum to 2^16, the sum within 2^47; share < 2^24, the product with it within 2^55.
     """
+    low, nbins, precision, weight, mean, scale = mixture
+    sigmoid, inverse, _, _ = tables
     share = (1 << precision) - nbins - 2
     edge = (z << MEAN_BITS) - (1 << MEAN_BITS - 1)
     centre = SIGMOID_REACH << ARGUMENT_BITS
@@ -235,29 +237,31 @@ def _bounds(z, i, low, nbins, precision, weight, mean, scale, sigmoid, inverse):
         start += w * _interpolate(sigmoid, min(max(x, 0), limit), CELL_BITS)
         x += slope << MEAN_BITS
         end += w * _interpolate(sigmoid, min(max(x, 0), limit), CELL_BITS)
-    rank = z - low + 1
+    rank = z - low[i] + 1
     start = ((start >> WEIGHT_BITS) * share >> SIGMOID_BITS) + rank
     end = ((end >> WEIGHT_BITS) * share >> SIGMOID_BITS) + rank + 1
-    if z < low:
+    if z < low[i]:
         start = np.int64(0)
-    if z >= low + nbins:
+    if z >= low[i] + nbins:
         end = np.int64(1 << precision)
     return start, end
 
 
 @_compiled
-def mixture_intervals(symbols, low, nbins, precision, weight, mean, scale, sigmoid, inverse, start, frequency):
-    """Intervals of symbols under mixtures, written to start and frequency: one each, four for those outside.
+def mixture_intervals(symbols, mixture, tables, start, frequency):
+    """Find the intervals of symbols under mixtures: one for each inside its window, four for each outside.
 
+    mixture: low (N,), nbins, precision, and weight, mean, scale (K, N); tables: those of tables.TABLES.
     Inverse: pop_mixture.
     """
+    low, nbins, precision, _, _, _ = mixture
     j = 0
     for i in range(symbols.size):
         below, above = np.int64(low[i]) - 1, np.int64(low[i]) + nbins
         symbol = np.int64(symbols[i])
         z = min(max(symbol, below), above)
-        a, b = _bounds(z, i, below + 1, nbins, precision, weight, mean, scale, sigmoid, inverse)
-        start[j], frequency[j] = a, b - a
+        first, last = _bounds(z, i, mixture, tables)
+        start[j], frequency[j] = first, last - first
         j += 1
         if z == below or z == above:
             distance = abs(symbol - z) + 1
@@ -275,13 +279,12 @@ def mixture_intervals(symbols, low, nbins, precision, weight, mean, scale, sigmo
 
 
 @_compiled
-def pop_mixture(
-    words, position, state, symbols, low, nbins, precision, weight, mean, scale, sigmoid, inverse, scales, logit
-):
+def pop_mixture(words, position, state, symbols, mixture, tables):
     """Pop symbols, each under its own mixture. Inverse: mixture_intervals.
 
     Returns how many symbols there were, the position and the state.
     """
+    low, nbins, precision, _, _, _ = mixture
     mask = np.uint64((1 << precision) - 1)
     for i in range(symbols.size):
         position, state = _refill(words, position, state)
@@ -289,12 +292,12 @@ def pop_mixture(
             return i, position, state
         slot = np.int64(state & mask)
         below, above = np.int64(low[i]) - 1, np.int64(low[i]) + nbins
-        z = _guess(slot, i, nbins, precision, weight, mean, scale, scales, logit)
+        z = _guess(slot, i, mixture, tables)
         left, right = below, above
         trial = 0
         while True:
             z = min(max(z, left), right)
-            start, end = _bounds(z, i, below + 1, nbins, precision, weight, mean, scale, sigmoid, inverse)
+            start, end = _bounds(z, i, mixture, tables)
             if slot < start:
                 right = z - 1
             elif slot >= end:
@@ -319,8 +322,10 @@ def pop_mixture(
 
 
 @_inlined
-def _guess(slot, i, nbins, precision, weight, mean, scale, scales, logit):
-    """About where the slot is: the mean of the components' quantiles. It decides nothing but the number of steps."""
+def _guess(slot, i, mixture, tables):
+    """About where the slot lies: the mean of the components' quantiles. Only the time to search depends on it."""
+    _, nbins, precision, weight, mean, scale = mixture
+    _, _, scales, logit = tables
     share = (1 << precision) - nbins - 2
     level = min(max(slot - nbins // 2 - 1, 0), share - 1) << (MAX_PRECISION - precision)
     t = _interpolate(logit, level, MAX_PRECISION - LOGIT_CELLS_BITS)
@@ -333,7 +338,7 @@ def _guess(slot, i, nbins, precision, weight, mean, scale, scales, logit):
 
 @_inlined
 def _bits_interval(value, width, precision):
-    """The interval of a number of `width` <= 16 equiprobable bits: its start and its frequency. Inverse: _pop_bits."""
+    """Start and frequency of a number of `width` <= 16 equiprobable bits. Inverse: _pop_bits."""
     return value << (precision - width), 1 << (precision - width)
 
 

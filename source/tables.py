@@ -1,7 +1,7 @@
 """Distributions in integers, as the coder takes them: logistic, mixture of logistics, histogram.
 
-Every number here comes from integers by exact arithmetic, so that a stream decodes on every machine. In front of the
-coder a distribution is three members: shape, precision, intervals(symbols) and its inverse pop(words, ...).
+All that decides a bit comes from integers by exact arithmetic, so that a stream decodes on every machine.
+To the coder a distribution is a shape, a precision, intervals(symbols) and its inverse, pop(words, ...).
 """
 
 from decimal import Context, Decimal
@@ -18,7 +18,7 @@ SCALES = (MAX_OCTAVE - MIN_OCTAVE) * SCALES_PER_OCTAVE + 1
 
 
 def _sigmoid_table():
-    """2^31 sigma(i / 64 - 24), rounded: the exponential of decimal is correctly rounded, unlike that of libm."""
+    """2^31 sigma(i / 64 - 24), rounded. The exponential is decimal's, correctly rounded as libm's is not."""
     context = Context(prec=30)
     cells = 1 << rans.ARGUMENT_BITS - rans.CELL_BITS
     one = 1 << rans.SIGMOID_BITS
@@ -40,7 +40,7 @@ def _power_table(bits):
 
 
 def _logit_table():
-    """logit(i / 1024), the ends at the smallest probability of all: for guesses only, hence in floating point."""
+    """2^20 logit(i / 1024), the ends at the least probability there is. For guesses only: floats will do."""
     p = np.arange((1 << rans.LOGIT_CELLS_BITS) + 1) / (1 << rans.LOGIT_CELLS_BITS)
     p = p.clip(0.5**rans.MAX_PRECISION, 1 - 0.5**rans.MAX_PRECISION)
     return np.round(np.log(p / (1 - p)) * (1 << rans.LOGIT_BITS)).astype(np.int32)
@@ -51,6 +51,7 @@ SIGMOID = _sigmoid_table()
 INVERSE = _power_table(rans.ARGUMENT_BITS - rans.MEAN_BITS - MIN_OCTAVE)
 SCALE = _power_table(rans.SCALE_BITS + MAX_OCTAVE)[::-1].copy()
 LOGIT = _logit_table()
+TABLES = SIGMOID, INVERSE, SCALE, LOGIT
 
 
 def _integers(name, values, low=-(2**31), high=2**31 - 1):
@@ -70,20 +71,23 @@ def _check_precision(precision):
 
 
 class Mixture:
-    """Each symbol under its own mixture of discretised logistics, sum_k weight_k [F_k(z + 1/2) - F_k(z - 1/2)].
+    """Each symbol under its own mixture of discretised logistics, P(z) = F(z + 1/2) - F(z - 1/2).
 
-    weight  (K, *shape) integers >= 0, in proportion to the probabilities; they are brought to a sum of 2^16
+    F(x) = sum over k of weight_k sigma((x - mean_k) / s_k)
+    weight  (K, *shape) integers >= 0, in proportion to the probabilities: brought to a sum of 2^16
     mean    (K, *shape) int32, in units of 2^-6 steps between integers
-    scale   (K, *shape) integers k, for scales of 2^(k / 32 - 6) steps; clamped to 0 .. 512
-    nbins   the window: as many integers, around the rounded mean of the mixture, have intervals of their own
-    Symbols are any int32. With F in units of 2^precision - nbins - 2, rounded down, and low the first of the window,
+    scale   (K, *shape) integers k, for s = 2^(k / 32 - 6) steps; clamped to 0 .. 512
+    nbins   the size of the window, the integers around the rounded mean that have intervals of their own
 
-        0           F(low - 1/2) + 1         F(z - 1/2) + 1 + z - low        F(low + nbins - 1/2) + 1 + nbins
-        |-- below --|-- low --|-- ... --|-- ... --|-- z --|-- ... --|-- low + nbins - 1 --|-- above --|
-                                                                                               2^precision
-    F never falls, so that every interval has a slot at least, `below` and `above` too. These two are followed by the
-    distance from the window's edge, d >= 0: the length of d + 1 in 5 bits, then its bits but for the leading one.
-    As |mean / 2^6| <= 2^25 and nbins <= 2^23, d + 1 < 2^32.
+    With low the first integer of the window and F out of 2^precision - nbins - 2, rounded down:
+
+        0           c(low)    c(low + 1)             c(z)    c(z + 1)       c(low + nbins)   2^precision
+        |-- below --|-- low --|-- low + 1 --| ... ---|-- z --|-- ... -------|---- above -----|
+        c(z) = F(z - 1/2) + z - low + 1
+
+    As F never falls, no interval is empty. Symbols are any int32: one outside the window is below or above,
+    followed by its distance from there, d >= 0: the length of d + 1 in 5 bits, and its bits after the first.
+    d + 1 < 2^32, for |mean / 2^6| <= 2^25 and nbins <= 2^23.
     """
 
     def __init__(self, weight, mean, scale, nbins=4096, precision=24):
@@ -94,40 +98,123 @@ class Mixture:
         scale = _integers("scale", np.clip(scale, 0, SCALES - 1))
         if not weight.shape == mean.shape == scale.shape:
             raise ValueError(f"weight {weight.shape}, mean {mean.shape}, scale {scale.shape}: need one shape")
-        self.shape, self.precision, self.nbins = mean.shape[1:], precision, nbins
-        self._mean = mean.reshape(len(mean), -1)
-        self._scale = scale.reshape(self._mean.shape)
-        self._weight = np.empty_like(self._mean)
-        self._low = np.empty(self._mean.shape[1], np.int32)
-        if not rans.prepare_mixture(weight.reshape(self._mean.shape), self._mean, nbins, self._weight, self._low):
+        self.shape, self.precision = mean.shape[1:], precision
+        weight, mean, scale = (a.reshape(len(mean), -1) for a in (weight, mean, scale))
+        share, low = np.empty_like(weight), np.empty(weight.shape[1], np.int32)
+        if not rans.prepare_mixture(weight, mean, nbins, share, low):
             raise ValueError("weight: need a positive sum for every symbol")
+        self._mixture = low, nbins, precision, share, mean, scale
 
     def intervals(self, symbols):
-        """Integers of shape `shape` -> start and frequency, in order: one each, and three more for one outside."""
+        """Symbols -> start and frequency of their intervals, four instead of one outside the window."""
         symbols = _integers("symbols", symbols)
         if symbols.shape != self.shape:
             raise ValueError(f"symbols of shape {symbols.shape}: need {self.shape}")
         symbols = symbols.reshape(-1)
-        outside = np.count_nonzero((symbols < self._low) | (symbols >= self._low + self.nbins))
+        low, nbins = self._mixture[:2]
+        outside = np.count_nonzero((symbols < low) | (symbols >= low + nbins))
         start = np.empty(symbols.size + 3 * outside, np.uint32)
         frequency = np.empty_like(start)
-        rans.mixture_intervals(symbols, *self._arguments, start, frequency)
+        rans.mixture_intervals(symbols, self._mixture, TABLES, start, frequency)
         return start, frequency
 
     def pop(self, words, position, state, symbols):
-        """Inverse of intervals: fill `symbols` from a stream; returns their number, the position and the state."""
-        return rans.pop_mixture(words, position, state, symbols, *self._arguments, SCALE, LOGIT)
-
-    @property
-    def _arguments(self):
-        parameters = self._weight, self._mean, self._scale
-        return self._low, self.nbins, self.precision, *parameters, SIGMOID, INVERSE
+        """Read symbols, (N,). Returns how many there were, the position and the state. Inverse: intervals."""
+        return rans.pop_mixture(words, position, state, symbols, self._mixture, TABLES)
 
 
 class Logistic(Mixture):
-    """Each symbol under its own discretised logistic: a Mixture of one component; mean, scale: integers of any shape."""
+    """Each symbol under its own discretised logistic: a Mixture with K = 1; mean and scale: (*shape)."""
 
     def __init__(self, mean, scale, nbins=4096, precision=24):
         mean, scale = np.asarray(mean)[None], np.asarray(scale)[None]
         super().__init__(np.ones(mean.shape, np.int32), mean, scale, nbins, precision)
 
+
+class Histogram:
+    """All symbols of a group under one table: values[j] with a probability in proportion to counts[j].
+
+    values  (M,) int32, increasing; M >= 1
+    counts  (M,) integers >= 1, of a sum below 2^31
+
+    With C(j) the sum of the counts before j, out of 2^precision - M, rounded down:
+
+        0               C(j) + j              C(j + 1) + j + 1       2^precision
+        |----- ... -----|----- values[j] -----|--------- ... --------|
+
+    It has no shape: tell Decoder.pop one. A decoder gets the table itself from the stream: see write.
+    """
+
+    shape = None
+
+    def __init__(self, values, counts, precision=24):
+        _check_precision(precision)
+        self.values, self.precision = _integers("values", values), precision
+        self.counts = _integers("counts", counts, low=1).astype(np.int64)
+        size = len(self.values)
+        if not 1 <= size <= 1 << precision - 1 or self.counts.shape != self.values.shape:
+            raise ValueError(f"{size} values, {len(self.counts)} counts: need 1 .. {1 << precision - 1}")
+        if (np.diff(self.values.astype(np.int64)) < 1).any() or self.counts.sum() >= 1 << 31:
+            raise ValueError("need increasing values, and counts of a sum below 2^31")
+        running = np.concatenate([[0], np.cumsum(self.counts)])
+        self._starts = running * ((1 << precision) - size) // running[-1] + np.arange(size + 1)
+
+    @classmethod
+    def of(cls, symbols, precision=24):
+        """Count integers of any shape, at least one."""
+        return cls(*np.unique(_integers("symbols", symbols), return_counts=True), precision)
+
+    def intervals(self, symbols):
+        """Symbols -> start and frequency of their intervals. Raises ValueError for one without a count."""
+        symbols = _integers("symbols", symbols).reshape(-1)
+        j = np.searchsorted(self.values, symbols).clip(max=len(self.values) - 1)
+        if (self.values[j] != symbols).any():
+            raise ValueError("symbols: one has no count in the histogram")
+        return self._starts[j].astype(np.uint32), np.diff(self._starts)[j].astype(np.uint32)
+
+    def pop(self, words, position, state, symbols):
+        """Read symbols, (N,). Returns how many there were, the position and the state. Inverse: intervals."""
+        return rans.pop_table(words, position, state, symbols, self.values, self._starts, self.precision)
+
+    def write(self, encoder):
+        """Push the table: how many symbols are negative, how many of these in the lower half, and so on.
+
+        First a depth d, all values being in [-2^(d - 1), 2^(d - 1)); then d times, for each interval that is
+        not empty, the count of its lower half. The reader knows the count of all. Inverse: read.
+        """
+        depth = 1 + max(int(self.values[-1]).bit_length(), int(~self.values[0]).bit_length())
+        encoder.push(_depth(self.precision), np.array([depth]))
+        index = self.values.astype(np.int64) + (1 << depth - 1)
+        for level in reversed(range(depth)):
+            _, first = np.unique(index >> level + 1, return_index=True)
+            count = np.add.reduceat(self.counts, first)
+            lower = np.add.reduceat(np.where(index >> level & 1, 0, self.counts), first)
+            encoder.push(_halving(count, self.precision), lower)
+
+    @classmethod
+    def read(cls, decoder, total, precision=24):
+        """Pop the table of `total` >= 1 symbols. Raises ValueError if there is none. Inverse: write."""
+        depth = int(decoder.pop(_depth(precision))[0])
+        if not 1 <= depth <= 32:
+            raise ValueError(f"corrupt histogram: depth {depth}")
+        index, count = np.zeros(1, np.int64), np.array([total])
+        for _ in range(depth):
+            lower = decoder.pop(_halving(count, precision))
+            if (lower < 0).any() or (lower > count).any():
+                raise ValueError("corrupt histogram: a part exceeds the whole")
+            index = np.stack([2 * index, 2 * index + 1], axis=1).reshape(-1)
+            count = np.stack([lower, count - lower], axis=1).reshape(-1)
+            index, count = index[count > 0], count[count > 0]
+        return cls(index - (1 << depth - 1), count, precision)
+
+
+def _depth(precision):
+    """Of a histogram's depth: about 9, the range of differences of bytes."""
+    mean, scale = 9 << rans.MEAN_BITS, -MIN_OCTAVE * SCALES_PER_OCTAVE
+    return Logistic(np.array([mean]), np.array([scale]), precision=precision)
+
+
+def _halving(count, precision):
+    """Of the lower part of each count: a half of it, give or take a ninth (best on residuals of photographs)."""
+    mean = np.minimum(count << rans.MEAN_BITS - 1, 2**31 - 1)
+    return Logistic(mean, SCALES_PER_OCTAVE * np.frexp(count)[1] + 72, precision=precision)

@@ -44,7 +44,7 @@ def make_parser():
     parser.add_argument("-batch", type=int, default=32, help="images a step (%(default)s)")
     parser.add_argument("-steps", type=int, default=3, help="timed steps of each model (%(default)s)")
     parser.add_argument("-amp", action="store_true", help="bfloat16 autocast")
-    parser.add_argument("-compile", action="store_true", help="torch.compile for our model (minutes at first)")
+    parser.add_argument("-compile", action="store_true", help="torch.compile for ours (minutes at first)")
     parser.add_argument("-memoryOf", nargs=2, help=argparse.SUPPRESS)
     return parser
 

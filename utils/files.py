@@ -7,7 +7,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 @contextmanager
@@ -20,6 +26,7 @@ def whole(path):
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -35,10 +42,8 @@ def save_tensors(path, tensors, state):
     """Write a dict of tensors and a JSON-able state into one .safetensors file, as a whole."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     with whole(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={"state": json.dumps(state)})
-        except SafetensorError as error:
-            raise OSError(f"{path}: {error}") from None
+        # not by safetensors itself, whose files nobody but their owner can read
+        temporary.write_bytes(save(tensors, metadata={"state": json.dumps(state)}))
 
 
 def load_tensors(path):

@@ -1,10 +1,10 @@
 """Networks in fixed point: the same integers for any order of summation, hence on any machine.
 
-Float networks give other last digits with other thread counts, batch sizes and devices; one rounding that falls
-the other way, and a decoder reads garbage. Here weights and activations are integers, and every partial sum of
-a layer is an integer times a power of two that float64 holds exactly. The bound that makes it so is computed from
-the weights (FixedNetwork.check), not hoped for. Convolutions are matrix products: convolution libraries may
-choose Winograd or FFT, which are not exact.
+Float networks give other last digits with other thread counts, batch sizes and devices; one rounding that
+falls the other way, and a decoder reads garbage. Here weights and activations are integers, and every partial
+sum of a layer is an integer times a power of two that float64 holds exactly. The bound that makes it so is
+computed from the weights (FixedNetwork.check), not hoped for. Convolutions are matrix products: convolution
+libraries may choose Winograd or FFT, which are not exact.
 """
 
 import torch
@@ -24,10 +24,10 @@ PIXELS = 1 << 12
 
 
 def _quantise(weight, bias):
-    """Real weights (M, K) and biases (M,) of integer inputs to (integers (M, K), exponents (M,), integers (M,)).
+    """Real weights (M, K), biases (M,) -> integers (M, K), exponents (M,), integers (M,).
 
-    weight = integers * 2^-exponent with |integers| < 2^15, as many bits as each output channel allows; biases in
-    the same unit.
+    weight = integers * 2^-exponent with |integers| < 2^15, as many bits as each output channel allows; biases
+    in the same unit.
     """
     exponent = (WEIGHT_BITS - torch.frexp(weight.abs().amax(1))[1]).clamp(max=EXPONENT_MAX)
     scale = torch.exp2(exponent.double())
@@ -41,7 +41,7 @@ def _quantise(weight, bias):
 class FixedNetwork(nn.Module):
     """A ConvNet in integers: round(factor * net(x) + offset) / unit in float64, the integer within 2^24.
 
-    unit: a power of two. x: (B, C, H, W) in multiples of 1/256. Layer by layer, with a the integer activations,
+    unit: a power of two. x: (B, C, H, W) in multiples of 1/256. Layer by layer, a the integer activations,
         a <- clamp(floor((W a + b) 2^-e + 1/2), 0, 2^24 - 1),
     and for the last layer the same within +-2^24; W, b, e integers, e for each output channel.
     Made by `FixedNetwork.of`; as a module it holds what is stored: W, b and e as int16, int64 and int8.
@@ -65,6 +65,8 @@ class FixedNetwork(nn.Module):
     @classmethod
     def of(cls, net, factor, offset=0.0, unit=1):
         """Freeze a ConvNet. Raises ValueError if its weights are too large."""
+        if not all(parameter.isfinite().all() for parameter in net.parameters()):
+            raise ValueError("these weights are not finite")
         fixed = cls(net, unit)
         rows, columns = fixed.kernel
         first, last = net.first.weight.detach().double(), net.last.weight.detach().double()

@@ -5,8 +5,8 @@ import math
 import torch
 
 MIDDLE, STEPS = 128, 256
-# Sixteen bits hold every difference of 16-bit samples, and 256 such shifts of one value stay below 2^24, where
-# float32 stops counting: additions remain exact, hence invertible, whatever the weights.
+# Sixteen bits hold every difference of 16-bit samples, and 256 such shifts of one value stay below 2^24,
+# where float32 stops counting: additions remain exact, hence invertible, whatever the weights.
 LIMIT = 2.0**16
 
 

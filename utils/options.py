@@ -18,6 +18,13 @@ class Option(NamedTuple):
     choices: tuple | None = None
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line, as everything else here does."""
+
+    def error(self, message):
+        raise ValueError(f"{message}; -h shows the options")
+
+
 CUDA = {"cuda": Option(-1, "GPU to compute on; -1: the CPU")}
 
 
@@ -27,7 +34,7 @@ def make_parser(doc, options):
     options: name -> Option; False as a default makes a switch. The parsed namespace holds only what was
     typed, so that a script can tell a default from a choice: see `parse`.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
@@ -50,20 +57,36 @@ def parse(doc, options, argv):
     return {name: option.default for name, option in options.items()} | typed, typed
 
 
+def check_types(values, options, where):
+    """Raise ValueError, naming `where`, for a value that could not have been typed as an option."""
+    for name, (default, _, choices) in options.items():
+        value, kind = values.get(name, default), type(default)
+        if not (type(value) is kind or (kind is float and type(value) is int)):
+            raise ValueError(f"{where}: {name} is {value!r}, need {kind.__name__}")
+        if choices and value not in choices:
+            raise ValueError(f"{where}: {name} is {value!r}, need one of {', '.join(choices)}")
+
+
 def script(main):
-    """Make main(argv=None) a script: what a user can cause ends as one line on stderr and exit status 2."""
+    """Make main(argv=None) a script: what a user can cause ends as one line on stderr and exit status 2.
+
+    Ctrl-C, where main does not take it, ends so with status 130.
+    """
     name = Path(inspect.getfile(main)).name
 
     @functools.wraps(main)
     def run(argv=None):
+        status = 2
         try:
             return main(argv)
         except torch.OutOfMemoryError:
             message = "the GPU's memory is full: give a smaller -batch"
         except (ValueError, OSError, FloatingPointError) as error:
             message = " ".join(str(error).split())
+        except KeyboardInterrupt:
+            message, status = "interrupted", 130
         print(f"{name}: {message}", file=sys.stderr)
-        raise SystemExit(2)
+        raise SystemExit(status)
 
     return run
 

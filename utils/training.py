@@ -50,10 +50,11 @@ DIVERGED = 1000.0
 
 @dataclass
 class Progress:
-    """Where a training stands: next epoch, next step in it, sums of this epoch, best figures, past epochs."""
+    """Where a training stands: next epoch, next step in it, steps in all, sums of this epoch, best figures, past epochs."""
 
     epoch: int = 0
     step: int = 0
+    steps: int = 0
     nats: float = 0.0
     dimensions: int = 0
     seconds: float = 0.0
@@ -109,6 +110,15 @@ class Workers:
         finally:
             dist.destroy_process_group()
 
+    @contextmanager
+    def leader_first(self):
+        """Within: rank 0 comes first, so that it alone downloads."""
+        if self.rank:
+            dist.barrier()
+        yield
+        if self.distributed and not self.rank:
+            dist.barrier()
+
     def sum(self, *values, device="cpu"):
         """The sums of numbers or scalar tensors over all processes, as a float64 tensor."""
         total = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in values])
@@ -155,6 +165,10 @@ class Trainer:
     """
 
     def __init__(self, model, train, test, options, folder, device, workers):
+        if not any(min(len(part), options["batch"]) >= workers.count for part in train):
+            raise ValueError(f"{workers.count} processes: need an image for each in a -batch")
+        if not any(map(len, test)):
+            raise ValueError("the test set has no images")
         self.model, self.options, self.folder = model.to(device), options, Path(folder)
         self.train, self.test = ([place(part, device) for part in parts] for parts in (train, test))
         self.device, self.workers, self.progress = device, workers, Progress()
@@ -171,7 +185,9 @@ class Trainer:
         return self.average or dict(self.model.named_parameters())
 
     def save(self, name):
-        """Write weights, optimiser and progress to savings/NAME.safetensors."""
+        """Write weights, optimiser and progress to savings/NAME.safetensors; weights must be finite."""
+        if not all(p.isfinite().all() for p in self.model.parameters()):
+            self.check(math.nan)
         tensors = {f"model.{n}": p for n, p in self.model.named_parameters()}
         if self.average:
             tensors |= {f"average.{n}": p for n, p in self.average.items()}
@@ -185,6 +201,8 @@ class Trainer:
         path = self.folder / "savings" / f"{name}.safetensors"
         tensors, state = load_tensors(path)
         try:
+            if sum(n.startswith("model.") for n in tensors) != len(list(self.model.parameters())):
+                raise KeyError("another number of weights")
             self.progress = Progress(**state)
             for n, p in self.model.named_parameters():
                 p.data.copy_(tensors[f"model.{n}"])
@@ -230,7 +248,9 @@ class Trainer:
         self.optimizer.step()
         if self.average:
             parameters = [p.detach() for p in self.model.parameters()]
-            torch._foreach_lerp_(list(self.average.values()), parameters, 1 - self.options["ema"])
+            # young averages forget faster, or the first weights would weigh on them for long
+            decay = min(self.options["ema"], (1 + self.progress.steps) / (10 + self.progress.steps))
+            torch._foreach_lerp_(list(self.average.values()), parameters, 1 - decay)
         return nats.detach()
 
     @torch.no_grad()
@@ -277,6 +297,7 @@ class Trainer:
                 share = index[workers.rank :: workers.count]
                 pending += self.step(gather(self.train[which], share, self.device), len(index))
                 p.step += 1
+                p.steps += 1
                 p.dimensions += len(index) * self.train[which][0].numel()
                 bar.update(len(index))
                 last = p.step == len(batches)
@@ -303,6 +324,7 @@ class Trainer:
         history = [*p.history, dict(zip(RECORD, (p.epoch + 1, train, test, rate, round(p.seconds, 2))))]
         self.progress = Progress(
             p.epoch + 1,
+            steps=p.steps,
             best_train=min(train, p.best_train),
             best_test=min(test, p.best_test),
             history=history,
@@ -313,11 +335,12 @@ class Trainer:
             self.save_best("train")
         if test < p.best_test:
             self.save_best("test")
-        self.save("latest")
         last = self.progress.epoch == self.options["epoch"]
         if last or self.progress.epoch % self.options["savePeriod"] == 0:
             self.save_epoch()
         self.record(always=last)
+        # at last: a run that is killed before goes on from the epoch's start and writes the others again
+        self.save("latest")
         images = sum(len(t) for t in self.train) / max(p.seconds, 1e-9)
         tqdm.write(f"epoch {p.epoch + 1}: train {train:.4f}, test {test:.4f} bits/dim, {images:.0f} images/s")
 
@@ -328,7 +351,9 @@ class Trainer:
                 finished = self.run_epoch(asked, show and not self.workers.rank)
                 if finished:
                     self.end_epoch()
-                if asked[0] or not finished:
+                # one answer for all processes, whenever the signal reached each of them
+                stop = self.workers.sum(asked[0], device=self.device).item()
+                if not finished or (stop and self.progress.epoch < self.options["epoch"]):
                     if not self.workers.rank:
                         self.save("latest")
                         self.record()
