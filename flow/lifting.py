@@ -1,6 +1,7 @@
 """Scheme 1: a level of the wavelet as 1-D lifting of rows, then of columns; Haar and LeGall 5/3 among it."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from flow.pyramid import Pyramid
@@ -51,12 +52,14 @@ class LiftingLevel(nn.Module):
     """odd -= round(256 P(c(even))), even += round(256 U(c(odd))), for pairs P, U; c(v) = v / 256.
 
     Rows first, then columns with the same steps; the coarse band is low in both.
+    mirrored: where the last even sample of a row has no odd one beside it, update with the last odd sample there
+    is, as symmetric extension has it (LeGall); otherwise with 0, a pixel that repeats itself (Haar).
     Source: method 4; Le Gall and Tabatabai (1988); ITU-T T.800, annex F (reversible 5/3).
     """
 
-    def __init__(self, lifts):
+    def __init__(self, lifts, mirrored=True):
         super().__init__()
-        self.lifts = nn.ModuleList(lifts)
+        self.lifts, self.mirrored = nn.ModuleList(lifts), mirrored
 
     def freeze(self):
         """Turn to fixed point: the same steps for any order of summation."""
@@ -69,7 +72,11 @@ class LiftingLevel(nn.Module):
         if not target.numel():
             return target
         size = halves[0].shape[-2:]
-        shift = crop(round_through(STEPS * self.lifts[i](extend(source, size, 0) / STEPS)), target.shape[-2:])
+        if self.mirrored:
+            source = extend(source, size, 0)
+        else:
+            source = F.pad(source, (0, size[1] - source.shape[-1]))
+        shift = crop(round_through(STEPS * self.lifts[i](source / STEPS)), target.shape[-2:])
         return shift if i % 2 else -shift
 
     def _analyse(self, x):
@@ -101,10 +108,11 @@ def lifting_level(wavelet, repeat, hchnl, nhidden, channels=3):
     """A trainable LiftingLevel of 2 * repeat steps that starts as a classical wavelet, "haar" or "legall"."""
     steps = CLASSICAL[wavelet] + (((0, 0, 0), 0),) * (2 * repeat - 2)
     networks = (ConvNet(channels, channels, hchnl, nhidden, kernel=(1, 3)) for _ in steps)
-    return LiftingLevel(Lift(taps, bias, network) for (taps, bias), network in zip(steps, networks))
+    lifts = (Lift(taps, bias, network) for (taps, bias), network in zip(steps, networks))
+    return LiftingLevel(lifts, wavelet != "haar")
 
 
 def classical(wavelet):
     """The fixed integer wavelet "haar" (S transform) or "legall" (reversible 5/3) as a Pyramid."""
-    level = LiftingLevel(Lift(taps, bias) for taps, bias in CLASSICAL[wavelet])
-    return Pyramid([level]).requires_grad_(False)
+    lifts = (Lift(taps, bias) for taps, bias in CLASSICAL[wavelet])
+    return Pyramid([LiftingLevel(lifts, wavelet != "haar")]).requires_grad_(False)

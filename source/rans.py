@@ -18,8 +18,8 @@ The bytes lie in the order in which a decoder reads them, so that the first of t
     | size - 4: 2 bits | state, big-endian, to fill size = 4 .. 7 bytes | word | word | ...  little-endian
 
 The encoder starts from 2^32 + seal, and the decoder must end there. The seal is 32 bits of the caller's, such
-as a checksum, for the 32 bits which the first state takes; a smaller state would waste up to 24 of them. And as
-a state falls below 2^32 only for want of a word, a decoder knows how far a cut stream is good.
+as a checksum, in the 32 bits which the first state takes; a smaller state would waste up to 24 of them. And
+as a state stays below 2^32 only for want of a word, a decoder knows how far a cut stream is good.
 
 Source: Duda, "Asymmetric numeral systems", arXiv 1311.2540. The distributions are in tables, but all that is
 compiled is here: numba's cache does not notice a change in another file.
@@ -323,7 +323,7 @@ def pop_mixture(words, position, state, symbols, mixture, tables):
 
 @_inlined
 def _guess(slot, i, mixture, tables):
-    """About where the slot lies: the mean of the components' quantiles. Only the time to search depends on it."""
+    """About where the slot lies: the mean of the components' quantiles. Nothing but time depends on it."""
     _, nbins, precision, weight, mean, scale = mixture
     _, _, scales, logit = tables
     share = (1 << precision) - nbins - 2

@@ -103,7 +103,7 @@ class Mixture:
         share, low = np.empty_like(weight), np.empty(weight.shape[1], np.int32)
         if not rans.prepare_mixture(weight, mean, nbins, share, low):
             raise ValueError("weight: need a positive sum for every symbol")
-        self._mixture = low, nbins, precision, share, mean, scale
+        self._mixture = low, int(nbins), int(precision), share, mean, scale
 
     def intervals(self, symbols):
         """Symbols -> start and frequency of their intervals, four instead of one outside the window."""
@@ -215,6 +215,6 @@ def _depth(precision):
 
 
 def _halving(count, precision):
-    """Of the lower part of each count: a half of it, give or take a ninth (best on residuals of photographs)."""
+    """Of the lower part of each count: half, give or take a ninth (the best on residuals of photographs)."""
     mean = np.minimum(count << rans.MEAN_BITS - 1, 2**31 - 1)
     return Logistic(mean, SCALES_PER_OCTAVE * np.frexp(count)[1] + 72, precision=precision)

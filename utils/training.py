@@ -50,7 +50,7 @@ DIVERGED = 1000.0
 
 @dataclass
 class Progress:
-    """Where a training stands: next epoch, next step in it, steps in all, sums of this epoch, best figures, past epochs."""
+    """Where a training stands: next epoch, its next step, all steps, its sums, bests, past epochs."""
 
     epoch: int = 0
     step: int = 0

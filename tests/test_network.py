@@ -1,0 +1,81 @@
+"""ConvNet, which pads and convolves in its own way, against the plain composition in float64."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import make_wild
+
+from utils.network import ConvNet, replicate_pad, shift_sum
+
+KERNELS = [(3, 3), (1, 3)]
+SIZES = [(1, 1), (1, 2), (2, 1), (3, 5), (8, 8)]
+
+
+def plain_pad(x, kernel):
+    rows, columns = (k // 2 for k in kernel)
+    return F.pad(x, (columns, columns, rows, rows), mode="replicate")
+
+
+def plain(net, x):
+    """Compute what the docstring of ConvNet says."""
+    h = F.relu(F.conv2d(plain_pad(x, net.kernel), net.first.weight, net.first.bias))
+    for layer in net.hidden:
+        h = F.relu(F.conv2d(h, layer.weight, layer.bias))
+    return F.conv2d(plain_pad(h, net.kernel), net.last.weight, net.last.bias)
+
+
+def wild_net(kernel, nhidden=1):
+    return make_wild(ConvNet(3, 4, 5, nhidden, kernel).double(), 0.5)
+
+
+def batch(size, channels=3):
+    x = torch.randn(2, channels, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return x.requires_grad_()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("nhidden", [0, 2])
+def test_values_and_gradients_are_those_of_the_plain_composition(kernel, size, nhidden):
+    net, x = wild_net(kernel, nhidden), batch(size)
+    wanted, given = plain(net, x), net(x)
+    torch.testing.assert_close(given, wanted, rtol=1e-12, atol=1e-12)
+    weight = torch.randn_like(wanted)
+    inputs = [x, *net.parameters()]
+    for a, b in zip(*(torch.autograd.grad((y * weight).sum(), inputs) for y in (given, wanted))):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("size", SIZES[:4])
+def test_padding_and_shifted_sums_pass_gradcheck(kernel, size):
+    assert torch.equal(replicate_pad(batch(size), kernel), plain_pad(batch(size), kernel))
+    taps = kernel[0] * kernel[1]
+    for function, channels in ((replicate_pad, 2), (shift_sum, 2 * taps)):
+        assert torch.autograd.gradcheck(lambda x: function(x, kernel), batch(size, channels))  # noqa: B023
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_jacrev(kernel):
+    net, x = wild_net(kernel), batch((2, 3)).detach()
+    wanted = torch.autograd.functional.jacobian(lambda v: plain(net, v), x)
+    torch.testing.assert_close(torch.func.jacrev(net)(x), wanted, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_memory_layout_and_batch_do_not_matter(kernel):
+    net, x = wild_net(kernel), batch((4, 6))
+    transposed = x.mT.contiguous().mT
+    torch.testing.assert_close(net(transposed), net(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.cat([net(image) for image in x.split(1)]), net(x), rtol=1e-12, atol=1e-12)
+
+
+def test_untrained_network_is_zero_and_has_the_layers_of_the_method():
+    net = ConvNet(9, 3, 7, 2)
+    assert torch.equal(net(torch.randn(2, 9, 4, 4)), torch.zeros(2, 3, 4, 4))
+    layers = [net.first, *net.hidden, net.last]
+    assert [layer.kernel_size for layer in layers] == [(3, 3), (1, 1), (1, 1), (3, 3)]
+    assert (layers[0].in_channels, layers[-1].out_channels) == (9, 3)
+    assert all(a.out_channels == b.in_channels == 7 for a, b in pairwise(layers))
