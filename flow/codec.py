@@ -39,10 +39,11 @@ def _table(distribution, image, settings):
 
 
 @torch.no_grad()
-def encode(model, images, settings=DEFAULT):
+def encode(model, images, settings=DEFAULT, watch=None):
     """Images (B, 3, H, W) of one size -> a list of B Encoders, still open; `finish` makes their bytes.
 
-    model: frozen. Inverse: decode.
+    model: frozen. watch: called with (level, images) for the smaller images on the way, as stages has them.
+    Inverse: decode.
     """
     x = model.enter(images)
     groups = []
@@ -54,6 +55,8 @@ def encode(model, images, settings=DEFAULT):
             distribution = cropped(given(detail[:k]), band.shape[-2:])
             bands.append((tuple(map(_integers, distribution)), _integers(band)))
         groups[:0] = bands
+        if watch:
+            watch(i + 1, _pixels(model, x))
     groups.insert(0, (tuple(map(_integers, model.top(len(x), x.shape[-2:]))), _integers(x)))
     encoders = [Encoder() for _ in images]
     for distribution, symbols in groups:
@@ -63,35 +66,54 @@ def encode(model, images, settings=DEFAULT):
 
 
 def _pop(decoders, distribution, settings, partial):
-    """A band (B, C, h, w) from a batch of decoders; `partial`: what a stream lacks is the mode."""
-    fields, bands = [_integers(field) for field in distribution], []
+    """A band (B, C, h, w) from a batch of decoders, and whether all of it was there.
+
+    partial: what a stream lacks is the mode, in place of raising Truncated.
+    """
+    fields, bands, whole = [_integers(field) for field in distribution], [], True
     for image, decoder in enumerate(decoders):
         try:
             bands.append(decoder.pop(_table(fields, image, settings)))
         except Truncated as cut:
             if not partial:
                 raise
-            band = _integers(distribution.mode()[image])
+            band, whole = _integers(distribution.mode()[image]), False
             band.reshape(-1)[: len(cut.symbols)] = cut.symbols
             bands.append(band)
-    return torch.from_numpy(np.stack(bands)).movedim(-1, -3)
+    return torch.from_numpy(np.stack(bands)).movedim(-1, -3), whole
 
 
 @torch.no_grad()
-def decode(model, decoders, size, settings=DEFAULT, skip=0, partial=False):
-    """Decoders of B streams -> images (B, 3, H, W), uint8; inverse of encode.
+def stages(model, decoders, size, settings=DEFAULT, skip=0, partial=False):
+    """Decoders of B streams -> the images after each level, coarsest first; inverse of encode.
 
     model: frozen, on the device to compute on. size: (height, width) of the images.
     skip: how many of the finest levels to leave unread; the images are so many times halved.
     partial: take the prior's word for what a cut stream lacks, in place of raising Truncated.
+    Yields the level (how many times halved the images are), the images (B, 3, h, w), uint8, and whether all
+    of them was in the streams.
     """
     sizes = level_sizes(*size, depth(*size))
     like = dict(device=model.device, dtype=model.dtype)
-    x = _pop(decoders, model.top(len(decoders), sizes[-1]), settings, partial).to(**like)
+    top, whole = _pop(decoders, model.top(len(decoders), sizes[-1]), settings, partial)
+    x = top.to(**like)
+    yield len(sizes) - 1, _pixels(model, x), whole
     for i in reversed(range(skip, len(sizes) - 1)):
         given, known = model.detail(x, i), ()
         for shape in band_sizes(*sizes[i])[1:]:
-            band = _pop(decoders, cropped(given(known), shape), settings, partial)
-            known = (*known, channels_last(band.to(**like)))
+            band, there = _pop(decoders, cropped(given(known), shape), settings, partial)
+            known, whole = (*known, channels_last(band.to(**like))), whole and there
         x = model.pyramid.level(i).merge(x, known)
+        del given, known, band  # they are larger than what comes next
+        yield i, _pixels(model, x), whole
+
+
+def decode(model, decoders, size, settings=DEFAULT, skip=0, partial=False):
+    """The last of the stages: images (B, 3, H, W), uint8."""
+    for _, images, _ in stages(model, decoders, size, settings, skip, partial):
+        pass
+    return images
+
+
+def _pixels(model, x):
     return model.leave(x).clamp(0, 255).to(torch.uint8)

@@ -17,6 +17,7 @@ from flow.model import ARCHITECTURE, build
 from utils.files import load_tensors, save_tensors, write_text
 from utils.options import check_types
 
+ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ("best_test", "best_train", "latest")
 
 
@@ -25,6 +26,16 @@ def default_folder(options):
     target = Path(options["target"]).name
     names = "_".join(f"{name}_{options[name]}" for name in ARCHITECTURE)
     return Path("opt") / f"default_easyMera_{target}_{names}"
+
+
+def find_folder(folder=None):
+    """The model folder to use: the one given, or the model in the box, or what `make demo` trained."""
+    if folder is not None:
+        return Path(folder)
+    for path in (ROOT / "etc" / "model", ROOT / "opt" / "demo"):
+        if (path / "parameter.json").exists():
+            return path
+    raise ValueError("no model yet: give -folder, or train one with `make demo`")
 
 
 def write_options(folder, options):

@@ -119,11 +119,12 @@ class Decoder:
 
     def finish(self):
         """Return the seal. Raises ValueError unless the bytes are used up and the state is a first state."""
-        self._position, state = _refill(self._words, self._position, self._state)
-        self._state = np.uint64(state)
-        if self._loose or self._position < self._words.size or int(state) >> 32 != 1:
+        state, rest = int(self._state), self._words[self._position :].tolist()
+        if rest and state < 1 << 32:
+            state = state << 32 | rest.pop(0)
+        if rest or self._loose or state >> 32 != 1:
             raise ValueError("corrupt stream: its end is not where its symbols end")
-        return int(state) & 0xFFFFFFFF
+        return state & 0xFFFFFFFF
 
 
 @_compiled
@@ -268,14 +269,11 @@ def mixture_intervals(symbols, mixture, tables, start, frequency):
             length = np.int64(0)
             while distance >> (length + 1):
                 length += 1
-            rest = distance - (np.int64(1) << length)
             upper = max(length - 16, 0)
-            start[j], frequency[j] = _bits_interval(length, 5, precision)
-            start[j + 1], frequency[j + 1] = _bits_interval(rest >> (length - upper), upper, precision)
-            start[j + 2], frequency[j + 2] = _bits_interval(
-                rest & (1 << (length - upper)) - 1, length - upper, precision
-            )
-            j += 3
+            lower = length - upper
+            for value, width in ((length, 5), (distance >> lower, upper), (distance, lower)):
+                start[j], frequency[j] = _bits_interval(value & (1 << width) - 1, width, precision)
+                j += 1
 
 
 @_compiled
@@ -311,13 +309,14 @@ def pop_mixture(words, position, state, symbols, mixture, tables):
         if z == below or z == above:
             position, state, length = _pop_bits(words, position, state, 5, precision)
             upper = max(length - 16, 0)
+            lower = length - upper
             position, state, high = _pop_bits(words, position, state, upper, precision)
-            position, state, rest = _pop_bits(words, position, state, length - upper, precision)
+            position, state, rest = _pop_bits(words, position, state, lower, precision)
             if min(length, high, rest) < 0:
                 return i, position, state
-            distance = (np.int64(1) << length) + (high << (length - upper)) + rest - 1
+            distance = ((np.int64(1) << upper) + high << lower) + rest - 1
             z = z - distance if z == below else z + distance
-        symbols[i] = z
+        symbols[i] = z  # wraps round in corrupt streams alone
     return symbols.size, position, state
 
 

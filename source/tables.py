@@ -76,7 +76,7 @@ class Mixture:
     F(x) = sum over k of weight_k sigma((x - mean_k) / s_k)
     weight  (K, *shape) integers >= 0, in proportion to the probabilities: brought to a sum of 2^16
     mean    (K, *shape) int32, in units of 2^-6 steps between integers
-    scale   (K, *shape) integers k, for s = 2^(k / 32 - 6) steps; clamped to 0 .. 512
+    scale   (K, *shape) int32 k, for s = 2^(k / 32 - 6) steps; clamped to 0 .. 512
     nbins   the size of the window, the integers around the rounded mean that have intervals of their own
 
     With low the first integer of the window and F out of 2^precision - nbins - 2, rounded down:
@@ -95,7 +95,7 @@ class Mixture:
         if not 2 <= nbins <= 1 << precision - 1:
             raise ValueError(f"nbins {nbins}: need 2 .. 2^(precision - 1) = {1 << precision - 1}")
         weight, mean = _integers("weight", weight, low=0), _integers("mean", mean)
-        scale = _integers("scale", np.clip(scale, 0, SCALES - 1))
+        scale = np.clip(_integers("scale", scale), 0, SCALES - 1)
         if not weight.shape == mean.shape == scale.shape:
             raise ValueError(f"weight {weight.shape}, mean {mean.shape}, scale {scale.shape}: need one shape")
         self.shape, self.precision = mean.shape[1:], precision
@@ -182,7 +182,7 @@ class Histogram:
         First a depth d, all values being in [-2^(d - 1), 2^(d - 1)); then d times, for each interval that is
         not empty, the count of its lower half. The reader knows the count of all. Inverse: read.
         """
-        depth = 1 + max(int(self.values[-1]).bit_length(), int(~self.values[0]).bit_length())
+        depth = 1 + max(int(v if v >= 0 else ~v).bit_length() for v in self.values[[0, -1]])
         encoder.push(_depth(self.precision), np.array([depth]))
         index = self.values.astype(np.int64) + (1 << depth - 1)
         for level in reversed(range(depth)):

@@ -20,7 +20,8 @@ from utils.colour import rgb_to_ycocg, ycocg_to_rgb
     ],
 )
 def test_by_hand(rgb, ycocg):
-    assert rgb_to_ycocg(torch.tensor(rgb, dtype=torch.float32).view(3, 1, 1)).flatten().tolist() == list(ycocg)
+    x, y = (torch.tensor(colour).view(3, 1, 1) for colour in (rgb, ycocg))
+    assert torch.equal(rgb_to_ycocg(x.float()), y.float())
 
 
 def test_every_colour_comes_back():

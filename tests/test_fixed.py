@@ -41,7 +41,9 @@ def integers(fixed, x):
     for image in x:
         a = [[image[:, i, j].tolist() for j in range(width)] for i in range(height)]
         for n, (weight, exponent, bias) in enumerate(layers[:-1]):
-            source = [[sum(patch(a, i, j), []) if n == 0 else a[i][j] for j in range(width)] for i in range(height)]
+            source = [
+                [sum(patch(a, i, j), []) if n == 0 else a[i][j] for j in range(width)] for i in range(height)
+            ]
             a = [
                 [
                     [

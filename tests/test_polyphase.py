@@ -17,8 +17,8 @@ def numbered(height, width):
 
 
 def test_split_by_hand():
-    ul, ur, dl, dr = split(torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]]))
-    assert (ul.tolist(), ur.tolist(), dl.tolist(), dr.tolist()) == ([[1, 3], [7, 9]], [[2], [8]], [[4, 6]], [[5]])
+    bands = split(torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]]))
+    assert [band.tolist() for band in bands] == [[[1, 3], [7, 9]], [[2], [8]], [[4, 6]], [[5]]]
 
 
 @given(SIZES)
@@ -45,11 +45,11 @@ def test_extended_bands_have_the_size_of_ul_and_crop_back(size):
 
 
 @pytest.mark.parametrize(
-    ("size", "levels"),
-    [((1, 1), 0), ((2, 2), 0), ((1, 3), 1), ((4, 4), 1), ((5, 2), 2), ((32, 32), 4), ((33, 9), 5), ((1, 2000), 10)],
+    ("height", "width", "levels"),
+    [(1, 1, 0), (2, 2, 0), (1, 3, 1), (4, 4, 1), (5, 2, 2), (32, 32, 4), (33, 9, 5), (1, 2000, 10)],
 )
-def test_depth_by_hand(size, levels):
-    assert depth(*size) == levels
+def test_depth_by_hand(height, width, levels):
+    assert depth(height, width) == levels
 
 
 @given(st.tuples(st.integers(1, 5000), st.integers(1, 5000)))

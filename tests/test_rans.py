@@ -147,8 +147,9 @@ def test_seal_out_of_range():
 
 
 def test_truncated_at_every_byte():
-    groups = [sample((150,)), sample((60,), 3, seed=1, nbins=64, precision=16)]
-    groups.append((Histogram.of(groups[1][1]), groups[1][1]))
+    far = np.array(EXTREMES * 3)
+    groups = [sample((150,)), (Logistic(0 * far, 0 * far), far), sample((60,), 3, nbins=64, precision=16)]
+    groups.append((Histogram.of(groups[2][1]), groups[2][1]))
     expected = np.concatenate([symbols for _, symbols in groups])
     data, _ = encode(groups)
     known = []

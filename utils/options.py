@@ -25,6 +25,12 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; -h shows the options")
 
 
+FOLDER = {"folder": Option(None, "model folder (default: etc/model, or opt/demo that `make demo` trains)")}
+FIGURE = {
+    "out": Option(None, "folder for the pictures (default: pic/ in the model folder)"),
+    "show": Option(False, "open the pictures in a window too"),
+    "seed": Option(0, "seed of everything that is drawn at random"),
+}
 CUDA = {"cuda": Option(-1, "GPU to compute on; -1: the CPU")}
 
 

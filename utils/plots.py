@@ -1,9 +1,22 @@
-"""Figures; matplotlib without a window."""
+"""Figures. matplotlib chooses a window only where there is a screen, and opens it only to show."""
 
-import matplotlib
+from pathlib import Path
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
+
+from utils.files import whole
+
+
+def save_figure(figure, folder, name, show=False):
+    """Write figure as NAME.png and NAME.pdf into a folder, say so, and show it if asked to."""
+    for kind in ("png", "pdf"):
+        path = Path(folder) / f"{name}.{kind}"
+        with whole(path) as temporary:
+            figure.savefig(temporary, dpi=200, format=kind)
+        print(path)
+    if show:
+        plt.show()
+    plt.close(figure)
 
 
 def loss_curve(history, path):

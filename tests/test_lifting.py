@@ -1,0 +1,178 @@
+"""Haar and LeGall 5/3, coefficient for coefficient: numbers worked by hand, the standard's steps, PyWavelets."""
+
+import numpy as np
+import pytest
+import pywt
+import torch
+from conftest import noise
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from flow.lifting import CLASSICAL, classical
+from flow.model import build
+from utils.polyphase import depth
+
+# Rows and what becomes of them: low-pass, high-pass.
+BY_HAND = {
+    "haar": [
+        ([7], [7], []),
+        ([1, 4], [2], [3]),
+        ([5, 0, 0, 7], [2, 3], [-5, 7]),
+        ([5, 0, 0, 7, 2], [2, 3, 2], [-5, 7]),
+        ([255, 0, 0, 255], [127, 127], [-255, 255]),
+    ],
+    "legall": [
+        ([7], [7], []),
+        ([1, 4], [3], [3]),
+        ([0, 0, 1], [0, 1], [0]),
+        ([1, 4, 9, 16, 25, 36], [1, 9, 28], [-1, -1, 11]),
+        ([1, 4, 9, 16, 25], [1, 9, 25], [-1, -1]),
+        ([5, 0, 0, 7, 2], [4, 1, 5], [-2, 6]),
+        ([255, 0, 0, 255], [192, 32], [-127, 255]),
+    ],
+}
+
+
+def haar(x):
+    """Return (low, high) of a row; one that lacks its last sample repeats it."""
+    pairs = list(zip(x[::2], [*x[1::2], x[-1]]))
+    high = [odd - even for even, odd in pairs]
+    low = [even + d // 2 for (even, _), d in zip(pairs, high)]
+    return low, high[: len(x) // 2]
+
+
+def legall(x):
+    """Return (low, high) of a row by the filter of ITU-T T.800, F.4.8.1, on the periodic symmetric extension."""
+    if len(x) == 1:
+        return list(x), []
+    period = 2 * (len(x) - 1)
+    y = {n: x[min(n % period, -n % period)] for n in range(-3, len(x) + 3)}
+    for n in range(-1, len(x) + 1):
+        if n % 2:
+            y[n] -= (y[n - 1] + y[n + 1]) // 2
+    for n in range(0, len(x), 2):
+        y[n] += (y[n - 1] + y[n + 1] + 2) // 4
+    return [y[n] for n in range(0, len(x), 2)], [y[n] for n in range(1, len(x), 2)]
+
+
+REFERENCE = {"haar": haar, "legall": legall}
+
+
+def along_rows(function, x):
+    """Apply a function of rows to a list of rows; return its two outputs as arrays of rows."""
+    low, high = zip(*(function(row) for row in x))
+    return np.array(low, int), np.array(high, int)
+
+
+def reference_level(function, x):
+    """Return ul, ur, dl, dr of a 2-D integer array: rows first, then columns."""
+    low, high = along_rows(function, x.tolist())
+    (ul, dl), (ur, dr) = (
+        (side.T for side in along_rows(function, half.T.tolist())) if half.size else (half[::2], half[1::2])
+        for half in (low, high)
+    )
+    return ul, ur, dl, dr
+
+
+def bands(wavelet, x, levels):
+    """Return our top and details of a 2-D array, as arrays of integers."""
+    top, details = classical(wavelet).double()(torch.from_numpy(x).double()[None, None], levels)
+    return top[0, 0].long().numpy(), [[band[0, 0].long().numpy() for band in detail] for detail in details]
+
+
+@pytest.mark.parametrize(("wavelet", "row"), [(name, row) for name, rows in BY_HAND.items() for row in rows])
+def test_by_hand(wavelet, row):
+    x, low, high = row
+    assert REFERENCE[wavelet](x) == (low, high)
+    top, [(ur, dl, dr)] = bands(wavelet, np.array([x]), 1)
+    assert np.array_equal(top, [low]) and np.array_equal(ur, [high]) and not dl.size and not dr.size
+    top, [(ur, dl, dr)] = bands(wavelet, np.array([x]).T, 1)
+    assert np.array_equal(top.T, [low]) and np.array_equal(dl.T, [high]) and not ur.size and not dr.size
+
+
+@pytest.mark.parametrize("wavelet", CLASSICAL)
+@settings(max_examples=50)
+@given(
+    x=arrays.arrays(
+        int,
+        st.tuples(st.integers(1, 9), st.integers(1, 9)),
+        elements=st.integers(-1000, 1000) | st.integers(0, 3),
+    )
+)
+def test_every_level_is_that_of_the_reference(wavelet, x):
+    top, details = bands(wavelet, x, None)
+    assert len(details) == depth(*x.shape)
+    for detail in details:
+        x, *expected = reference_level(REFERENCE[wavelet], x)
+        assert all(map(np.array_equal, detail, expected))
+    assert np.array_equal(top, x)
+
+
+def pywt_haar(x, axis):
+    """Return PyWavelets' haar coefficients, in our normalisation: low, high."""
+    low, high = pywt.dwt(x, "haar", "symmetric", axis)
+    high = np.delete(high, x.shape[axis] // 2, axis) if x.shape[axis] % 2 else high
+    return low / np.sqrt(2), -high * np.sqrt(2)
+
+
+def pywt_legall(x, axis):
+    """Return PyWavelets' bior2.2 coefficients: its arrays begin a sample early and end late, by the filters' length."""
+    low, high = pywt.dwt(x, "bior2.2", "reflect", axis)
+    size = x.shape[axis]
+    low = np.take(low, range(1, 1 + (size + 1) // 2), axis)
+    high = np.take(high, range(1, 1 + size // 2), axis)
+    return low / np.sqrt(2), -high * np.sqrt(2)
+
+
+# By a pass along one axis, an integer loses so many factors of 2 where nothing is rounded.
+PYWAVELETS = {"haar": (pywt_haar, 1), "legall": (pywt_legall, 3)}
+
+
+@pytest.mark.parametrize(
+    ("wavelet", "levels", "size"),
+    [("haar", 1, (7, 10)), ("haar", 2, (16, 12)), ("haar", 3, (37, 64))]
+    + [("legall", 1, (7, 10)), ("legall", 2, (22, 15)), ("legall", 3, (1, 75))],
+)
+def test_equal_to_pywavelets_where_nothing_is_rounded(wavelet, levels, size):
+    dwt, factors = PYWAVELETS[wavelet]
+    unit = 2 ** (factors * levels * (2 if size[0] > 1 else 1))
+    x = np.random.default_rng(0).integers(0, min(256, 2**16 // unit), size) * unit
+    top, details = bands(wavelet, x, levels)
+    wanted = x.astype(float)
+    for ur, dl, dr in details:
+        low, high = dwt(wanted, 1)
+        if size[0] == 1:
+            wanted = low
+            np.testing.assert_allclose(ur, high, rtol=0, atol=1e-6)
+            continue
+        (wanted, wanted_dl), (wanted_ur, wanted_dr) = dwt(low, 0), dwt(high, 0)
+        for band, expected in ((ur, wanted_ur), (dl, wanted_dl), (dr, wanted_dr)):
+            np.testing.assert_allclose(band, expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(top, wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("wavelet", CLASSICAL)
+@pytest.mark.parametrize("repeat", [1, 3])
+@torch.no_grad()
+def test_trainable_lifting_starts_as_the_classical_transform(wavelet, repeat, photo):
+    x = photo[..., :129, :94]
+    top, details = build({"lifting": wavelet, "repeat": repeat}).transform(x)
+    wanted_top, wanted = classical(wavelet)(x)
+    assert torch.equal(top, wanted_top) and len(details) == len(wanted) == 7
+    assert all(torch.equal(a, b) for pair in zip(details, wanted) for a, b in zip(*pair))
+
+
+def test_trainable_lifting_learns_its_taps():
+    model = build({"lifting": "legall", "hchnl": 4})
+    model.log_prob(noise(2, 3, 8, 8)).sum().backward()
+    for lift in model.pyramid.level(0).lifts:
+        assert lift.taps.grad.abs().min() > 0 and lift.network.last.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("wavelet", CLASSICAL)
+def test_classical_inverse_and_nothing_to_train(wavelet, photo):
+    flow = classical(wavelet)
+    for x in (photo, noise(2, 1, 37, 100) * 257, torch.full((1, 1, 5, 8), 255.0), noise(1, 3, 1, 1)):
+        assert torch.equal(flow.inverse(*flow(x)), x)
+    assert not any(p.requires_grad for p in flow.parameters())
