@@ -1,14 +1,12 @@
-"""The .nwf file: a picture of Pillow's <-> bytes. docs/format.md is its definition.
+"""The .nwf file: a picture <-> bytes. docs/format.md is its definition.
 
-    magic | kind | width | height | [settings | model] | [metadata] | marks | plane | checksum | stream
+    magic | kind | width | height | [settings] | [model] | [metadata] | marks | [plane] | checksum | stream
 
-Everything up to the checksum is the head. Photographs go through the flow, into the stream, their alpha channel
-into the plane; pictures for which deflate or no compression at all is smaller go into the plane as a whole.
+All before the stream is the head. A photograph goes through the flow into the stream, its alpha channel into the
+plane; a picture for which deflate, or no compression at all, is smaller is a plane as a whole.
 """
 
-import struct
 import zlib
-from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
@@ -17,30 +15,38 @@ from PIL import Image
 
 from flow.codec import DEFAULT, Settings, encode, stages
 from source.rans import Decoder, Truncated
-from utils.pictures import MAX_PIXELS, METADATA_MAX, dump, load, packed, unpacked
+from utils.pictures import (
+    CHANNELS,
+    MAX_PIXELS,
+    attach,
+    pack_metadata,
+    pack_pixels,
+    subsample,
+    unpack_metadata,
+    unpack_pixels,
+)
 from utils.polyphase import depth, level_sizes
 
 MAGIC = b"NWF\x01"
-MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
-RAW, DEFLATE, FLOW = range(3)
-METADATA, SETTINGS = 1 << 5, 1 << 6
-IDENTITY = 8
-# A decoder allocates for at most so many values of each byte that it was given. It is deflate's own limit.
+MODES = tuple(CHANNELS)
+RAW, DEFLATE, FLOW = METHODS = range(3)
+HAS_METADATA, HAS_SETTINGS = 1 << 5, 1 << 6
+IDENTITY_BYTES = 8
+# How many values a file may promise for each byte it has, lest a few bytes claim memory and hours: deflate's limit.
 VALUES_PER_BYTE = 1032
-# Levels whose image has as many pixels or more have a mark, four bytes of some thousands.
+# Smaller images of so many pixels have a mark, which is then less than a percent of what it guards.
 MARKED_PIXELS = 1 << 10
 
 
 class Head(NamedTuple):
-    """What a file says before its stream; marks: level -> checksum of its image; end: where the stream begins."""
+    """What stands before the stream, which begins at `end`; marks: level -> checksum of its image."""
 
     mode: str
     method: int
-    width: int
-    height: int
+    size: tuple
     settings: Settings
     model: str
-    metadata: dict
+    metadata: bytes
     marks: dict
     plane: bytes
     checksum: int
@@ -48,24 +54,17 @@ class Head(NamedTuple):
 
 
 def pack(picture, model=None, name="", settings=DEFAULT):
-    """A picture, as utils.pictures.read makes them, -> the bytes of the smallest .nwf file.
+    """A picture, as utils.pictures reads them -> the bytes of the smallest .nwf file. Inverse: unpack.
 
     model, name: frozen, and its identity in hex; without them the flow is no choice.
-    Inverse: unpack.
     """
-    width, height = picture.size
-    if picture.mode not in MODES:
-        raise ValueError(f"mode {picture.mode}: need {', '.join(MODES)}")
-    if width * height > MAX_PIXELS or not width * height:
-        raise ValueError(f"{width}x{height} pixels: need 1 .. {MAX_PIXELS:,} in all")
-    metadata = dump(picture.info)
-    raw = picture.tobytes()
-    files = [_head(picture, RAW, metadata, raw)]
-    plane = packed(picture)
-    if _plausible(len(raw), len(plane)):
-        files.append(_head(picture, DEFLATE, metadata, plane))
-    if model is not None and picture.mode in ("L", "LA", "RGB", "RGBA"):
-        files.append(_flow(picture, metadata, model, name, settings))
+    _check_size(*picture.size)
+    metadata = pack_metadata(picture)
+    files = [_head(picture, method, metadata, plane=plane) for method, plane in _planes(picture).items()]
+    if model is not None and picture.mode not in ("1", "P"):
+        head, stream = _through_flow(picture, metadata, model, name, settings)
+        if _plausible(3 * picture.width * picture.height, stream):
+            files.append(head + stream)
     return min(files, key=len)
 
 
@@ -75,66 +74,56 @@ def unpack(data, model=None, name="", levels=0, partial=False):
     model, name: as for pack; needed if the flow made the file.
     levels: leave out so many of the finest levels: a smaller picture, of which the file's first part is enough.
     partial: decode a file that was cut, with the prior's means in place of what it lacks.
-    Raises ValueError for any file that `pack` did not write so, byte by byte. With levels or partial, what the
-    marks do not cover goes unchecked.
+    Raises ValueError for anything but the exact bytes that pack wrote; but with levels or partial, what lies
+    behind the last mark in use goes unchecked.
     """
     head = read_head(data)
-    finest = depth(head.height, head.width)
+    finest = depth(*head.size)
     if not 0 <= levels <= finest:
-        raise ValueError(f"{levels} levels to leave out: a {head.width}x{head.height} picture has {finest}")
+        raise ValueError(f"{levels} levels to leave out: this picture has {finest}")
+    info = unpack_metadata(head.metadata, head.mode)
     if head.method == FLOW:
-        picture = _unflow(head, data[head.end :], model, name, levels, partial)
+        picture = _from_flow(head, data[head.end :], model, name, levels, partial)
     elif len(data) > head.end:
-        raise ValueError(f"corrupt file: {len(data) - head.end} bytes after its end")
-    elif head.method == DEFLATE:
-        _check_plausible(_length(head.mode, head.width, head.height), len(head.plane))
-        picture = _smaller(unpacked(head.plane, head.mode, head.width, head.height, head.metadata), levels)
-    elif len(head.plane) != _length(head.mode, head.width, head.height):
-        raise ValueError(f"corrupt file: {len(head.plane)} bytes of {head.width}x{head.height} pixels")
+        raise ValueError("corrupt file: it does not end where it should")
     else:
-        picture = _smaller(Image.frombytes(head.mode, (head.width, head.height), head.plane), levels)
-    picture.info |= head.metadata
-    if picture.mode == "P":
-        picture.putpalette(head.metadata["palette"])
+        colours = len(info.get("palette", b"")) // 3
+        picture = _picture_of(head.plane, head.method, head.mode, head.size, colours)
+        picture = subsample(picture, 1 << levels)
+    attach(picture, info)
     return picture
 
 
 def read_head(data):
-    """The Head at the beginning of a file. Raises ValueError if the data do not begin with one."""
-    if not data.startswith(MAGIC[:3]):
+    """The Head at the beginning of a file. Raises ValueError if the data do not begin with a whole one."""
+    if data[:3] != MAGIC[:3]:
         raise ValueError("not a .nwf file")
     if data[3:4] != MAGIC[3:]:
-        raise ValueError(f"version {data[3:4].hex() or 'none'} of the .nwf format: this program reads 01")
+        raise ValueError(f"a .nwf file of version {data[3:4].hex() or 'none'}: this program reads 01")
     reader = _Reader(data, len(MAGIC))
     kind = reader.take(1)[0]
-    method, mode = kind >> 3 & 3, kind & 7
-    if kind >> 7 or mode >= len(MODES) or method > FLOW or (kind & SETTINGS and method != FLOW):
-        raise ValueError(f"corrupt file: no kind {kind}")
+    mode, method = kind & 7, kind >> 3 & 3
+    flow = method == FLOW
+    if mode >= len(MODES) or method not in METHODS or kind >> 7 or (kind & HAS_SETTINGS and not flow):
+        raise ValueError(f"corrupt file: {kind} is no kind of picture")
     mode = MODES[mode]
-    if method == FLOW and mode in ("1", "P"):
+    if flow and mode in ("1", "P"):
         raise ValueError(f"corrupt file: mode {mode} does not go through the flow")
-    width, height = reader.number(), reader.number()
-    if not 1 <= width * height <= MAX_PIXELS:
-        raise ValueError(f"{width}x{height} pixels: need 1 .. {MAX_PIXELS:,} in all")
-    settings = Settings(reader.number(), reader.take(1)[0]) if kind & SETTINGS else DEFAULT
-    model = reader.take(IDENTITY).hex() if method == FLOW else ""
-    block = reader.block() if kind & METADATA else None
-    marked = _marked(width, height) if method == FLOW else []
-    marks = {level: int.from_bytes(reader.take(4), "big") for level in marked}
-    plane = reader.block() if method != FLOW or mode in ("LA", "RGBA") else b""
+    size = reader.number(), reader.number()
+    _check_size(*size)
+    settings = Settings(reader.number(), reader.number()) if kind & HAS_SETTINGS else DEFAULT
+    model = reader.take(IDENTITY_BYTES).hex() if flow else ""
+    metadata = reader.block() if kind & HAS_METADATA else b""
+    marks = {level: int.from_bytes(reader.take(4), "big") for level in (_marked(*size) if flow else ())}
+    plane = reader.block() if not flow or mode in ("LA", "RGBA") else b""
     checksum = zlib.crc32(data[: reader.position])
     if int.from_bytes(reader.take(4), "big") != checksum:
         raise ValueError("corrupt file: the checksum of its head is another")
-    metadata = {} if block is None else load(block, mode)
-    if mode == "P" and "palette" not in metadata:
-        raise ValueError("corrupt file: no palette")
-    return Head(
-        mode, method, width, height, settings, model, metadata, marks, plane, checksum, reader.position
-    )
+    return Head(mode, method, size, settings, model, metadata, marks, plane, checksum, reader.position)
 
 
 class _Reader:
-    """Takes the fields of a head one after the other; ValueError where the data end."""
+    """Takes the fields of a head, one after the other. Raises ValueError where the data end."""
 
     def __init__(self, data, position):
         self.data, self.position = data, position
@@ -143,62 +132,146 @@ class _Reader:
         """The next bytes."""
         start, self.position = self.position, self.position + size
         if self.position > len(self.data):
-            raise ValueError("the file is cut within its head")
+            raise ValueError("the file is cut within its head, or corrupt")
         return self.data[start : self.position]
 
     def number(self):
-        """The next number, below 2^35; inverse of _number."""
+        """The next number; inverse of _number."""
         value = 0
         for shift in range(0, 35, 7):
             byte = self.take(1)[0]
             value |= (byte & 127) << shift
             if byte < 128:
-                if not byte and shift:
-                    break
                 return value
         raise ValueError("corrupt file: a number is too long")
 
     def block(self):
-        """The next bytes that have their length before them."""
+        """The next bytes with their length before them; inverse of _block."""
         return self.take(self.number())
 
 
 def _number(value):
-    """A number >= 0 as bytes of 7 bits, low ones first, all but the last with their high bit set."""
-    digits = []
+    """An integer >= 0 as groups of seven bits, low ones first; the high bit tells that more follow."""
+    groups = []
     while value > 127:
-        digits.append(value & 127 | 128)
+        groups.append(value & 127 | 128)
         value >>= 7
-    return bytes([*digits, value])
+    return bytes([*groups, value])
 
 
 def _block(data):
     return _number(len(data)) + data
 
 
-def _head(picture, method, metadata, plane=None, fields=b"", marks=b"", flags=0):
-    """The head of a file; fields: settings and model."""
-    kind = MODES.index(picture.mode) | method << 3 | flags | METADATA * bool(metadata)
-    head = MAGIC + bytes([kind]) + _number(picture.width) + _number(picture.height) + fields
+def _head(picture, method, metadata, settings=DEFAULT, model=b"", marks=b"", plane=None):
+    """The head of a file, checksum included."""
+    other = settings != DEFAULT
+    kind = MODES.index(picture.mode) | method << 3 | HAS_METADATA * bool(metadata) | HAS_SETTINGS * other
+    head = MAGIC + bytes([kind]) + b"".join(map(_number, picture.size))
+    head += b"".join(map(_number, settings)) * other + model
     head += (_block(metadata) if metadata else b"") + marks + (b"" if plane is None else _block(plane))
     return head + zlib.crc32(head).to_bytes(4, "big")
 
 
+def _check_size(width, height):
+    if not 1 <= width * height <= MAX_PIXELS:
+        raise ValueError(f"{width}x{height} pixels: need 1 .. {MAX_PIXELS:,} in all")
+
+
+def _plausible(values, data):
+    """Whether so many values may be decoded from the bytes of data."""
+    return values <= VALUES_PER_BYTE * len(data)
+
+
+def _raw_length(mode, size):
+    width, height = size
+    return height * ((width + 7) // 8 if mode == "1" else width * CHANNELS[mode])
+
+
+def _planes(picture):
+    """The pixels in one piece, by each method that can have them so."""
+    raw, deflated = picture.tobytes(), pack_pixels(picture)
+    return {RAW: raw} | ({DEFLATE: deflated} if _plausible(len(raw), deflated) else {})
+
+
+def _picture_of(plane, method, mode, size, colours=0):
+    """Inverse of _planes. Raises ValueError if there are not as many pixels."""
+    length = _raw_length(mode, size)
+    if length != len(plane) if method == RAW else not _plausible(length, plane):
+        raise ValueError(f"corrupt file: {len(plane)} bytes cannot hold {size[0]}x{size[1]} pixels")
+    if method == RAW:
+        return Image.frombytes(mode, size, plane)
+    return unpack_pixels(plane, mode, size, colours)
+
+
 def _marked(width, height):
-    """The levels whose images have a mark, coarsest first."""
+    """The levels that have a mark, coarsest first."""
     sizes = level_sizes(height, width, depth(height, width))
     return [i for i in reversed(range(1, len(sizes))) if sizes[i][0] * sizes[i][1] >= MARKED_PIXELS]
 
 
-def _plausible(values, size):
-    return values <= VALUES_PER_BYTE * size
+def _pixels(images):
+    """The only image of a batch, (1, 3, H, W) uint8 -> array (H, W, 3)."""
+    return images[0].permute(1, 2, 0).contiguous().cpu().numpy()
 
 
-def _check_plausible(values, size):
-    if not _plausible(values, size):
-        raise ValueError(f"corrupt file, or cut: {size} bytes cannot hold {values:,} values")
+def _through_flow(picture, metadata, model, name, settings):
+    """The head and the stream of a picture in colour or grey, with alpha or without. Inverse: _from_flow."""
+    alpha = None
+    if picture.mode in ("LA", "RGBA"):
+        alpha = min(_planes(picture.getchannel("A")).values(), key=len)  # of two equal ones, the raw one
+    pixels = np.array(picture.convert("RGB"))  # grey three times
+    marks = {}
+
+    def watch(level, images):
+        marks[level] = zlib.crc32(_pixels(images))
+
+    images = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(model.device)
+    (encoder,) = encode(model, images, settings, watch)
+    marks = b"".join(marks[level].to_bytes(4, "big") for level in _marked(*picture.size))
+    model = bytes.fromhex(name)[:IDENTITY_BYTES]
+    head = _head(picture, FLOW, metadata, settings, model, marks, alpha)
+    # the head's checksum goes into the seal, so that no head fits another's stream
+    return head, encoder.finish(zlib.crc32(pixels, zlib.crc32(head[:-4])))
 
 
-def _length(mode, width, height):
-    """The bytes of a raw picture."""
-    return height * ((width + 7) // 8 if mode == "1" else width * len(Image.Image().getbands() if 0 else MODES))
+def _from_flow(head, stream, model, name, levels, partial):
+    """The picture of a stream; see unpack."""
+    if model is None or name[: len(head.model)] != head.model:
+        other = f"not with {name[: len(head.model)]}" if name else "which is needed"
+        raise ValueError(f"made with the model {head.model}, {other}")
+    width, height = head.size
+    small = level_sizes(height, width, levels)[-1]
+    if not partial and not _plausible(3 * small[0] * small[1], stream):
+        raise ValueError(f"the file is cut or corrupt: {len(stream)} bytes for {width}x{height} pixels")
+    decoder = Decoder(stream)
+    try:
+        for level, images, whole in stages(
+            model, [decoder], (height, width), head.settings, levels, partial
+        ):
+            if whole and head.marks.get(level) not in (None, zlib.crc32(_pixels(images))):
+                raise ValueError(f"corrupt file: a mark is wrong, that of level {level}")
+        pixels = _pixels(images)
+        if whole and not levels:
+            _check_seal(decoder, pixels, head.checksum, partial)
+    except Truncated:
+        raise ValueError("the file is cut: -partial decodes what is there") from None
+    picture = Image.fromarray(pixels)
+    if head.mode in ("L", "LA"):
+        picture = picture.convert("L")
+    if head.mode in ("LA", "RGBA"):
+        method = RAW if len(head.plane) == width * height else DEFLATE
+        alpha = subsample(_picture_of(head.plane, method, "L", head.size), 1 << levels)
+        picture = Image.merge(head.mode, (*picture.split(), alpha))
+    return picture
+
+
+def _check_seal(decoder, pixels, checksum, partial):
+    try:
+        seal = decoder.finish()
+    except ValueError:
+        if partial:  # the seal itself may be what was cut
+            return
+        raise
+    if seal != zlib.crc32(pixels, checksum):
+        raise ValueError("corrupt file: the checksum of its pixels is another")

@@ -312,7 +312,7 @@ def pop_mixture(words, position, state, symbols, mixture, tables):
             lower = length - upper
             position, state, high = _pop_bits(words, position, state, upper, precision)
             position, state, rest = _pop_bits(words, position, state, lower, precision)
-            if min(length, high, rest) < 0:
+            if rest < 0:
                 return i, position, state
             distance = ((np.int64(1) << upper) + high << lower) + rest - 1
             z = z - distance if z == below else z + distance
@@ -343,9 +343,9 @@ def _bits_interval(value, width, precision):
 
 @_inlined
 def _pop_bits(words, position, state, width, precision):
-    """Pop a number of `width` <= 16 equiprobable bits, -1 if the stream ends first (or did so before)."""
+    """Pop a number of `width` <= 16 equiprobable bits, -1 if the stream has ended: for good, then."""
     position, state = _refill(words, position, state)
-    if state < LOWEST or width < 0:
+    if state < LOWEST:
         return position, state, np.int64(-1)
     slot = np.int64(state & np.uint64((1 << precision) - 1))
     value = slot >> (precision - width)

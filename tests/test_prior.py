@@ -100,7 +100,10 @@ def test_gradients_are_finite_at_the_extremes():
     z = torch.cat([z, torch.full((6,), 300.0)])
     mean = torch.cat([mean, torch.linspace(-11, 11, 6)]).requires_grad_()
     logscale = torch.cat([logscale, beyond]).requires_grad_()
-    for value in (log_prob(z, mean, logscale), Mixture(*torch.stack([mean, mean, logscale])[:, None]).log_prob(z)):
+    for value in (
+        log_prob(z, mean, logscale),
+        Mixture(*torch.stack([mean, mean, logscale])[:, None]).log_prob(z),
+    ):
         assert value.isfinite().all()
         for gradient in torch.autograd.grad(value.sum(), (mean, logscale)):
             assert gradient.isfinite().all()
@@ -177,7 +180,9 @@ def test_joint_and_cropped_are_the_parts():
     part = cropped(whole, (3, 5))
     z, z_part = noise(2, 3, 4, 5), noise(2, 3, 3, 5)
     torch.testing.assert_close(part.log_prob(z_part), log_prob(z_part, *fields[..., :3, :]))
-    both = joint([whole, part]).log_prob(torch.cat([z.movedim(1, -1).flatten(1), z_part.movedim(1, -1).flatten(1)], 1))
+    both = joint([whole, part]).log_prob(
+        torch.cat([z.movedim(1, -1).flatten(1), z_part.movedim(1, -1).flatten(1)], 1)
+    )
     total = whole.log_prob(z).flatten(1).sum(1) + part.log_prob(z_part).flatten(1).sum(1)
     torch.testing.assert_close(both.sum(1), total)
 

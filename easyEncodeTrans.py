@@ -1,0 +1,45 @@
+"""Encode a test set by symbol frequencies and report bits per dimension.
+
+    python easyEncodeTrans.py                                             the test set of the training
+    python easyEncodeTrans.py -batch 10 -earlyStop 5 -target ImageNet64 -folder opt/NAME    migrate: another one
+
+As easyEncode.py, but with frequencies in place of the learned scales: each image has a histogram of its
+differences from the prior's means. Codes every image to bytes, decodes the bytes and compares. Theory is the
+entropy of the differences; the histogram comes on top of it. An image that came back changed: exit status 1.
+"""
+
+from flow import frequencies
+from flow.coding import TEST_SET, code, open_test_set, report
+from source.rans import Decoder
+from utils.options import parse, script
+
+
+@script
+def main(argv=None):
+    """Code the test set and print the figures."""
+    options, _ = parse(__doc__, TEST_SET, argv)
+    precision = options["precision"]
+    model, batches = open_test_set(options)
+
+    def encode(images):
+        return [encoder.finish() for encoder in frequencies.encode(model, images, precision)]
+
+    def decode(streams, size):
+        decoders = [Decoder(stream) for stream in streams]
+        images = frequencies.decode(model, decoders, size, precision)
+        for decoder in decoders:
+            decoder.finish()
+        return images
+
+    def theory(images):
+        return frequencies.theory(model, images, precision)
+
+    figures = code(batches, encode, decode, theory, model.device)
+    entropy, histogram = figures.theory
+    excess = figures.actual / (entropy + histogram) - 1
+    print(f"histogram {histogram:.4f} bits per dimension; actual {excess:.2%} over entropy and histogram")
+    report(figures)
+
+
+if __name__ == "__main__":
+    main()

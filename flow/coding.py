@@ -1,0 +1,89 @@
+"""A test set to bytes and back: options, loop and report of easyEncode.py and easyEncodeTrans.py."""
+
+import sys
+import time
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from flow.folder import find_folder, open_frozen
+from utils.datasets import load
+from utils.options import CUDA, FOLDER, Option, pick_device
+
+TEST_SET = (
+    FOLDER
+    | {
+        "target": Option(None, "data set as in easymain.py (default: that of the training)"),
+        "data": Option("data", "folder of the data sets; CIFAR is downloaded to it if absent"),
+        "size": Option(32, "side of the patches of photos or of a folder of images"),
+        "batch": Option(100, "images coded together"),
+        "earlyStop": Option(-1, "stop after so many batches; -1: code the whole test set"),
+        "precision": Option(24, "probabilities are integers out of 2^precision"),
+        "best": Option(False, "the weights with the lowest training loss"),
+        "valbest": Option(False, "the weights with the lowest test loss: the default, where there are any"),
+    }
+    | CUDA
+)
+
+
+class Figures(NamedTuple):
+    """Means over images; theory: of each of its parts. In bits per dimension, levels and images a second."""
+
+    actual: float
+    theory: tuple
+    error: float
+    encoding: float
+    decoding: float
+
+
+def open_test_set(options):
+    """The frozen model and the batches of the test set that the options of TEST_SET ask for."""
+    for name, others in (("batch", ()), ("earlyStop", (-1,))):
+        if options[name] < 1 and options[name] not in others:
+            raise ValueError(f"-{name} {options[name]}: need at least 1")
+    if options["best"] and options["valbest"]:
+        raise ValueError("-best and -valbest: need one of them at most")
+    weights = "best_train" if options["best"] else "best_test" if options["valbest"] else None
+    device = pick_device(options["cuda"])
+    model, trained, _ = open_frozen(find_folder(options["folder"]), weights, device)
+    target = options["target"] or trained.get("target")
+    if not isinstance(target, str):
+        raise ValueError("the model folder does not tell a data set: give -target")
+    stop = None if options["earlyStop"] < 0 else options["earlyStop"]
+    sets = load(target, "test", options["data"], options["size"])
+    return model, [batch for images in sets for batch in images.split(options["batch"])[:stop]]
+
+
+@torch.no_grad()
+def code(batches, encode, decode, theory, device):
+    """Code images to bytes and back; the decoder knows their size, as that of the data set. Returns Figures.
+
+    batches: of images (B, 3, H, W), uint8, on the CPU.
+    encode: images on the device -> B streams of bytes. decode: streams and (height, width) -> images.
+    theory: images -> the bits that each should take, in one or more parts: (parts, B).
+    """
+    actual, ideal, errors, encoding, decoding = [], [], [], 0.0, 0.0
+    for batch in tqdm(batches, delay=1, leave=False):
+        images, values = batch.to(device), batch[0].numel()
+        start = time.perf_counter()
+        streams = encode(images)
+        middle = time.perf_counter()
+        back = decode(streams, tuple(batch.shape[-2:])).cpu()
+        encoding, decoding = encoding + middle - start, decoding + time.perf_counter() - middle
+        actual += [8 * len(stream) / values for stream in streams]
+        ideal.append(np.asarray(theory(images)) / values)
+        errors += (back.double() - batch).abs().flatten(1).mean(1).tolist()
+    parts = np.concatenate(ideal, axis=1).mean(axis=1).tolist()
+    rates = len(actual) / encoding, len(actual) / decoding
+    return Figures(float(np.mean(actual)), tuple(parts), float(np.mean(errors)), *rates)
+
+
+def report(figures):
+    """Print the figures, the last line as the original has it, and end with status 1 if an image changed."""
+    print(f"encoded {figures.encoding:.1f} images/s, decoded {figures.decoding:.1f} images/s")
+    means = f"Actual Mean BPD: {figures.actual:.4f} Theory Mean BPD: {figures.theory[0]:.4f}"
+    print(f"{means} Mean Error: {figures.error}")
+    if figures.error:
+        sys.exit(1)

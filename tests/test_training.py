@@ -1,0 +1,599 @@
+"""Training from the command line: exact resumption, one-line errors, folders that stay whole."""
+
+import csv
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from test_datasets import dump, pixels, write_cifar
+
+import easymain
+from flow.folder import open_model
+from utils import training
+from utils.datasets import PHOTOS, load
+from utils.files import load_tensors
+from utils.integers import bits_per_dimension
+from utils.training import Trainer, Workers, epoch_batches, learning_rate
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def matmul_precision():
+    """Leave torch as it was: easymain allows matrix products of less precision."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Eleven small pieces of photographs: at size 8, nine give 27 patches to train, two give 6 to test."""
+    folder = tmp_path_factory.mktemp("images")
+    with Image.open(PHOTOS / "casa-mila.png") as photo:
+        for i in range(11):
+            photo.crop((40 * i, 60, 40 * i + 24, 68)).convert("RGB").save(folder / f"{i:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def command(images):
+    """The arguments of a training of a second: 4 steps an epoch, the last on 3 images."""
+    return ["-target", str(images), *"-size 8 -hchnl 4 -batch 8 -epoch 3 -lr 0.01 -savePeriod 1".split()]
+
+
+@pytest.fixture(scope="module")
+def whole(command, tmp_path_factory):
+    """The folder of such a training that nothing interrupted. To be read only."""
+    folder = tmp_path_factory.mktemp("whole") / "model"
+    easymain.main([*command, "-folder", str(folder)])
+    return folder
+
+
+@pytest.fixture
+def trained(whole, tmp_path):
+    """A copy of that folder to work in."""
+    return shutil.copytree(whole, tmp_path / "model")
+
+
+def history(folder):
+    """Return the rows of losses.csv without the time they took."""
+    with (folder / "records" / "losses.csv").open() as file:
+        return [{k: float(v) for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def contents(folder):
+    """Return what a folder holds: path -> bytes."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_same_training(folder, wanted):
+    """Compare losses, best figures and every tensor of every saving, bit for bit."""
+    assert history(folder) == history(wanted)
+    names = sorted(path.name for path in (wanted / "savings").glob("*.safetensors"))
+    assert sorted(path.name for path in (folder / "savings").glob("[!.]*")) == names
+    for name in names:
+        (given, state), (expected, expected_state) = (
+            load_tensors(f / "savings" / name) for f in (folder, wanted)
+        )
+        assert given.keys() == expected.keys()
+        assert all(torch.equal(given[key], expected[key]) for key in expected), name
+        for key in ("epoch", "step", "steps", "best_train", "best_test"):
+            assert state.get(key) == expected_state.get(key)
+    assert (folder / "pic" / "lossCurve.png").read_bytes() == (wanted / "pic" / "lossCurve.png").read_bytes()
+
+
+def refused(capsys, *argv, status=2):
+    """Run easymain, which must end with the status and one line on stderr; return the line."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        easymain.main([str(a) for a in argv])
+    *bar, line = capsys.readouterr().err.split("\r")[-1].splitlines()
+    assert caught.value.code == status and line.startswith("easymain.py: ") and not "".join(bar).strip()
+    return line
+
+
+# -- what a training leaves ----------------------------------------------------------------------------------
+
+
+def test_folder_of_a_training(whole, images, tmp_path):
+    options = json.loads((whole / "parameter.json").read_text())
+    assert options.keys() == easymain.OPTIONS.keys() - {"folder", "load"}
+    assert (options["target"], options["hchnl"], options["repeat"]) == (str(images), 4, 1)
+    names = {path.name for path in (whole / "savings").iterdir()}
+    assert names >= {f"{name}.safetensors" for name in ("latest", "best_test", "best_train", "epoch_00003")}
+    with Image.open(whole / "pic" / "lossCurve.png") as curve:
+        assert min(curve.size) > 300 and len(curve.convert("RGB").getcolors(1 << 20)) > 2
+    (tmp_path / "plain").touch()
+    assert {path.stat().st_mode for path in whole.rglob("*.*")} == {(tmp_path / "plain").stat().st_mode}
+
+
+def test_losses_are_those_of_the_weights(whole, images):
+    rows = history(whole)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert all(a["test_bpd"] > b["test_bpd"] for a, b in pairwise(rows))
+    assert [row["rate"] for row in rows] == pytest.approx([0.001, 0.00198, 0.00294], rel=1e-2)
+    (test,) = load(images, "test", size=8)
+    for name in ("best_test", "latest", "epoch_00003"):
+        model, _ = open_model(whole, name)
+        nats = -model.log_prob(test).double().mean().item()
+        assert bits_per_dimension(nats, 3 * 8 * 8) == pytest.approx(rows[-1]["test_bpd"], rel=1e-6)
+
+
+def test_the_first_loss_is_that_of_the_first_weights(command, tmp_path, images):
+    easymain.main([*command, "-folder", str(tmp_path / "model"), "-epoch", "1", "-batch", "99"])
+    torch.manual_seed(0)
+    (train,) = load(images, "train", size=8)
+    nats = -easymain.build({"hchnl": 4}).log_prob(train).mean().item()
+    assert history(tmp_path / "model")[0]["train_bpd"] == pytest.approx(
+        bits_per_dimension(nats, 192), rel=1e-5
+    )
+
+
+def test_savings_are_periodic_and_few_are_kept(command, tmp_path):
+    easymain.main([*command, "-folder", str(tmp_path), "-epoch", "9", "-savePeriod", "2"])
+    names = sorted(path.name for path in (tmp_path / "savings").glob("epoch_*"))
+    assert names == [f"epoch_0000{n}.safetensors" for n in (6, 8, 9)]
+    assert load_tensors(tmp_path / "savings" / names[0])[1]["epoch"] == 6
+
+
+def test_default_folder_has_every_option_of_the_architecture(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    easymain.main([*command, "-epoch", "1", "-HUE"])
+    (folder,) = Path("opt").iterdir()
+    assert folder.name.startswith("default_easyMera_images")
+    for name in easymain.ARCHITECTURE:
+        assert f"_{name}_" in folder.name
+    assert "_hchnl_4_" in folder.name and "_HUE_True_" in folder.name
+    easymain.main([*command, "-epoch", "2", "-HUE", "-load"])
+    assert len(history(folder)) == 2
+
+
+def test_help_shows_every_option(capsys):
+    with pytest.raises(SystemExit) as caught:
+        easymain.main(["-h"])
+    text = capsys.readouterr().out
+    assert caught.value.code == 0 and "python easymain.py" in text
+    for name, option in easymain.OPTIONS.items():
+        assert f"  -{name}" in text and " ".join(option.help.split()[:3]) in " ".join(text.split())
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_batches_are_every_image_once_and_of_one_size(seed):
+    sizes = [10, 7, 3]
+    batches = epoch_batches(sizes, 4, seed, 2)
+    assert sorted((which, i) for which, index in batches for i in index.tolist()) == [
+        (which, i) for which, n in enumerate(sizes) for i in range(n)
+    ]
+    assert all(len(index) <= 4 for _, index in batches) and len(batches) == 6
+
+    def order(*args):
+        return [(which, index.tolist()) for which, index in epoch_batches(sizes, 4, *args)]
+
+    assert order(seed, 2) == order(seed, 2) != order(seed, 3) != order(seed + 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "done", "factor"),
+    [
+        ("paper", 0, 0.1),
+        ("paper", 4.7, 0.5 * 0.99**4),
+        ("paper", 9, 0.99**9),
+        ("paper", 30, 0.99**30),
+        ("cosine", 0, 0.05),
+        ("cosine", 50, 0.5),
+        ("cosine", 75, (1 - 0.5**0.5) / 2),
+        ("cosine", 100, 0),
+        ("constant", 77.7, 1),
+    ],
+)
+def test_learning_rates(schedule, done, factor):
+    options = {"lrSchedule": schedule, "decay": 0.99, "epoch": 100}
+    assert learning_rate(options, done) == pytest.approx(factor, abs=1e-9)
+
+
+def test_averaged_weights_are_tested_and_kept(command, tmp_path, monkeypatch):
+    passed = []
+
+    def step(self, *args, plain=Trainer.step):
+        if not passed:
+            passed.append([p.detach().clone() for p in self.model.parameters()])
+        nats = plain(self, *args)
+        passed.append([p.detach().clone() for p in self.model.parameters()])
+        return nats
+
+    monkeypatch.setattr(Trainer, "step", step)
+    easymain.main([*command, "-folder", str(tmp_path), "-epoch", "4", "-ema", "0.5"])
+    average = passed[0]
+    for i, weights in enumerate(passed[1:]):
+        decay = min(0.5, (1 + i) / (10 + i))
+        average = [decay * a + (1 - decay) * w for a, w in zip(average, weights)]
+    model, _ = open_model(tmp_path, "latest")
+    for given, wanted, last in zip(model.parameters(), average, passed[-1]):
+        torch.testing.assert_close(given, wanted, rtol=1e-5, atol=1e-7)
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), passed[-1]))
+    best, _ = open_model(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), best.parameters()))
+
+
+def test_bfloat16_on_the_cpu(command, whole, tmp_path):
+    easymain.main([*command, "-folder", str(tmp_path), "-amp"])
+    for row, wanted in zip(history(tmp_path), history(whole)):
+        assert row["train_bpd"] == pytest.approx(wanted["train_bpd"], rel=0.02)
+        assert row != wanted
+    assert all(
+        t.dtype == torch.float32
+        for t in load_tensors(tmp_path / "savings" / "latest.safetensors")[0].values()
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["-heavy -HUE", "-simplePrior -diffDetail -clamp 0.1", "-lifting legall -repeat 2", "-repeat 0"],
+)
+def test_other_architectures_learn(command, tmp_path, options):
+    easymain.main([*command, "-folder", str(tmp_path), *options.split()])
+    first, *_, last = history(tmp_path)
+    assert last["test_bpd"] < first["test_bpd"]
+    open_model(tmp_path)
+
+
+def test_joint_trains_on_several_sizes_batch_by_batch(tmp_path, capsys):
+    write_cifar(tmp_path / "CIFAR")
+    for name, size in (("ImageNet32", 32), ("ImageNet64", 64)):
+        dump(tmp_path / name / "train_data_batch_1", {"data": pixels(3, size)})
+        dump(tmp_path / name / "val_data", {"data": pixels(2, size)})
+    folder = tmp_path / "model"
+    argv = ["-target", "joint", "-data", str(tmp_path), "-folder", str(folder), *"-hchnl 4 -batch 4".split()]
+    easymain.main([*argv, "-epoch", "1"])
+    assert "16 images of joint" in capsys.readouterr().out
+    easymain.main([*argv, "-epoch", "2", "-load"])
+    model, options = open_model(folder, "latest")
+    nats = sum(-model.log_prob(x).double().sum().item() for x in load("joint", "test", tmp_path))
+    dimensions = 3 * (5 * 32 * 32 + 2 * 64 * 64)
+    assert options["size"] is None
+    assert history(folder)[1]["test_bpd"] == pytest.approx(bits_per_dimension(nats, dimensions), rel=1e-6)
+
+
+# -- going on ------------------------------------------------------------------------------------------------
+
+
+def test_load_goes_on_to_more_epochs(command, whole, tmp_path):
+    argv = [*command, "-folder", str(tmp_path / "model")]
+    easymain.main([*argv, "-epoch", "1"])
+    easymain.main([*argv, "-epoch", "3", "-load"])
+    assert_same_training(tmp_path / "model", whole)
+    assert json.loads((tmp_path / "model" / "parameter.json").read_text())["epoch"] == 3
+
+
+def test_load_of_a_finished_training_changes_nothing(trained, whole):
+    easymain.main(["-folder", str(trained), "-load"])
+    assert_same_training(trained, whole)
+
+
+@pytest.mark.parametrize("ema", ["0", "0.9"])
+@pytest.mark.parametrize("when", [1, 6, 12])
+def test_ctrl_c_saves_and_the_rest_is_as_if_it_had_not_been(
+    command, tmp_path, monkeypatch, capsys, when, ema
+):
+    argv = [*command, "-ema", ema, "-folder"]
+    easymain.main([*argv, str(tmp_path / "whole")])
+    steps = []
+
+    def step(self, *args, plain=Trainer.step):
+        steps.append(0)
+        if len(steps) == when:
+            signal.raise_signal(signal.SIGINT)
+        return plain(self, *args)
+
+    folder = tmp_path / "model"
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", step)
+        if when < 12:
+            with pytest.raises(SystemExit) as caught:
+                easymain.main([*argv, str(folder)])
+            assert caught.value.code == 130
+            assert f"-folder {folder} -load" in capsys.readouterr().out
+        else:  # in the very last step: there is nothing to go on with
+            easymain.main([*argv, str(folder)])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert len(steps) == when
+    open_model(folder)
+    assert len(history(folder)) == (when - 1) // 4 + (when == 12)
+    assert (folder / "pic" / "lossCurve.png").exists()
+    easymain.main(["-folder", str(folder), "-load"])
+    assert_same_training(folder, tmp_path / "whole")
+
+
+def test_a_second_ctrl_c_stops_at_once(command, trained, whole, tmp_path, monkeypatch, capsys):
+    def step(self, *args):
+        signal.raise_signal(signal.SIGINT), signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    before = history(trained)
+    assert refused(capsys, "-folder", trained, "-load", "-epoch", 9, status=130).endswith("interrupted")
+    monkeypatch.undo()
+    assert history(trained) == before
+    easymain.main(["-folder", str(trained), "-load", "-epoch", "3"])
+    assert_same_training(trained, whole)
+
+
+def start(argv):
+    """Start a Python of one thread in the project's root."""
+    argv, environment = [sys.executable, *map(str, argv)], os.environ | {"OMP_NUM_THREADS": "1"}
+    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen(argv, cwd=ROOT, env=environment, text=True, **pipes)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_signals_from_outside(command, tmp_path, number):
+    folder, argv = tmp_path / "model", [*command, "-lrSchedule", "constant", "-folder"]
+    process = start(["easymain.py", *argv, folder, "-epoch", 10**6])
+    while not (folder / "records" / "losses.csv").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    if number == signal.SIGKILL:
+        assert process.returncode == -number
+    else:
+        assert process.returncode == 130 and out.splitlines()[-1].startswith("stopped in epoch")
+    open_model(folder)
+    epochs = str(len(history(folder)) + 1)
+    easymain.main(["-load", "-epoch", epochs, "-folder", str(folder)])
+    easymain.main([*argv, str(tmp_path / "other"), "-epoch", epochs])
+    assert history(folder) == history(tmp_path / "other")
+
+
+def test_ctrl_c_before_the_training(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(easymain, "load", lambda *args: signal.raise_signal(signal.SIGINT))
+    line = refused(capsys, *command, "-folder", tmp_path / "model", status=130)
+    assert line == "easymain.py: interrupted"
+
+
+def test_killed_before_any_of_its_writes(command, tmp_path, monkeypatch):
+    argv = [*command, "-epoch", "2", "-batch", "14", "-ema", "0.9", "-folder"]
+    easymain.main([*argv, str(tmp_path / "whole")])
+    left = []
+
+    def replace(self, target, plain=Path.replace):
+        left.append(shutil.copytree(tmp_path / "model", tmp_path / str(len(left))))
+        return plain(self, target)
+
+    with monkeypatch.context() as patch:
+        # a saving after every step; what a kill would leave on the disk is put aside
+        patch.setattr(training, "SAVE_SECONDS", 0), patch.setattr(training, "SHOW_SECONDS", 0)
+        patch.setattr(Path, "replace", replace)
+        easymain.main([*argv, str(tmp_path / "model")])
+    assert len(left) >= 2 + 2 * (2 + 2 + 3) + 1  # at the start, two epochs of two steps, the curve
+    for folder in left:
+        load = ["-load"] if (folder / "parameter.json").exists() else []
+        easymain.main([*argv, str(folder), *load])
+        assert_same_training(folder, tmp_path / "whole")
+
+
+# -- several processes ---------------------------------------------------------------------------------------
+
+
+def test_two_processes_are_one_with_the_same_batch(command, whole, tmp_path):
+    folder = tmp_path / "model"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+    process = start([*launcher, "easymain.py", *command, "-folder", folder])
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    for row, wanted in zip(history(folder), history(whole), strict=True):
+        assert row == pytest.approx(wanted, rel=1e-4)
+    given, wanted = (load_file(f / "savings" / "latest.safetensors") for f in (folder, whole))
+    for key in wanted:
+        torch.testing.assert_close(given[key], wanted[key], rtol=1e-3, atol=1e-5)
+    assert out.count("epoch 1: ") == out.count(f"{folder}: trained") == 1
+    easymain.main(["-folder", str(folder), "-load", "-epoch", "4"])
+    assert len(history(folder)) == 4
+
+
+def test_only_the_first_process_writes(images, tmp_path):
+    options = {name: option.default for name, option in training.TRAINING.items()} | {"epoch": 1, "batch": 8}
+    data = [load(images, part, size=8) for part in ("train", "test")]
+    workers = Workers()
+    workers.rank = 1
+    trainer = Trainer(easymain.build({}), *data, options, tmp_path / "model", torch.device("cpu"), workers)
+    assert trainer.run() and trainer.progress.history[0]["train_bpd"] > 0
+    assert not (tmp_path / "model").exists()
+
+
+# -- what goes wrong -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        ("-target nothing", "'nothing': neither one of photos, CIFAR"),
+        ("-target CIFAR -size 16", "have their own size"),
+        ("-size 99", "no image holds 99x99 pixels"),
+        ("-size 0", "-size 0: need"),
+        ("-size -4 -simplePrior -diffDetail", "-size -4: need"),
+        ("-cuda 99", "this machine has"),
+        ("-batch 0", "-batch 0: need"),
+        ("-epoch -3", "-epoch -3: need"),
+        ("-savePeriod 0", "-savePeriod 0: need"),
+        ("-lr -0.1", "-lr -0.1: need"),
+        ("-lr nan", "-lr nan: need"),
+        ("-decay -1", "-decay -1.0: need"),
+        ("-ema 1", "-ema 1.0: need"),
+        ("-seed -1", "-seed -1: need"),
+        ("-seed 99999999999999999999999", "-seed 9999"),
+        ("-hchnl 0", "-hchnl 0: need"),
+        ("-repeat -1", "-repeat -1: need"),
+        ("-diffDetail", "-simplePrior"),
+        ("-lifting db4", "-lifting: invalid choice: 'db4'"),
+        ("-lrSchedule often", "-lrSchedule: invalid choice: 'often'"),
+        ("-batch many", "-batch: invalid int value: 'many'"),
+        ("-unheard of", "unrecognized arguments: -unheard of"),
+        ("-load", "not a model folder"),
+    ],
+)
+def test_bad_options_end_in_one_line(command, tmp_path, capsys, argv, text):
+    folder = tmp_path / "model"
+    assert text in refused(capsys, *command, *argv.split(), "-folder", folder)
+    assert not folder.exists()
+
+
+def test_missing_and_corrupt_shards(tmp_path, capsys):
+    folder = tmp_path / "model"
+    argv = ["-target", "ImageNet32", "-data", tmp_path, "-folder", folder]
+    assert "ImageNet32: no train_data_batch_1; put" in refused(capsys, *argv)
+    for name in ("train_data_batch_1", "val_data"):
+        dump(tmp_path / "ImageNet32" / name, {"data": pixels(2, 32)})
+    shard = tmp_path / "ImageNet32" / "train_data_batch_1"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    assert f"{shard}: not a whole shard" in refused(capsys, *argv)
+    dump(shard, {"data": pixels(0, 32)})
+    assert "need an image" in refused(capsys, *argv)
+    assert not folder.exists()
+
+
+def test_a_folder_that_holds_a_model_is_left_alone(command, trained, capsys):
+    before = contents(trained)
+    assert "-load goes on with it" in refused(capsys, *command, "-folder", trained)
+    assert contents(trained) == before
+
+
+@pytest.mark.parametrize(
+    "argv", ["-hchnl 5", "-HUE", "-target photos", "-size 16", "-seed 1", "-ema 0.5", "-clamp 1"]
+)
+def test_load_with_what_may_not_change(trained, capsys, argv):
+    before = contents(trained)
+    name, *_ = argv.split()
+    line = refused(capsys, "-folder", trained, "-load", *argv.split())
+    assert f"{name} " in line and "the model in" in line
+    assert contents(trained) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        {"hchnl": "4"},
+        {"hchnl": 5},
+        {"hchnl": -1},
+        {"heavy": 1},
+        {"lifting": "db4"},
+        {"size": "8"},
+        {"size": -8},
+        {"epoch": None},
+        {"batch": 0},
+        {"lr": "much"},
+        {"lrSchedule": "often"},
+        {"target": 5},
+        {"seed": 0.5},
+    ],
+    ids=str,
+)
+def test_damaged_options(trained, capsys, change):
+    path = trained / "parameter.json"
+    if isinstance(change, dict):
+        change = json.dumps(json.loads(path.read_text()) | change).encode()
+    path.write_bytes(change)
+    before = contents(trained)
+    refused(capsys, "-folder", trained, "-load")
+    assert contents(trained) == before
+
+
+def test_damaged_savings(trained, capsys):
+    latest = trained / "savings" / "latest.safetensors"
+    whole, best = latest.read_bytes(), (trained / "savings" / "best_test.safetensors").read_bytes()
+    for damaged in (
+        b"",
+        whole[:7],
+        whole[: len(whole) // 2],
+        whole[:-1],
+        b"x" * 1000,
+        best.replace(b"model.", b"madel."),
+    ):
+        latest.write_bytes(damaged)
+        before = contents(trained)
+        assert str(latest) in refused(capsys, "-folder", trained, "-load")
+        assert contents(trained) == before
+        with pytest.raises(ValueError, match=r"latest\.safetensors"):
+            open_model(trained, "latest")
+    latest.unlink()
+    assert str(latest) in refused(capsys, "-folder", trained, "-load")
+    with pytest.raises(ValueError, match=r"none of latest\.safetensors is there"):
+        open_model(trained, "latest")
+
+
+def test_savings_of_another_model(command, trained, tmp_path, capsys):
+    for i, options in enumerate((["-heavy"], ["-hchnl", "5"], ["-nhidden", "0"])):
+        other = tmp_path / f"other{i}"
+        easymain.main([*command, "-epoch", "1", "-folder", str(other), *options])
+        latest = trained / "savings" / "latest.safetensors"
+        shutil.copy(other / "savings" / "latest.safetensors", latest)
+        assert "another model" in refused(capsys, "-folder", trained, "-load")
+        with pytest.raises(ValueError, match="do not fit"):
+            open_model(trained, "latest")
+
+
+def test_divergence_keeps_the_last_good_weights(command, trained, whole, tmp_path, capsys):
+    assert "diverged" in refused(capsys, *command, "-lr", "1e30", "-folder", tmp_path / "new")
+    model, _ = open_model(tmp_path / "new")
+    assert all(p.isfinite().all() for p in model.parameters())
+    # in the one step of an epoch, whose loss is still that of the good weights
+    line = refused(capsys, "-folder", trained, "-load", "-epoch", 5, "-lr", 1e9, "-batch", 99)
+    assert "diverged in epoch 4" in line and "give a smaller -lr" in line and str(trained / "savings") in line
+    easymain.main(["-folder", str(trained), "-load", "-epoch", "3"])
+    assert_same_training(trained, whole)
+
+
+def test_weights_that_are_not_finite_are_never_saved(command, tmp_path, monkeypatch, capsys):
+    def step(self, *args, plain=Trainer.step):
+        nats = plain(self, *args)
+        self.model.top.mean.data[0] = torch.nan
+        signal.raise_signal(signal.SIGINT)
+        return nats
+
+    monkeypatch.setattr(Trainer, "step", step)
+    assert "diverged in epoch 1 (nan" in refused(capsys, *command, "-folder", tmp_path / "model")
+    model, _ = open_model(tmp_path / "model")
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_more_processes_than_images_in_a_batch(images, tmp_path):
+    workers = Workers()
+    workers.count = 9
+    options = {name: option.default for name, option in training.TRAINING.items()} | {"batch": 8}
+    data = [load(images, part, size=8) for part in ("train", "test")]
+    with pytest.raises(ValueError, match="9 processes"):
+        Trainer(easymain.build({}), *data, options, tmp_path, torch.device("cpu"), workers)
+
+
+def test_places_that_cannot_be_written(command, tmp_path, capsys):
+    (tmp_path / "file").write_text("text")
+    assert str(tmp_path / "file") in refused(capsys, *command, "-folder", tmp_path / "file" / "model")
+    assert str(tmp_path / "file") in refused(capsys, *command, "-folder", tmp_path / "file")
+
+
+def test_a_full_disk(command, trained, whole, capsys):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        line = refused(capsys, "-folder", trained, "-load", "-epoch", 4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "File too large" in line
+    easymain.main(["-folder", str(trained), "-load", "-epoch", "3"])
+    assert_same_training(trained, whole)
