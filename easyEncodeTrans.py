@@ -1,7 +1,7 @@
 """Encode a test set by symbol frequencies and report bits per dimension.
 
-    python easyEncodeTrans.py                                             the test set of the training
-    python easyEncodeTrans.py -batch 10 -earlyStop 5 -target ImageNet64 -folder opt/NAME    migrate: another one
+    python easyEncodeTrans.py                                     on the test set of the training
+    python easyEncodeTrans.py -batch 10 -earlyStop 5 -target ImageNet64 -folder opt/NAME    migrate
 
 As easyEncode.py, but with frequencies in place of the learned scales: each image has a histogram of its
 differences from the prior's means. Codes every image to bytes, decodes the bytes and compares. Theory is the

@@ -103,15 +103,15 @@ def stages(model, decoders, size, settings=DEFAULT, skip=0, partial=False):
         for shape in band_sizes(*sizes[i])[1:]:
             band, there = _pop(decoders, cropped(given(known), shape), settings, partial)
             known, whole = (*known, channels_last(band.to(**like))), whole and there
+        del given, band  # larger than all that the images need
         x = model.pyramid.level(i).merge(x, known)
-        del given, known, band  # they are larger than what comes next
+        del known
         yield i, _pixels(model, x), whole
 
 
 def decode(model, decoders, size, settings=DEFAULT, skip=0, partial=False):
     """The last of the stages: images (B, 3, H, W), uint8."""
-    for _, images, _ in stages(model, decoders, size, settings, skip, partial):
-        pass
+    *_, (_, images, _) = stages(model, decoders, size, settings, skip, partial)
     return images
 
 

@@ -18,7 +18,7 @@ TEST_SET = (
         "target": Option(None, "data set as in easymain.py (default: that of the training)"),
         "data": Option("data", "folder of the data sets; CIFAR is downloaded to it if absent"),
         "size": Option(32, "side of the patches of photos or of a folder of images"),
-        "batch": Option(100, "images coded together"),
+        "batch": Option(10, "images coded together"),
         "earlyStop": Option(-1, "stop after so many batches; -1: code the whole test set"),
         "precision": Option(24, "probabilities are integers out of 2^precision"),
         "best": Option(False, "the weights with the lowest training loss"),
@@ -29,7 +29,7 @@ TEST_SET = (
 
 
 class Figures(NamedTuple):
-    """Means over images; theory: of each of its parts. In bits per dimension, levels and images a second."""
+    """Means over images: bits per dimension (theory: by each measure), differences; images a second."""
 
     actual: float
     theory: tuple
@@ -38,16 +38,21 @@ class Figures(NamedTuple):
     decoding: float
 
 
-def open_test_set(options):
-    """The frozen model and the batches of the test set that the options of TEST_SET ask for."""
-    for name, others in (("batch", ()), ("earlyStop", (-1,))):
-        if options[name] < 1 and options[name] not in others:
-            raise ValueError(f"-{name} {options[name]}: need at least 1")
+def weights_of(options):
+    """The weights that -best or -valbest ask for, as flow.folder names them; None: the best there are."""
     if options["best"] and options["valbest"]:
         raise ValueError("-best and -valbest: need one of them at most")
-    weights = "best_train" if options["best"] else "best_test" if options["valbest"] else None
-    device = pick_device(options["cuda"])
-    model, trained, _ = open_frozen(find_folder(options["folder"]), weights, device)
+    return "best_train" if options["best"] else "best_test" if options["valbest"] else None
+
+
+def open_test_set(options):
+    """The frozen model and the batches of the test set that the options of TEST_SET ask for."""
+    if options["batch"] < 1:
+        raise ValueError(f"-batch {options['batch']}: need at least 1")
+    if options["earlyStop"] < 1 and options["earlyStop"] != -1:
+        raise ValueError(f"-earlyStop {options['earlyStop']}: need at least 1, or -1 for the whole test set")
+    folder, device = find_folder(options["folder"]), pick_device(options["cuda"])
+    model, trained, _ = open_frozen(folder, weights_of(options), device)
     target = options["target"] or trained.get("target")
     if not isinstance(target, str):
         raise ValueError("the model folder does not tell a data set: give -target")
@@ -62,7 +67,7 @@ def code(batches, encode, decode, theory, device):
 
     batches: of images (B, 3, H, W), uint8, on the CPU.
     encode: images on the device -> B streams of bytes. decode: streams and (height, width) -> images.
-    theory: images -> the bits that each should take, in one or more parts: (parts, B).
+    theory: images -> the bits that each should take, by one or more measures: (measures, B).
     """
     actual, ideal, errors, encoding, decoding = [], [], [], 0.0, 0.0
     for batch in tqdm(batches, delay=1, leave=False):
@@ -75,13 +80,16 @@ def code(batches, encode, decode, theory, device):
         actual += [8 * len(stream) / values for stream in streams]
         ideal.append(np.asarray(theory(images)) / values)
         errors += (back.double() - batch).abs().flatten(1).mean(1).tolist()
-    parts = np.concatenate(ideal, axis=1).mean(axis=1).tolist()
+    measures = np.concatenate(ideal, axis=1).mean(axis=1).tolist()
     rates = len(actual) / encoding, len(actual) / decoding
-    return Figures(float(np.mean(actual)), tuple(parts), float(np.mean(errors)), *rates)
+    return Figures(float(np.mean(actual)), tuple(measures), float(np.mean(errors)), *rates)
 
 
 def report(figures):
-    """Print the figures, the last line as the original has it, and end with status 1 if an image changed."""
+    """Print the figures, the last line as the original has it, and end with status 1 if an image changed.
+
+    Theory is the first of its measures; whoever has more prints them.
+    """
     print(f"encoded {figures.encoding:.1f} images/s, decoded {figures.decoding:.1f} images/s")
     means = f"Actual Mean BPD: {figures.actual:.4f} Theory Mean BPD: {figures.theory[0]:.4f}"
     print(f"{means} Mean Error: {figures.error}")

@@ -2,8 +2,8 @@
 
     magic | kind | width | height | [settings] | [model] | [metadata] | marks | [plane] | checksum | stream
 
-All before the stream is the head. A photograph goes through the flow into the stream, its alpha channel into the
-plane; a picture for which deflate, or no compression at all, is smaller is a plane as a whole.
+All before the stream is the head. A photograph goes through the flow into the stream, its alpha channel
+into the plane; a picture for which deflate, or no compression at all, is smaller is a plane as a whole.
 """
 
 import zlib
@@ -32,7 +32,7 @@ MODES = tuple(CHANNELS)
 RAW, DEFLATE, FLOW = METHODS = range(3)
 HAS_METADATA, HAS_SETTINGS = 1 << 5, 1 << 6
 IDENTITY_BYTES = 8
-# How many values a file may promise for each byte it has, lest a few bytes claim memory and hours: deflate's limit.
+# What a stream may promise for each of its bytes, lest a few bytes claim memory and hours: as deflate has it.
 VALUES_PER_BYTE = 1032
 # Smaller images of so many pixels have a mark, which is then less than a percent of what it guards.
 MARKED_PIXELS = 1 << 10
@@ -63,7 +63,7 @@ def pack(picture, model=None, name="", settings=DEFAULT):
     files = [_head(picture, method, metadata, plane=plane) for method, plane in _planes(picture).items()]
     if model is not None and picture.mode not in ("1", "P"):
         head, stream = _through_flow(picture, metadata, model, name, settings)
-        if _plausible(3 * picture.width * picture.height, stream):
+        if _plausible(picture.size, stream):
             files.append(head + stream)
     return min(files, key=len)
 
@@ -72,7 +72,7 @@ def unpack(data, model=None, name="", levels=0, partial=False):
     """The bytes of a .nwf file -> its picture. Inverse: pack.
 
     model, name: as for pack; needed if the flow made the file.
-    levels: leave out so many of the finest levels: a smaller picture, of which the file's first part is enough.
+    levels: leave out so many of the finest levels: a smaller picture, for which the first part is enough.
     partial: decode a file that was cut, with the prior's means in place of what it lacks.
     Raises ValueError for anything but the exact bytes that pack wrote; but with levels or partial, what lies
     behind the last mark in use goes unchecked.
@@ -178,9 +178,9 @@ def _check_size(width, height):
         raise ValueError(f"{width}x{height} pixels: need 1 .. {MAX_PIXELS:,} in all")
 
 
-def _plausible(values, data):
-    """Whether so many values may be decoded from the bytes of data."""
-    return values <= VALUES_PER_BYTE * len(data)
+def _plausible(size, stream):
+    """Whether a stream may be decoded to an image of this size."""
+    return 3 * size[0] * size[1] <= VALUES_PER_BYTE * len(stream)
 
 
 def _raw_length(mode, size):
@@ -189,19 +189,17 @@ def _raw_length(mode, size):
 
 
 def _planes(picture):
-    """The pixels in one piece, by each method that can have them so."""
-    raw, deflated = picture.tobytes(), pack_pixels(picture)
-    return {RAW: raw} | ({DEFLATE: deflated} if _plausible(len(raw), deflated) else {})
+    """The pixels in one piece, by each method but the flow."""
+    return {RAW: picture.tobytes(), DEFLATE: pack_pixels(picture)}
 
 
 def _picture_of(plane, method, mode, size, colours=0):
     """Inverse of _planes. Raises ValueError if there are not as many pixels."""
-    length = _raw_length(mode, size)
-    if length != len(plane) if method == RAW else not _plausible(length, plane):
-        raise ValueError(f"corrupt file: {len(plane)} bytes cannot hold {size[0]}x{size[1]} pixels")
-    if method == RAW:
-        return Image.frombytes(mode, size, plane)
-    return unpack_pixels(plane, mode, size, colours)
+    if method == DEFLATE:
+        return unpack_pixels(plane, mode, size, colours)
+    if len(plane) != _raw_length(mode, size):
+        raise ValueError(f"corrupt file: {len(plane)} bytes do not hold {size[0]}x{size[1]} pixels")
+    return Image.frombytes(mode, size, plane)
 
 
 def _marked(width, height):
@@ -242,13 +240,12 @@ def _from_flow(head, stream, model, name, levels, partial):
         raise ValueError(f"made with the model {head.model}, {other}")
     width, height = head.size
     small = level_sizes(height, width, levels)[-1]
-    if not partial and not _plausible(3 * small[0] * small[1], stream):
+    if not partial and not _plausible(small, stream):
         raise ValueError(f"the file is cut or corrupt: {len(stream)} bytes for {width}x{height} pixels")
+    _check_first_state(stream)
     decoder = Decoder(stream)
     try:
-        for level, images, whole in stages(
-            model, [decoder], (height, width), head.settings, levels, partial
-        ):
+        for level, images, whole in stages(model, [decoder], (height, width), head.settings, levels, partial):
             if whole and head.marks.get(level) not in (None, zlib.crc32(_pixels(images))):
                 raise ValueError(f"corrupt file: a mark is wrong, that of level {level}")
         pixels = _pixels(images)
@@ -264,6 +261,14 @@ def _from_flow(head, stream, model, name, levels, partial):
         alpha = subsample(_picture_of(head.plane, method, "L", head.size), 1 << levels)
         picture = Image.merge(head.mode, (*picture.split(), alpha))
     return picture
+
+
+def _check_first_state(stream):
+    """Refuse a stream that spells its first state otherwise than the encoder: see source/rans.py."""
+    size = 4 + (stream[0] >> 6) if stream else 0
+    state = int.from_bytes(stream[:size], "big") & (1 << 8 * size - 2) - 1 if size else 0
+    if len(stream) >= size > 0 and state < 1 << (22 if size == 4 else 8 * size - 10):
+        raise ValueError("corrupt file: its stream begins in another way")
 
 
 def _check_seal(decoder, pixels, checksum, partial):

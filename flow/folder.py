@@ -129,3 +129,14 @@ def open_frozen(folder, weights=None, device="cpu"):
     if name != state.get("identity"):
         raise ValueError(f"{path}: damaged: its integers are not those that it was stored with")
     return model.to(device), options, name
+
+
+def trained(folder, weights=None):
+    """What a caption says of the weights: "CIFAR, 11 of 12 epochs, 4.023 bits per dimension"."""
+    options, path = read_options(folder), _weights_path(folder, weights)
+    _, state = load_tensors(path)
+    words = [Path(str(options.get("target", "unknown images"))).name]
+    words.append(f"{state.get('epoch', 0)} of {options.get('epoch', '?')} epochs")
+    if state.get("history"):
+        words.append(f"{state['history'][-1]['test_bpd']:.3f} bits per dimension")
+    return ", ".join(words)

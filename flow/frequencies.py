@@ -1,8 +1,8 @@
-"""Images <-> bytes by symbol frequencies: differences from the prior's means, under a histogram of each image.
+"""Images <-> bytes by symbol frequencies, in place of the prior's scales.
 
-r = z - baseline, the baseline being the prior's rounded means, of a band given those before it; of the top, the
-mean of its mixture's means. A stream is one Histogram of all r of an image, then all r, coarse to fine, under it.
-What needs no scales needs no network for them, but each image pays for its histogram.
+r = z - baseline, where the baseline is the prior's rounded means: of a band given those before it, and of the
+top, the mean of its mixture's means. A stream holds one Histogram of all r of an image, for which the image
+pays, then under it all r, coarse to fine.
 Source: method 6.
 """
 
@@ -16,7 +16,7 @@ from utils.polyphase import band_sizes, channels_last, depth, level_sizes
 
 
 def _top_baseline(mixture):
-    """The mean of the components' means, rounded, halves upwards: by integers, hence alike on all machines."""
+    """The mean of the components' means, rounded, halves upwards: exact, as it stays in integers."""
     unit = MEAN_STEPS * len(mixture.mean)
     return (2 * mixture.mean.sum(0) + unit) // (2 * unit)
 
@@ -53,7 +53,7 @@ def restore(model, r, size):
 
 
 def encode(model, images, precision=24):
-    """Images (B, 3, H, W) of one size -> a list of B Encoders; `finish` makes their bytes. Inverse: decode."""
+    """Images (B, 3, H, W) of one size -> B Encoders, whose `finish` makes the bytes. Inverse: decode."""
     encoders = []
     for r in differences(model, images):
         encoder, table = Encoder(), Histogram.of(r, precision)
@@ -64,7 +64,7 @@ def encode(model, images, precision=24):
 
 
 def decode(model, decoders, size, precision=24):
-    """Decoders of B streams -> images (B, 3, H, W), uint8; size: (H, W)."""
+    """Decoders of B streams -> images (B, 3, H, W), uint8; size: (H, W). Inverse: encode."""
     total = 3 * size[0] * size[1]
     r = [decoder.pop(Histogram.read(decoder, total, precision), total) for decoder in decoders]
     return restore(model, np.stack(r), size)

@@ -103,6 +103,12 @@ class Decoder:
         self._words = np.frombuffer(data[size:end], "<u4").astype(np.uint32)
         self._position = 0
         self._loose = len(data) - end
+        self._size = size
+
+    @property
+    def taken(self):
+        """The number of bytes that were needed so far: no fewer hold what was popped."""
+        return self._size + 4 * self._position
 
     def pop(self, distribution, shape=None):
         """Return the next group: int32, of the distribution's shape, or of `shape` where it has none.

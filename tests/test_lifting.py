@@ -1,4 +1,4 @@
-"""Haar and LeGall 5/3, coefficient for coefficient: numbers worked by hand, the standard's steps, PyWavelets."""
+"""Haar and LeGall 5/3, coefficient for coefficient: numbers worked by hand, the standard, PyWavelets."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def haar(x):
 
 
 def legall(x):
-    """Return (low, high) of a row by the filter of ITU-T T.800, F.4.8.1, on the periodic symmetric extension."""
+    """Return (low, high) of a row by the filter of ITU-T T.800, annex F, extended symmetrically."""
     if len(x) == 1:
         return list(x), []
     period = 2 * (len(x) - 1)
@@ -117,7 +117,7 @@ def pywt_haar(x, axis):
 
 
 def pywt_legall(x, axis):
-    """Return PyWavelets' bior2.2 coefficients: its arrays begin a sample early and end late, by the filters' length."""
+    """Return PyWavelets' bior2.2 coefficients; its arrays are longer, by what the filters overlap."""
     low, high = pywt.dwt(x, "bior2.2", "reflect", axis)
     size = x.shape[axis]
     low = np.take(low, range(1, 1 + (size + 1) // 2), axis)

@@ -21,7 +21,7 @@ LOGSCALES = [math.log(10.0**k) for k in range(-4, 5)]
 
 
 def reference(z, mean, logscale):
-    """Return log P(z) of float64 arrays: log sigma(b) + log sigma(-a) + log(1 - e^(a-b)), each by its own branch."""
+    """Return log P(z) of float64 arrays: log sigma(b) + log sigma(-a) + log(1 - e^(a-b)), in two branches."""
     inverse = np.exp(-logscale)
     a, b = (((z + half - 128) / 256 - mean) * inverse for half in (-0.5, 0.5))
     w = inverse / 256
@@ -41,7 +41,7 @@ def exact(z, mean, logscale):
 
 
 def grid():
-    """Return z, mean and logscale in float32, up to 3000 steps apart, at all scales, near the bins' edges and not."""
+    """Return z, mean and logscale in float32: up to 3000 steps apart, near bins' edges too, at all scales."""
     steps = torch.cat([torch.linspace(0, 1, 9), torch.tensor([1.5, 2, 7.3, 40, 333.3, FARTHEST])])
     steps = torch.cat([-steps, steps])
     logscale = torch.linspace(LOGSCALES[0], LOGSCALES[-1], 401)
@@ -125,7 +125,7 @@ def test_checkerboard_costs_what_its_logistics_say():
             for prior in (model.top, model.detail):
                 prior.logscale.fill_(logscale)
             nats = -model.log_prob(x).item()
-        # untrained: ur and dl of the finest level are 255, all else is 0; means 0, in the top a spread of five
+        # untrained: ur and dl of the finest level are 255, all else is 0; means 0, but five in the top
         values = np.array([0.0, 255.0])
         black, white = -reference(values, 0.0, logscale)
         top = -np.logaddexp.reduce(reference(0.0, (np.arange(5) - 2) / 8, logscale) - math.log(5))

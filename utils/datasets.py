@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils.images import halve, image_files, read_rgb
+from utils.images import PHOTOS, halve, image_files, read_rgb
 
-PHOTOS = Path(__file__).resolve().parent.parent / "etc" / "photos"
 TEST_PHOTOS = {"lake-sherburne", "oakland-zoo-otters", "roman-colosseum"}
 CIFAR_ADDRESS = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 CIFAR_MD5 = "c58f30108f718f92721af3b95e74349a"
@@ -50,6 +49,17 @@ def load(target, part, data="data", size=32, workers=0, progress=True):
     else:
         raise ValueError(f"target {str(target)!r}: neither one of {', '.join(TARGETS)} nor a folder")
     return tuple(read(part, Path(data), size, workers, progress) for read in readers)
+
+
+def draw(count, target, data="data", size=32, seed=0):
+    """Draw some test images of a data set, the first of it if it has several: uint8 (count, 3, S, S).
+
+    Raises ValueError if it has fewer; else as load.
+    """
+    images = load(target, "test", data, size)[0]
+    if len(images) < count:
+        raise ValueError(f"{target}: has {len(images)} test images, not {count}")
+    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]]
 
 
 def _read_photos(part, data, size, workers, progress):

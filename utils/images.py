@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+PHOTOS = Path(__file__).resolve().parent.parent / "etc" / "photos"
+IN_THE_BOX, BOX_SIDE = PHOTOS / "roman-colosseum.png", 512
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
@@ -34,6 +36,22 @@ def read_rgb(path):
     if rgb is None:
         raise ValueError(f"{path}: more than 8 bits per sample; convert it to 8 bits first")
     return torch.from_numpy(rgb).permute(2, 0, 1).contiguous()
+
+
+def picture(path=None):
+    """Read the picture of -img FILE; None: the middle 512x512 of a photograph in the box.
+
+    Returns uint8 (3, H, W). Raises ValueError, in one line, as read_rgb; for a missing file it names the one
+    in the box.
+    """
+    if path is None:
+        image = read_rgb(IN_THE_BOX)
+        top, left = ((side - BOX_SIDE) // 2 for side in image.shape[1:])
+        return image[:, top : top + BOX_SIDE, left : left + BOX_SIDE].contiguous()
+    if not Path(path).exists():
+        name = IN_THE_BOX.relative_to(PHOTOS.parent.parent)
+        raise ValueError(f"{path}: no such file; {name} is there")
+    return read_rgb(path)
 
 
 def _is_deep(image):

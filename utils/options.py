@@ -11,11 +11,15 @@ import torch
 
 
 class Option(NamedTuple):
-    """An option of a script: its default (whose type it takes), meaning, and choices if it has any."""
+    """An option of a script: its default (whose type it takes), meaning, and choices if it has any.
+
+    many: it takes one or more names, and gives their list.
+    """
 
     default: Any
     help: str
     choices: tuple | None = None
+    many: bool = False
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,6 +35,7 @@ FIGURE = {
     "show": Option(False, "open the pictures in a window too"),
     "seed": Option(0, "seed of everything that is drawn at random"),
 }
+PICTURE = {"img": Option(None, "picture (default: the middle 512x512 of etc/photos/roman-colosseum.png)")}
 CUDA = {"cuda": Option(-1, "GPU to compute on; -1: the CPU")}
 
 
@@ -46,9 +51,11 @@ def make_parser(doc, options):
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    for name, (default, text, choices) in options.items():
+    for name, (default, text, choices, many) in options.items():
         if default is False:
             parser.add_argument(f"-{name}", action="store_true", help=text)
+        elif many:
+            parser.add_argument(f"-{name}", nargs="+", help=text, metavar="NAME")
         else:
             shown = "" if default is None else f" (default: {default})"
             kind = str if default is None else type(default)
@@ -65,7 +72,7 @@ def parse(doc, options, argv):
 
 def check_types(values, options, where):
     """Raise ValueError, naming `where`, for a value that could not have been typed as an option."""
-    for name, (default, _, choices) in options.items():
+    for name, (default, _, choices, _) in options.items():
         value, kind = values.get(name, default), type(default)
         if not (type(value) is kind or (kind is float and type(value) is int)):
             raise ValueError(f"{where}: {name} is {value!r}, need {kind.__name__}")
@@ -105,3 +112,10 @@ def pick_device(cuda):
     if cuda >= count:
         raise ValueError(f"-cuda {cuda}: this machine has {count} GPUs; -cuda -1 computes on the CPU")
     return torch.device("cuda", cuda)
+
+
+def seeded(seed, device="cpu"):
+    """A random generator of -seed on a device. Raises ValueError for what is no seed."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"-seed {seed}: need at least 0 and less than 2^32")
+    return torch.Generator(device).manual_seed(seed)

@@ -18,6 +18,7 @@ COLOUR_TYPES = {"1": 0, "L": 0, "LA": 4, "P": 3, "RGB": 2, "RGBA": 6}  # PNG's
 MAX_PIXELS = 1 << 27
 TAGS = {"palette": b"p", "transparency": b"t", "icc_profile": b"i", "exif": b"e", "gamma": b"g"}
 MAX_METADATA = 1 << 24
+DEFLATE_LIMIT = 1032  # bytes that a byte can become: no memory for more than this
 GAMMA = 100_000  # counts of gamma to one, as in PNG
 ORIENTATION = 0x0112  # EXIF's
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -84,6 +85,13 @@ def write_png(picture, path):
     picture.save(path, "PNG", exif=picture.info.get("exif"), pnginfo=chunks)
 
 
+def png_size(picture):
+    """How many bytes write_png would write."""
+    file = BytesIO()
+    write_png(picture, file)
+    return file.tell()
+
+
 def pack_metadata(picture):
     """The metadata of a picture as bytes, deflated; none if there are none. Inverse: unpack_metadata."""
     fields = dict(picture.info)
@@ -102,7 +110,7 @@ def pack_metadata(picture):
 
 
 def unpack_metadata(packed, mode):
-    """The info of a picture in the given mode, "palette" too; ValueError for bytes that pack_metadata cannot make."""
+    """The info of a picture of a mode, "palette" too; ValueError if pack_metadata cannot have written it."""
     data, info, position = inflate(packed, MAX_METADATA) if packed else b"", {}, 0
     for name, tag in TAGS.items():
         if data[position : position + 1] == tag:
@@ -133,8 +141,13 @@ def attach(picture, info):
     picture.info = {name: value for name, value in info.items() if name != "palette"}
 
 
+def _bits(mode, colours):
+    """Bits for each sample: as few as PNG has for a palette."""
+    return {"1": 1, "P": next(n for n in (1, 2, 4, 8) if colours <= 1 << n)}.get(mode, 8)
+
+
 def pack_pixels(picture):
-    """The pixels as a zlib stream of filtered rows: all that PNG's IDAT chunks hold. Inverse: unpack_pixels."""
+    """The pixels as a zlib stream of filtered rows, as in PNG's IDAT chunks. Inverse: unpack_pixels."""
     png, parts, position = BytesIO(), [], len(SIGNATURE)
     picture.save(png, "PNG", compress_level=9)
     data = png.getbuffer()
@@ -152,10 +165,10 @@ def unpack_pixels(data, mode, size, colours=0):
     Raises ValueError if there are not exactly so many.
     """
     width, height = size
-    bits = {"1": 1, "P": next(n for n in (1, 2, 4, 8) if colours <= 1 << n)}.get(mode, 8)
-    row = 1 + (width * bits * CHANNELS[mode] + 7) // 8
-    if len(inflate(data, row * height)) != row * height:
-        raise ValueError("corrupt file: pixels are missing")
+    bits = _bits(mode, colours)
+    length = height * (1 + (width * bits * CHANNELS[mode] + 7) // 8)
+    if length > DEFLATE_LIMIT * len(data) or len(inflate(data, length)) != length:
+        raise ValueError(f"corrupt file: {len(data)} bytes do not hold {width}x{height} pixels")
     header = struct.pack(">IIBBBBB", width, height, bits, COLOUR_TYPES[mode], 0, 0, 0)
     palette = [(b"PLTE", bytes(3 << bits))] if mode == "P" else []
     chunks = [(b"IHDR", header), *palette, (b"IDAT", data), (b"IEND", b"")]

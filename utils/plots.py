@@ -1,10 +1,13 @@
 """Figures. matplotlib chooses a window only where there is a screen, and opens it only to show."""
 
+import csv
+import io
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 
-from utils.files import whole
+from utils.files import whole, write_text
 
 
 def save_figure(figure, folder, name, show=False):
@@ -17,6 +20,32 @@ def save_figure(figure, folder, name, show=False):
     if show:
         plt.show()
     plt.close(figure)
+
+
+def show_image(axes, image):
+    """Draw an image (3, H, W) of real tones, clipped to 0..255, without axes."""
+    pixels = image.round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+    axes.imshow(pixels, interpolation="nearest" if max(pixels.shape) < 256 else "antialiased")
+    axes.axis("off")
+
+
+def save_arrays(folder, name, **arrays):
+    """Write the numbers of a figure as NAME.npz into a folder, and say so."""
+    path = Path(folder) / f"{name}.npz"
+    with whole(path) as temporary:
+        np.savez_compressed(temporary, **arrays)
+    print(path)
+
+
+def save_rows(folder, name, rows):
+    """Write the numbers of a figure, dicts with the same keys, as NAME.csv into a folder, and say so."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    path = Path(folder) / f"{name}.csv"
+    write_text(path, text.getvalue())
+    print(path)
 
 
 def loss_curve(history, path):

@@ -103,6 +103,8 @@ class Workers:
         if not self.distributed:
             yield
             return
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         self.rank, self.count = dist.get_rank(), dist.get_world_size()
         try:
@@ -318,7 +320,8 @@ class Trainer:
     def end_epoch(self):
         """Test, record, keep what is best, and save."""
         p = self.progress
-        train, test = bits_per_dimension(p.nats, p.dimensions), self.evaluate()
+        # rounded, since the sums depend in their last digits on when the bar was shown
+        train, test = round(bits_per_dimension(p.nats, p.dimensions), 8), round(self.evaluate(), 8)
         self.check(test)
         rate = self.options["lr"] * learning_rate(self.options, p.epoch)
         history = [*p.history, dict(zip(RECORD, (p.epoch + 1, train, test, rate, round(p.seconds, 2))))]

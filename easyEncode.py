@@ -1,0 +1,129 @@
+"""Encode pictures with a trained flow, bit for bit, or a data set, and report bits per dimension.
+
+    python easyEncode.py -img FILE_OR_FOLDER... -out DIR        writes DIR/NAME.nwf
+    python easyEncode.py -decode FILE_OR_FOLDER... -out DIR     writes DIR/NAME.png
+    python easyEncode.py -decode FILE -out DIR -levels 2        a quarter as wide, from the file's first part
+    python easyEncode.py -folder opt/NAME -batch 10 -earlyStop 5    the test set of the training
+    python easyEncode.py -folder opt/NAME -target ImageNet64    migrate: another data set, the same weights
+
+A data set is coded to bytes, decoded from the bytes alone and compared: exit status 1 if an image came back
+changed. A file that fails is reported, the others are done: exit status 2.
+"""
+
+import sys
+
+from flow.codec import DEFAULT, Settings, decode, encode
+from flow.coding import TEST_SET, code, open_test_set, report, weights_of
+from flow.container import pack, unpack
+from flow.folder import find_folder, open_frozen, open_model
+from source.rans import Decoder
+from utils.images import image_files
+from utils.integers import bits_per_dimension
+from utils.jobs import Row, plan, run
+from utils.options import Option, parse, pick_device, script
+from utils.pictures import png_size, read_picture, write_png
+from utils.rivals import sizes
+
+FILES = {
+    "img": Option(None, "encode these image files, and those in these folders", many=True),
+    "decode": Option(None, "decode these .nwf files, and those in these folders", many=True),
+    "out": Option(".", "folder of the files written"),
+    "force": Option(False, "overwrite files that are there"),
+    "levels": Option(0, "with -decode: leave out so many of the finest levels"),
+    "partial": Option(False, "with -decode: files that were cut too, as far as they go"),
+}
+CODER = {"nbins": Option(DEFAULT.nbins, "integers around the mean that need no escape")}
+OPTIONS = FILES | TEST_SET | CODER
+
+
+def encode_files(options):
+    """Pictures -> .nwf files. Returns how many failed."""
+    model, name = open_named(options)
+    settings = Settings(options["nbins"], options["precision"])
+
+    def work(source, path):
+        picture = read_picture(source)
+        data = pack(picture, model, name, settings)
+        path.write_bytes(data)
+        return Row(len(data), count_values(picture), png_size(picture))
+
+    return run(plan(options["img"], image_files, options["out"], ".nwf"), work, options["force"])
+
+
+def decode_files(options):
+    """.nwf files -> PNG files. Returns how many failed."""
+    model, name = open_named(options)
+
+    def work(source, path):
+        data = source.read_bytes()
+        picture = unpack(data, model, name, options["levels"], options["partial"])
+        write_png(picture, path)
+        if options["levels"]:  # the file holds a larger picture
+            return Row(len(data))
+        return Row(len(data), count_values(picture), path.stat().st_size)
+
+    pairs = plan(options["decode"], nwf_files, options["out"], ".png")
+    return run(pairs, work, options["force"])
+
+
+def count_values(picture):
+    """The dimensions in bits per dimension."""
+    return picture.width * picture.height * len(picture.getbands())
+
+
+def nwf_files(folder):
+    """The .nwf files under a folder, sorted."""
+    return sorted(path for path in folder.rglob("*.nwf") if not path.name.startswith("."))
+
+
+def open_named(options):
+    """The frozen model and its identity."""
+    folder, device = find_folder(options["folder"]), pick_device(options["cuda"])
+    model, _, name = open_frozen(folder, weights_of(options), device)
+    return model, name
+
+
+def encode_data_set(options):
+    """Code the test set, compare, and print the figures."""
+    if options["earlyStop"] <= 0:
+        options["earlyStop"] = -1
+    model, batches = open_test_set(options)
+    learned, _ = open_model(find_folder(options["folder"]), weights_of(options), model.device)
+    settings = Settings(options["nbins"], options["precision"])
+
+    def to_bytes(images):
+        return [encoder.finish() for encoder in encode(model, images, settings)]
+
+    def from_bytes(streams, size):
+        decoders = [Decoder(stream) for stream in streams]
+        images = decode(model, decoders, size, settings)
+        for decoder in decoders:
+            decoder.finish()
+        return images
+
+    def theory(images):
+        return [bits_per_dimension(-m.log_prob(images), 1).tolist() for m in (model, learned)]
+
+    figures = code(batches, to_bytes, from_bytes, theory, model.device)
+    others = sizes(batches)
+    print(f"before the weights were rounded: {figures.theory[1]:.4f} bits per dimension")
+    print("other codecs: " + ", ".join(f"{name} {size:.4f}" for name, size in others.items()))
+    report(figures)
+
+
+@script
+def main(argv=None):
+    """Encode files, decode files, or measure a data set."""
+    options, typed = parse(__doc__, OPTIONS, argv)
+    if "img" in typed and "decode" in typed:
+        raise ValueError("-img encodes, -decode decodes: need one of them at most")
+    if "decode" not in typed and typed.keys() & {"levels", "partial"}:
+        raise ValueError("-levels and -partial go with -decode")
+    if not typed.keys() & {"img", "decode"}:
+        encode_data_set(options)
+    elif encode_files(options) if "img" in typed else decode_files(options):
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Generate images: an N x N grid of samples, or of what the prior makes of real coarse bands.
+
+    python easyGenerate.py -folder opt/NAME                        8 x 8 samples at the training's size
+    python easyGenerate.py -folder opt/NAME -baseScale -1          calmer: logscales of the details less 1
+    python easyGenerate.py -folder opt/NAME -from coarse -depth 2  test images, their two finest levels anew
+
+The top is drawn from its mixture, then each level's details from the prior: means (-mean), or sampled with
+-baseScale added to their logscales. Colours are as they come, clipped to 0..255. Writes the grid as a figure,
+the grid as a PNG of whole pixels, and the samples as .npz.
+"""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from tqdm import tqdm
+
+from flow.folder import find_folder, open_model, trained
+from flow.zoom import coarse_bands
+from utils.datasets import draw
+from utils.options import CUDA, FIGURE, FOLDER, Option, parse, pick_device, script, seeded
+from utils.plots import save_arrays, save_figure
+from utils.polyphase import depth
+from utils.sheets import magnified, save_image, tiled
+
+OPTIONS = FOLDER | {
+    "num": Option(8, "rows and columns of the grid"),
+    "baseScale": Option(0.0, "added to the logscales of the details: the logarithm of a temperature"),
+    "mean": Option(False, "the means of the details, in place of samples"),
+    "size": Option(0, "side of the images; 0: as in training, or 32"),
+    "from": Option("prior", "prior: draw all; coarse: keep test images' coarse bands", ("prior", "coarse")),
+    "depth": Option(2, "with -from coarse: finest levels to generate"),
+    "target": Option("photos", "with -from coarse: data set or folder of the test images"),
+    "data": Option("data", "folder of the data sets"),
+} | FIGURE | CUDA  # fmt: skip
+SIDE = 32
+
+
+def check(options):
+    """Raise ValueError for what makes no grid."""
+    for name, least in (("num", 1), ("size", 0), ("depth", 0)):
+        if options[name] < least:
+            raise ValueError(f"-{name} {options[name]}: need at least {least}")
+    if not abs(options["baseScale"]) <= 20:
+        raise ValueError(f"-baseScale {options['baseScale']}: need -20 .. 20")
+
+
+def generate(model, options, side, real, generator):
+    """Draw num x num images, row by row; real: the test images that lend their coarse bands, or None."""
+    count, levels, rows = options["num"], None if real is None else options["depth"], []
+    base_scale = None if options["mean"] else options["baseScale"]
+    for row in tqdm(range(count), "rows", delay=2, leave=False):
+        top = None
+        if real is not None:
+            top = coarse_bands(model, real[row * count : (row + 1) * count].to(model.device), levels)[-1]
+        rows.append(model.sample(count, side, side, base_scale, generator, top, levels))
+    return torch.cat(rows).to("cpu", torch.uint8)
+
+
+@script
+def main(argv=None):
+    """Write generate_....png and .pdf, generate_..._pixels.png and generate_....npz."""
+    options, _ = parse(__doc__, OPTIONS, argv)
+    check(options)
+    device = pick_device(options["cuda"])
+    generator = seeded(options["seed"], device)
+    folder = find_folder(options["folder"])
+    model, architecture = open_model(folder, device=device)
+    out = Path(options["out"] or folder / "pic")
+    side, real, count = options["size"] or architecture.get("size") or SIDE, None, options["num"]
+    if options["from"] == "coarse":
+        real = draw(count**2, options["target"], options["data"], side, options["seed"])
+        side, levels = real.shape[-1], options["depth"]
+        if levels > depth(side, side):
+            raise ValueError(f"-depth {levels}: images of {side}x{side} have {depth(side, side)} levels")
+    images = generate(model, options, side, real, generator)
+
+    details = "the prior's means" if options["mean"] else f"samples, base scale {options['baseScale']:g}"
+    name = "generate_mean" if options["mean"] else f"generate_baseScale_{options['baseScale']:g}"
+    if real is None:
+        panels = {f"{side}x{side}: top from its mixture, details: {details}": images}
+    else:
+        left = -(-side // 2**levels)
+        name += f"_coarse_{levels}"
+        panels = {"test images": real, f"{left}x{left} kept, details of {levels} levels: {details}": images}
+    size = 6 * len(panels), 6.5
+    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
+    for panel, (title, content) in zip(axes[0], panels.items()):
+        panel.imshow(magnified(tiled(content, count)).permute(1, 2, 0))
+        panel.set_title(title, fontsize=10)
+        panel.set_axis_off()
+    figure.suptitle(f"model: {trained(folder)}", fontsize=9)
+    save_figure(figure, out, name, options["show"])
+    save_image(magnified(tiled(images, count)), out / f"{name}_pixels.png")
+    print(out / f"{name}_pixels.png")
+    save_arrays(out, name, images=images.permute(0, 2, 3, 1).numpy())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""What a wavelet does to pictures: bands and their entropy, low-pass and high-pass images, filters.
+
+Learned and classical wavelets are models alike here, so that every function takes either.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from flow.lifting import classical
+from flow.model import NeuralWavelet
+from source.logistic import cropped
+from source.prior import SimplePrior, TopPrior
+from utils.integers import MIDDLE, centre
+from utils.polyphase import depth, level_sizes
+
+TITLES = {"learned": "learned", "legall": "LeGall 5/3", "haar": "Haar", "cdf97": "CDF 9/7"}
+COLOURS = {"learned": "tab:red", "legall": "tab:blue", "haar": "tab:green", "cdf97": "tab:purple"}
+
+# Taps 0, 1, ... of low-pass and high-pass filters, of which those of negative index are mirror images; gain 1
+# at frequency 0 and 2 at pi. Source: ITU-T T.800, annex F; Cohen, Daubechies and Feauveau (1992).
+FILTERS = {
+    "legall": ((3 / 4, 1 / 4, -1 / 8), (1, -1 / 2)),
+    "cdf97": (
+        (0.602949018236360, 0.266864118442875, -0.078223266528990, -0.016864118442875, 0.026748757410810),
+        (1.115087052456994, -0.591271763114247, -0.057543526228500, 0.091271763114250),
+    ),
+}
+
+
+def classical_model(wavelet, ycocg=False):
+    """The fixed wavelet "haar" or "legall" as a NeuralWavelet in float64 whose prior's means are 0."""
+    detail = SimplePrior()
+    nn.init.constant_(detail.mean, centre(0.0))
+    model = NeuralWavelet(classical(wavelet), TopPrior(1), detail, ycocg)
+    return model.double().requires_grad_(False).eval()
+
+
+def check_levels(name, levels, image):
+    """Raise ValueError unless an image (..., H, W) has so many levels; name: of the option."""
+    height, width = image.shape[-2:]
+    if not 1 <= levels <= depth(height, width):
+        raise ValueError(f"-{name} {levels}: a {width}x{height} picture has {depth(height, width)} levels")
+
+
+@torch.no_grad()
+def pyramid(model, images, levels):
+    """Images (B, 3, H, W) -> coarse band, details, details minus the prior's means; finest level first.
+
+    Each detail is (ur, dl, dr), integer-valued, in the colours that the pyramid sees.
+    """
+    coarse, details, residuals = model.enter(images), [], []
+    for i in range(levels):
+        coarse, detail = model.pyramid.level(i).split(coarse)
+        given = model.detail(coarse, i)
+        means = (cropped(given(detail[:k]), band.shape[-2:]).mode() for k, band in enumerate(detail))
+        details.append(detail)
+        residuals.append(tuple(band - mean for band, mean in zip(detail, means)))
+    return coarse, details, residuals
+
+
+def mosaic(coarse, details):
+    """The bands side by side as one image: coarse top left, ur right of it, dl below, dr in the corner."""
+    for ur, dl, dr in reversed(details):
+        coarse = torch.cat([torch.cat([coarse, ur], -1), torch.cat([dl, dr], -1)], -2)
+    return coarse
+
+
+def entropy(band):
+    """Bits per coefficient under the histograms of the channels of an integer-valued band (B, C, H, W)."""
+    bits = 0.0
+    for channel in band.unbind(1):
+        counts = channel.unique(return_counts=True)[1].double()
+        bits += (counts * torch.log2(channel.numel() / counts)).sum().item()
+    return bits / max(band.numel(), 1)
+
+
+@torch.no_grad()
+def low_pass(model, images, levels):
+    """Images with the details of the finest levels replaced by the prior's means: real tones, not clipped."""
+    x, _ = model.transform(images, levels)
+    sizes = level_sizes(*images.shape[-2:], levels)
+    for i in reversed(range(levels)):
+        x = model.refine(x, i, sizes[i])
+    return model.leave(x)
+
+
+@torch.no_grad()
+def high_pass(model, images, levels):
+    """What the finest levels' details, less the prior's means, add to an even middle grey: tones about 0.
+
+    The coarse band is "zeroed": at the middle of its range, where the networks read 0. The means go too, as
+    learned details need not be differences: with their means they may hold most of the picture.
+    """
+    coarse, _, residuals = pyramid(model, images, levels)
+    plain = rich = torch.full_like(coarse, MIDDLE)
+    sizes = level_sizes(*images.shape[-2:], levels)
+    for i in reversed(range(levels)):
+        plain, rich = model.refine(plain, i, sizes[i]), _enriched(model, rich, i, residuals[i])
+    return model.leave(rich) - model.leave(plain)
+
+
+def _enriched(model, coarse, level, residual):
+    """Merge a coarse band with the prior's means plus a residual (ur, dl, dr): undo a level of `pyramid`."""
+    given, detail = model.detail(coarse, level), ()
+    for band in residual:
+        detail = (*detail, cropped(given(detail), band.shape[-2:]).mode() + band)
+    return model.pyramid.level(level).merge(coarse, detail)
+
+
+def spectrum(image):
+    """log(|FFT| + 1) of the mean of an image's channels (C, H, W), less its mean, under a Hann window.
+
+    Returns values (H, W) and their frequencies fy (H, 1), fx (1, W) in cycles/pixel, in rising order: 0 is in
+    the middle. The window has mean 1, so that it leaves noise and waves about as high as they are.
+    """
+    grey = image.double().mean(0)
+    down, across = (torch.sin(torch.pi * (torch.arange(n).double() + 0.5) / n) ** 2 for n in grey.shape)
+    window = down[:, None] * across
+    transformed = torch.fft.fft2((grey - grey.mean()) * window / window.mean())
+    fy, fx = (torch.fft.fftshift(torch.fft.fftfreq(n)) for n in grey.shape)
+    return torch.fft.fftshift(transformed).abs().log1p(), fy[:, None], fx[None]
+
+
+def in_blocks(values, fy, fx):
+    """A spectrum and its frequencies as means over blocks, at most 64 along an axis: arrays of one shape."""
+    planes = torch.stack([t.expand(values.shape).double() for t in (values, fy, fx)])
+    return F.adaptive_avg_pool2d(planes, [min(n, 64) for n in values.shape]).numpy()
+
+
+def radial(values, fy, fx):
+    """Means of values (H, W) over rings of frequency, at most 64 of them: radii in 0 .. 1/2, means."""
+    rings = max(min(max(values.shape) // 2, 64), 1)
+    ring = (torch.hypot(fy, fx) * 2 * rings).long()
+    inside = ring < rings
+    count = torch.bincount(ring[inside], minlength=rings)
+    total = torch.bincount(ring[inside], values[inside].double(), minlength=rings)
+    return (torch.arange(rings) + 0.5) / (2 * rings), total / count
+
+
+def common_limit(bands, share=0.99):
+    """The absolute value within which the given share of all values lies, at least 1: one range of grey."""
+    values = torch.cat([band.abs().flatten() for band in bands])
+    return max(values.kthvalue(max(int(share * len(values)), 1)).values.item(), 1.0)
+
+
+def in_grey(tones, limit):
+    """Tones about 0 as pixels: 0 is grey, -limit black, limit white."""
+    return tones * ((MIDDLE - 1) / limit) + MIDDLE
+
+
+def impulse_responses(level, images, places):
+    """Jacobian of the first row of [ul | ur] with respect to the images, first channel, at given columns.
+
+    level: one level of a pyramid, of real-valued networks; images: what the pyramid sees, (B, C, H, W);
+    places: columns n of the bands.
+    Returns low and high, (B, len(places), H, W): how ul[0, n] and ur[0, n] follow each pixel.
+    Source: method 6, where only the first row of pixels is varied.
+    """
+    first = images[:, :1].detach().requires_grad_()
+    ul, (ur, _, _) = level.split(torch.cat([first, images[:, 1:]], 1))
+    # images do not see each other: the gradient of their sum holds that of each
+    rows = torch.cat([ul[:, 0, 0, places], ur[:, 0, 0, places]], 1).sum(0)
+    (jacobian,) = torch.autograd.grad(rows, first, torch.diag(torch.ones_like(rows)), is_grads_batched=True)
+    return jacobian[:, :, 0].transpose(0, 1).split(len(places), 1)
+
+
+def frequency_response(impulses, omega):
+    """|H(e^iw)| = |sum_n h[n] e^-iwn| of impulse responses (..., N) at frequencies (F,): (..., F)."""
+    n = torch.arange(impulses.shape[-1], dtype=torch.float64)
+    h = impulses.to(torch.complex128)
+    return (h @ torch.exp(-1j * n[:, None] * torch.as_tensor(omega, dtype=torch.float64))).abs()
+
+
+def classical_response(wavelet, omega):
+    """|H(e^iw)| of "haar", "legall" or "cdf97" at frequencies (F,): low-pass, high-pass."""
+    if wavelet == "haar":  # taps 1/2, 1/2 and -1, 1
+        return np.cos(omega / 2), 2 * np.sin(omega / 2)
+    return tuple(
+        np.abs(taps[0] + 2 * sum(h * np.cos(k * omega) for k, h in enumerate(taps) if k))
+        for taps in FILTERS[wavelet]
+    )
+
+
+def down_tap(wavelet):
+    """The share of a row of pixels in the row of coefficients at its place: the low-pass filter's tap 0."""
+    return 1 / 2 if wavelet == "haar" else FILTERS[wavelet][0][0]

@@ -1,0 +1,129 @@
+"""Draw the low-pass and the high-pass image of a picture and their spectra, learned and LeGall 5/3.
+
+    python legall_lena.py
+    python legall_lena.py -folder opt/NAME -img FILE -deltaDepth 2
+    python legall_lena.py -img target        a test image of the model's data set
+
+Low-pass: the details of the finest -deltaDepth levels replaced by the prior's means (LeGall: by 0). High-pass:
+what those details, less the means, add to an even grey in place of the coarse band. The transform is the
+codec's. Spectra are log(|FFT| + 1) of the mean of red, green and blue under a Hann window, without which the
+jumps from one border to the other would be in them.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from flow.analysis import (
+    COLOURS,
+    TITLES,
+    check_levels,
+    classical_model,
+    common_limit,
+    high_pass,
+    in_blocks,
+    in_grey,
+    low_pass,
+    radial,
+    spectrum,
+)
+from flow.folder import find_folder, open_frozen, trained
+from utils.datasets import load
+from utils.images import IN_THE_BOX, picture
+from utils.options import CUDA, FIGURE, FOLDER, PICTURE, Option, parse, pick_device, script
+from utils.plots import plt, save_arrays, save_figure, show_image
+
+OPTIONS = (
+    FOLDER
+    | {name: option._replace(help=option.help + "; target: a test image") for name, option in PICTURE.items()}
+    | {
+        "deltaDepth": Option(1, "finest levels whose details are taken away"),
+        "data": Option(None, "folder of the data sets (default: the one the model was trained with)"),
+    }
+    | FIGURE
+    | CUDA
+)
+
+
+def choose(options, trained_with):
+    """The image of -img, uint8 (3, H, W), and its name."""
+    if options["img"] != "target":
+        return picture(options["img"]), Path(options["img"] or IN_THE_BOX).stem
+    data = options["data"] or trained_with.get("data", "data")
+    target = trained_with.get("target", "photos")
+    images = load(target, "test", data, trained_with.get("size") or 32)[0]
+    index = np.random.default_rng(options["seed"]).integers(len(images))
+    return images[index], f"{Path(target).name}_test_{index}"
+
+
+def title(name):
+    """The words for the name of an image: "legall_low" is "LeGall 5/3, low-pass"."""
+    wavelet, _, kind = name.partition("_")
+    return f"{TITLES[wavelet]}, {kind}-pass" if kind else name
+
+
+def draw_surfaces(images, spectra, caption):
+    """Images above, their spectra below."""
+    limit = common_limit([image for name, image in images.items() if "high" in name])
+    surfaces = {name: in_blocks(*s) for name, s in spectra.items()}
+    low, high = (f([f(z) for z, _, _ in surfaces.values()]) for f in (np.min, np.max))
+    figure, wide = plt.figure(figsize=(5 * len(images), 10)), 1 / len(images)
+    for k, (name, image) in enumerate(images.items()):
+        axes = figure.add_axes((k * wide + 0.005, 0.5, wide - 0.01, 0.4))
+        show_image(axes, in_grey(image, limit) if "high" in name else image)
+        axes.set_title(title(name), fontsize=15)
+        axes = figure.add_axes((k * wide, 0.02, wide - 0.015, 0.46), projection="3d")
+        z, y, x = surfaces[name]
+        axes.plot_surface(x, y, z, cmap="viridis", vmin=low, vmax=high, rcount=len(x), ccount=len(x[0]))
+        axes.set(xlim=(-0.5, 0.5), ylim=(-0.5, 0.5), zlim=(low, high))
+        axes.set_xlabel("across, cycles/pixel", labelpad=8)
+        axes.set_ylabel("down, cycles/pixel", labelpad=10)
+        axes.set_zlabel("log(|FFT| + 1)")
+        axes.set_box_aspect((1, 1, 0.9), zoom=0.9)
+    note = f"high-pass: grey is 0, white and black are ±{limit:.0f} tones in both"
+    figure.suptitle(f"{caption}\n{note}", fontsize=15)
+    return figure
+
+
+def draw_curves(curves, levels, caption):
+    """The spectra averaged over rings of frequency, in one plot."""
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for name, (radius, mean) in curves.items():
+        colour = COLOURS.get(name.partition("_")[0], "black")
+        axes.plot(radius, mean, color=colour, linestyle="--" if "high" in name else "-", label=title(name))
+    axes.axvline(0.5 / 2**levels, color="grey", linestyle=":", label="the coarse band's Nyquist frequency")
+    axes.set(xlabel="frequency, cycles/pixel", ylabel="mean of log(|FFT| + 1)", xlim=(0, 0.5), ylim=(0, None))
+    axes.set_title(caption, fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+@script
+def main(argv=None):
+    """Split into low and high, transform, draw and save."""
+    options, _ = parse(__doc__, OPTIONS, argv)
+    folder, device = find_folder(options["folder"]), pick_device(options["cuda"])
+    model, trained_with, _ = open_frozen(folder, device=device)
+    image, stem = choose(options, trained_with)
+    levels = options["deltaDepth"]
+    check_levels("deltaDepth", levels, image)
+    images = {"original": image}
+    for wavelet in tqdm(("learned", "legall"), "low-pass, high-pass", delay=1, leave=False):
+        chosen = model if wavelet == "learned" else classical_model(wavelet, model.ycocg).to(device)
+        for kind, part in (("low", low_pass), ("high", high_pass)):
+            images[f"{wavelet}_{kind}"] = part(chosen, image[None].to(device), levels)[0].cpu()
+    spectra = {name: spectrum(x) for name, x in images.items()}
+    curves = {name: radial(*s) for name, s in spectra.items()}
+    out, name = Path(options["out"] or folder / "pic"), f"legall_{stem}_deltaDepth_{levels}"
+    numbers = {key: values.numpy() for key, (values, _, _) in spectra.items()}
+    numbers |= {f"{key}_radial": mean.numpy() for key, (_, mean) in curves.items()}
+    save_arrays(out, name, **numbers, radius=curves["original"][0].numpy())
+    caption = f"{stem}, finest {levels} level{'s' * (levels > 1)}; model: {trained(folder)}"
+    save_figure(draw_surfaces(images, spectra, caption), out, f"{name}_surfaces", options["show"])
+    save_figure(draw_curves(curves, levels, caption), out, f"{name}_radial", options["show"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,377 @@
+"""The .nwf file: every picture comes back with all it shows by; no other bytes are taken for one."""
+
+import io
+import json
+import random
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from flow.codec import DEFAULT, Settings
+from flow.container import DEFLATE, FLOW, RAW, pack, read_head, unpack
+from flow.folder import identity
+from flow.model import build
+from utils.datasets import PHOTOS
+from utils.files import load_tensors
+from utils.pictures import CHANNELS, pack_pixels, read_picture, write_png
+
+FIXTURES = Path(__file__).parent / "fixtures"
+# Pictures of flow, deflate and no compression, in this order.
+GOLDEN = ("flow", "alpha", "deflate", "raw")
+# To refuse a wrong stream takes the networks: some ten milliseconds.
+EDITS = {"flow": 350, "alpha": 250, "deflate": 3000, "raw": 3000}
+
+
+def tiny_model():
+    """The frozen model in the fixtures, and its identity."""
+    options = json.loads((FIXTURES / "parameter.json").read_text())
+    tensors, state = load_tensors(FIXTURES / "frozen.safetensors")
+    model = build(options).freeze()
+    model.load_state_dict(tensors)
+    assert identity(model, options) == state["identity"]
+    return model, state["identity"]
+
+
+MODEL, NAME = tiny_model()
+PHOTOGRAPH = Image.open(PHOTOS / "oakland-zoo-otters.png").convert("RGB")
+
+
+def photo(width=64, height=64, mode="RGB"):
+    """A part of a photograph; alpha, where there is, falls off to the right."""
+    picture = PHOTOGRAPH.crop((400, 300, 400 + width, 300 + height))
+    if mode in ("LA", "RGBA"):
+        alpha = Image.fromarray(np.tile(np.linspace(255, 0, width).astype(np.uint8), (height, 1)))
+        return Image.merge(mode, (*picture.convert(mode[:-1]).split(), alpha))
+    if mode == "P":
+        return picture.quantize(11)
+    return picture.convert(mode)
+
+
+def noise(width, height, mode="RGB", seed=0):
+    drawn = random.Random(seed)
+    length = height * ((width + 7) // 8 if mode == "1" else width * CHANNELS[mode])
+    picture = Image.frombytes(mode, (width, height), drawn.randbytes(length))
+    if mode == "P":
+        picture.putpalette(drawn.randbytes(768))
+    return picture
+
+
+def same(a, b):
+    assert (a.mode, a.size) == (b.mode, b.size)
+    assert np.array_equal(np.asarray(a), np.asarray(b))
+    assert a.info == b.info
+    if a.mode == "P":
+        assert a.getpalette() == b.getpalette()
+
+
+def round_trip(picture, settings=DEFAULT):
+    data = pack(picture, MODEL, NAME, settings)
+    same(unpack(data, MODEL, NAME), picture)
+    return data
+
+
+@pytest.mark.parametrize("mode", CHANNELS)
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (300, 2), (33, 57), (64, 64)])
+def test_every_mode_and_size(mode, size):
+    round_trip(photo(*size, mode))
+    assert len(round_trip(noise(*size, mode))) <= len(noise(*size, mode).tobytes()) + 768 * (mode == "P") + 64
+
+
+def test_photographs_go_through_the_flow():
+    for mode in ("RGB", "RGBA"):
+        data = round_trip(photo(96, 64, mode))
+        assert read_head(data).method == FLOW
+        assert len(data) < len(pack_pixels(photo(96, 64, mode)))
+    assert read_head(round_trip(photo(32, 32))).end <= 20
+
+
+@pytest.mark.parametrize("mode", CHANNELS)
+def test_flat_and_synthetic_pictures_stay_small(mode):
+    for picture in (Image.new(mode, (400, 300)), Image.new(mode, (400, 300), 1)):
+        if mode == "P":
+            picture.putpalette([0, 0, 0, 9, 9, 9])
+        assert len(round_trip(picture)) < 1000
+    checks = np.kron(np.indices((30, 40)).sum(0) % 2, np.ones((8, 8))).astype(np.uint8) * 255
+    picture = Image.fromarray(checks).convert("RGB")
+    assert len(round_trip(picture)) <= len(pack_pixels(picture)) + 64
+
+
+@pytest.mark.parametrize("settings", [Settings(64, 16), Settings(300, 20), Settings(4096, 23)])
+def test_settings_are_in_the_file(settings):
+    data = round_trip(photo(), settings)
+    assert read_head(data).settings == settings and read_head(data).method == FLOW
+
+
+def saved(picture, form, **options):
+    file = io.BytesIO()
+    picture.save(file, form, **options)
+    file.seek(0)
+    return file
+
+
+def orientation(value):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return exif.tobytes()
+
+
+def gamma_png(picture, value):
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add(b"gAMA", struct.pack(">I", value))
+    return saved(picture, "PNG", pnginfo=chunks)
+
+
+SHOWN = {
+    "icc": saved(photo(), "PNG", icc_profile=b"some profile" * 20),
+    "exif png": saved(photo(), "PNG", exif=orientation(6)),
+    "exif jpeg": saved(photo(), "JPEG", exif=orientation(3)),
+    "gamma": gamma_png(photo(), 45455),
+    "key": saved(photo(), "PNG", transparency=(1, 2, 3)),
+    "black key": saved(photo(mode="L"), "PNG", transparency=0),
+    "palette": saved(photo(mode="P"), "PNG", transparency=bytes([0, 128, 255])),
+    "palette index": saved(photo(mode="P"), "GIF", transparency=3),
+    "1-bit key": saved(photo(mode="1"), "PNG", transparency=0),
+}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_what_a_picture_shows_by_is_kept(name):
+    SHOWN[name].seek(0)
+    picture = read_picture(SHOWN[name])
+    assert picture.info
+    SHOWN[name].seek(0)
+    original = Image.open(SHOWN[name])
+    original.load()
+    file = io.BytesIO()
+    write_png(unpack(round_trip(picture), MODEL, NAME), file)
+    back = Image.open(file)
+    back.load()
+    assert np.array_equal(np.asarray(back.convert("RGBA")), np.asarray(original.convert("RGBA")))
+    for key in ("icc_profile", "gamma"):
+        assert back.info.get(key) == original.info.get(key)
+    assert back.getexif() == original.getexif()
+
+
+@pytest.mark.parametrize(
+    "file, word",
+    [
+        (saved(Image.new("CMYK", (4, 4)), "TIFF"), "CMYK"),
+        (saved(Image.fromarray(np.zeros((4, 4), np.uint16)), "PNG"), "8 bits"),
+        (saved(photo(), "GIF", save_all=True, append_images=[noise(64, 64)]), "2 frames"),
+        (io.BytesIO(b"nothing"), "Pillow"),
+    ],
+)
+def test_other_files_are_refused(file, word):
+    with pytest.raises(ValueError, match=word):
+        read_picture(file)
+
+
+def golden(name):
+    pictures = {
+        "flow": photo(24, 20),
+        "alpha": photo(40, 9, "RGBA"),
+        "deflate": photo(23, 5, "P"),
+        "raw": photo(2, 3),
+    }
+    return pictures[name]
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_decodes_files_of_older_versions(name):
+    """Never make these files anew: what was written once must decode."""
+    picture = unpack((FIXTURES / f"{name}.nwf").read_bytes(), MODEL, NAME)
+    same(picture, Image.open(FIXTURES / f"{name}.png"))
+
+
+def test_golden_files_have_every_method():
+    methods = [read_head((FIXTURES / f"{name}.nwf").read_bytes()).method for name in GOLDEN]
+    assert methods == [FLOW, FLOW, DEFLATE, RAW]
+
+
+def edits(data, draw):
+    """A file with one thing wrong with it."""
+    at = draw.randrange(len(data))
+    kind = draw.randrange(6)
+    if kind == 0:
+        return data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1 :]
+    if kind == 1:
+        return data[:at] + bytes([draw.randrange(256)]) + data[at + 1 :]
+    if kind == 2:
+        return data[:at] + draw.randbytes(draw.randrange(1, 5)) + data[at:]
+    if kind == 3:
+        return data[:at] + data[at + draw.randrange(1, 5) :]
+    if kind == 4:
+        return data[:at]
+    return data + draw.randbytes(draw.randrange(1, 9))
+
+
+def refused(data, **how):
+    with pytest.raises(ValueError) as caught:
+        unpack(data, MODEL, NAME, **how)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_any_edit_is_refused(name):
+    data, draw = (FIXTURES / f"{name}.nwf").read_bytes(), random.Random(name)
+    for _ in range(EDITS[name]):
+        wrong = edits(data, draw)
+        if wrong != data:
+            refused(wrong)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_every_cut_and_every_bit_is_refused(name):
+    data = (FIXTURES / f"{name}.nwf").read_bytes()
+    end = read_head(data).end
+    for at in [*range(end), *range(end, len(data), 20)]:
+        refused(data[:at])
+    for at in range(min(8 * end + 40, 8 * len(data))):
+        refused(data[: at // 8] + bytes([data[at // 8] ^ 1 << at % 8]) + data[at // 8 + 1 :])
+
+
+def test_another_spelling_of_the_first_state_is_refused():
+    data = (FIXTURES / "flow.nwf").read_bytes()
+    end = read_head(data).end
+    size = data[end] >> 6
+    spelled = bytes([size + 1 << 6, data[end] & 63]) + data[end + 1 :] if size < 3 else data[end:] + b"\0"
+    refused(data[:end] + spelled)
+
+
+def test_random_bytes_are_refused():
+    draw = random.Random(0)
+    for _ in range(1000):
+        refused(draw.randbytes(draw.randrange(60)))
+        refused(b"NWF\x01" + draw.randbytes(draw.randrange(60)))
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_forged_heads_are_refused(name):
+    """With a checksum that is right, too."""
+    data, draw = (FIXTURES / f"{name}.nwf").read_bytes(), random.Random(name)
+    end = read_head(data).end
+    for _ in range(1000):
+        head = edits(data[: end - 4], draw)
+        forged = head + zlib.crc32(head).to_bytes(4, "big") + data[end:]
+        if head == data[: end - 4]:
+            continue
+        try:
+            picture = unpack(forged, MODEL, NAME)
+        except ValueError as error:
+            assert "\n" not in str(error)
+        else:  # another picture, well formed: no more can be said where the head is all there is
+            assert name in ("deflate", "raw") and picture.width * picture.height < 1 << 20
+
+
+def test_forged_sizes_are_refused_before_anything_is_allocated(monkeypatch):
+    data = (FIXTURES / "flow.nwf").read_bytes()
+    monkeypatch.setattr("flow.container.Decoder", None)
+    monkeypatch.setattr("flow.container.unpack_pixels", None)
+    for width, height in ((1 << 26, 1), (1 << 13, 1 << 13), (1 << 34, 1 << 34), (0, 5), (1 << 27, 2)):
+        for kind in (data[4], 4 | RAW << 3, 4 | DEFLATE << 3):
+            sizes = b"".join(map(number, (width, height)))
+            rest = bytes.fromhex(NAME)[:8] + bytes(4 * 30) if kind == data[4] else number(50) + bytes(50)
+            head = data[:4] + bytes([kind]) + sizes + rest
+            refused(head + zlib.crc32(head).to_bytes(4, "big") + bytes(50))
+
+
+def number(value):
+    groups = []
+    while value > 127:
+        groups.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*groups, value])
+
+
+def test_wrong_model_is_named():
+    data = pack(photo(), MODEL, NAME)
+    with pytest.raises(ValueError, match=f"{NAME[:16]}.*{'ab' * 8}"):
+        unpack(data, MODEL, "ab" * 32)
+    with pytest.raises(ValueError, match=NAME[:16]):
+        unpack(data)
+    same(unpack((FIXTURES / "deflate.nwf").read_bytes()), Image.open(FIXTURES / "deflate.png"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_levels_need_the_first_part_only(mode):
+    picture = photo(150, 101, mode)
+    data = round_trip(picture)
+    for levels in range(1, 7):
+        small = unpack(data, MODEL, NAME, levels=levels)
+        step = 1 << levels
+        assert small.mode == mode and small.size == (-(-150 // step), -(-101 // step))
+        if mode == "RGBA":
+            assert np.array_equal(np.asarray(small)[..., 3], np.asarray(picture)[::step, ::step, 3])
+        if read_head(data).method == FLOW and levels == 2:
+            same(unpack(data[: len(data) // 3], MODEL, NAME, levels=levels), small)
+    with pytest.raises(ValueError, match="8 levels"):
+        unpack(data, MODEL, NAME, levels=8)
+    with pytest.raises(ValueError, match="-1 levels"):
+        unpack(data, MODEL, NAME, levels=-1)
+
+
+def test_marks_guard_the_first_part():
+    data = pack(photo(170, 101), MODEL, NAME)
+    head = read_head(data)
+    assert sorted(head.marks) == [1, 2]  # 85x51, 43x26, but not 22x13
+    at = head.end + 40
+    wrong = data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
+    for levels in (1, 2):
+        refused(wrong[: len(wrong) // 2], levels=levels)
+    refused(wrong, partial=True)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_partial_gives_what_is_there(mode):
+    picture = photo(96, 64, mode)
+    data = pack(picture, MODEL, NAME)
+    end, errors = read_head(data).end, []
+    for length in (end, end + 3, end + 100, len(data) // 2, len(data) - 200, len(data)):
+        refused(data[:length]) if length < len(data) else None
+        back = unpack(data[:length], MODEL, NAME, partial=True)
+        assert back.mode == mode and back.size == picture.size
+        errors.append(np.abs(np.asarray(back, int) - np.asarray(picture, int)).mean())
+    assert errors[0] >= errors[2] > errors[3] > errors[4] > errors[5] == 0
+    refused(data[: end - 1], partial=True)
+
+
+def test_another_process_and_thread_count_decode_the_same(tmp_path):
+    Path(tmp_path, "x.nwf").write_bytes(pack(photo(120, 90), MODEL, NAME))
+    code = (
+        "import sys, torch; torch.set_num_threads(3); from pathlib import Path;"
+        "from tests.test_container import unpack, MODEL, NAME;"
+        "sys.stdout.buffer.write(unpack(Path(sys.argv[1]).read_bytes(), MODEL, NAME).tobytes())"
+    )
+    made = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "x.nwf"],
+        capture_output=True,
+        check=True,
+        cwd=FIXTURES.parents[1],
+    )
+    assert made.stdout == photo(120, 90).tobytes()
+
+
+def test_nothing_to_pack():
+    with pytest.raises(ValueError, match="0x3"):
+        pack(Image.new("RGB", (0, 3)), MODEL, NAME)
+
+
+@pytest.mark.parametrize("name", ["flow", "alpha", "deflate"])
+def test_edits_read_in_part_give_a_picture_of_the_right_size_or_one_line(name):
+    data, draw = (FIXTURES / f"{name}.nwf").read_bytes(), random.Random(name)
+    size = Image.open(FIXTURES / f"{name}.png").size
+    for _ in range(60):
+        for how in (dict(partial=True), dict(levels=2), dict(levels=1, partial=True)):
+            try:
+                picture = unpack(edits(data, draw), MODEL, NAME, **how)
+            except ValueError as error:
+                assert "\n" not in str(error)
+            else:
+                step = 1 << how.get("levels", 0)
+                assert picture.size == tuple(-(-side // step) for side in size)

@@ -1,0 +1,241 @@
+"""The analysis scripts: filters against the analytic ones, low and high parts, entropies, pictures."""
+
+import csv
+import math
+
+import numpy as np
+import pytest
+import pywt
+import torch
+from conftest import make_wild, noise
+from PIL import Image
+
+import FIR
+import legall_lena
+import simpleBigWavelet
+from flow.analysis import (
+    classical_model,
+    classical_response,
+    down_tap,
+    entropy,
+    frequency_response,
+    high_pass,
+    impulse_responses,
+    low_pass,
+    mosaic,
+    pyramid,
+    radial,
+    spectrum,
+)
+from flow.folder import trained, write_options
+from flow.lifting import classical
+from flow.model import build
+from utils.files import save_tensors
+from utils.images import IN_THE_BOX, picture
+
+OMEGA = np.linspace(0, math.pi, 50)
+MODELS = {
+    "scheme 2": {"hchnl": 4},
+    "scheme 2, YCoCg": {"hchnl": 4, "HUE": True},
+    "scheme 1": {"hchnl": 4, "lifting": "legall"},
+    "heavy": {"hchnl": 4, "heavy": True, "size": 8, "simplePrior": True},
+}
+
+
+def wild(options):
+    """Return a model that is not trained, but far from the identity."""
+    return make_wild(build(options), 0.05)
+
+
+def model_folder(path, options, state=None):
+    """Write a model folder as training leaves it, and return its path."""
+    tensors = {f"model.{name}": tensor for name, tensor in wild(options).state_dict().items()}
+    save_tensors(path / "savings" / "best_test.safetensors", tensors, state or {})
+    write_options(path, {"target": "photos", "epoch": 12, **options})
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return model_folder(tmp_path, MODELS["scheme 2, YCoCg"], {"epoch": 7, "history": [{"test_bpd": 4.5}]})
+
+
+def responses(level, images, places):
+    """Return |H| of ul and ur, first for the first row of pixels, then for whole columns."""
+    low, high = impulse_responses(level, images, places)
+    taps = (low[:, :, 0], high[:, :, 0]), (low.sum(2), high.sum(2))
+    return [[frequency_response(h, OMEGA) for h in pair] for pair in taps]
+
+
+@pytest.mark.parametrize("wavelet", ["haar", "legall"])
+@pytest.mark.parametrize("learned", [False, True])
+def test_responses_of_a_classical_transform_are_the_analytic_ones(wavelet, learned):
+    flow = build({"lifting": wavelet, "hchnl": 4}).pyramid if learned else classical(wavelet)
+    rows, columns = responses(flow.level(0).double(), noise(2, 3, 12, 24).double(), torch.arange(3, 9))
+    for expected, row, column in zip(classical_response(wavelet, OMEGA), rows, columns):
+        np.testing.assert_allclose(column, np.broadcast_to(expected, column.shape), atol=1e-12)
+        np.testing.assert_allclose(row, np.broadcast_to(down_tap(wavelet) * expected, row.shape), atol=1e-12)
+
+
+@pytest.mark.parametrize(("wavelet", "name"), [("haar", "haar"), ("legall", "bior2.2"), ("cdf97", "bior4.4")])
+def test_analytic_responses_are_those_of_pywavelets(wavelet, name):
+    # PyWavelets' filters have gain sqrt(2) at frequency 0 and at pi
+    filters = pywt.Wavelet(name).filter_bank[:2]
+    for response, taps, gain in zip(classical_response(wavelet, OMEGA), filters, (2**-0.5, 2**0.5)):
+        expected = gain * frequency_response(torch.tensor(taps, dtype=torch.float64), OMEGA)
+        np.testing.assert_allclose(response, expected, atol=1e-9)
+
+
+def test_impulse_responses_are_the_slope_of_the_transform():
+    level = wild({"hchnl": 4, "repeat": 2}).pyramid.level(0).double()
+    images, places = noise(2, 3, 8, 12).double(), torch.tensor([1, 4])
+
+    def rows(x):
+        ul, (ur, _, _) = level.split(x)
+        return torch.cat([band[1, 0, 0, places] for band in (ul, ur)])
+
+    low, high = impulse_responses(level, images, places)
+    jacobian = torch.autograd.functional.jacobian(rows, images)
+    assert torch.allclose(torch.cat([low[1], high[1]]), jacobian[:, 1, 0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (9, 14), (1, 6), (5, 1)])
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+def test_pyramid_subtracts_what_the_prior_expects(options, size):
+    model, images = wild(options).freeze(), noise(2, 3, *size)
+    coarse, details, residuals = pyramid(model, images, 2)
+    top, expected = model.transform(images, 2)
+    assert torch.equal(coarse, top)
+    assert all(torch.equal(a, b) for pair in zip(details, expected) for a, b in zip(*pair))
+    assert mosaic(coarse, details).shape == images.shape
+    # the low-pass image is the one whose residuals are 0
+    again = pyramid(model, low_pass(model, images, 2), 2)
+    assert torch.equal(again[0], coarse) and not any(band.any() for detail in again[2] for band in detail)
+    assert any(band.any() for detail in residuals for band in detail)
+
+
+def test_mosaic_lays_out_the_bands():
+    bands = [torch.full((1, 1, 1, 1), float(n)) for n in range(4)]
+    details = [tuple(torch.full((1, 1, 2, 2), float(n)) for n in (4, 5, 6)), tuple(bands[1:])]
+    expected = [[0, 1, 4, 4], [2, 3, 4, 4], [5, 5, 6, 6], [5, 5, 6, 6]]
+    assert mosaic(bands[0], details)[0, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+@pytest.mark.parametrize("ycocg", [False, True])
+def test_low_and_high_of_legall_are_the_picture(levels, ycocg, photo):
+    model, images = classical_model("legall", ycocg), photo[..., :75, :90].double()
+    low, high = low_pass(model, images, levels), high_pass(model, images, levels)
+    assert (low + high - images).abs().max() <= 4 * levels  # tones, all roundings together
+    ramp = torch.arange(32.0, dtype=torch.float64).expand(1, 3, 32, 32) * 4
+    assert high_pass(model, ramp, 1)[..., :-4].abs().max() <= 1
+    assert (low_pass(model, ramp, 1) - ramp)[..., :-4].abs().max() <= 1
+    stripes = (torch.arange(32.0) % 2).expand(1, 3, 32, 32) * 100
+    assert (low_pass(model, stripes, 1) - 50).abs().max() <= 51
+    assert low_pass(model, stripes, 1)[..., 4:-4].std() <= 1 < 40 < high_pass(model, stripes, 1).std()
+
+
+def test_high_pass_of_the_prior_s_own_picture_is_nothing():
+    model = wild(MODELS["scheme 2, YCoCg"]).freeze()
+    expected = low_pass(model, noise(1, 3, 16, 16), 2)
+    assert not high_pass(model, expected, 2).any()
+
+
+@pytest.mark.parametrize(
+    ("values", "bits"),
+    [
+        ([5, 5, 5, 5], 0),
+        ([0, 1, 0, 1], 1),
+        ([-3, 0, 7, 256], 2),
+        ([1, 1, 1, 2], 2 - 0.75 * math.log2(3)),
+        ([], 0),
+    ],
+)
+def test_entropy(values, bits):
+    band = torch.tensor(values, dtype=torch.float32).view(1, 1, 1, -1)
+    assert entropy(band) == pytest.approx(bits)
+    # channel by channel: a shift of one channel is no information
+    assert entropy(torch.cat([band, band + 1000], 1)) == pytest.approx(bits)
+
+
+def test_spectrum_of_a_wave():
+    x = 8 * torch.cos(2 * math.pi * torch.arange(64.0) / 8).expand(3, 32, 64) + 100
+    values, fy, fx = spectrum(x)
+    assert torch.all(fx.diff() > 0) and torch.all(fy.flatten().diff() > 0)
+    peak = values == values.max()
+    assert peak.sum() == 2 and set(fx.expand(32, 64)[peak].tolist()) == {-1 / 8, 1 / 8}
+    assert values.max() == pytest.approx(math.log1p(8 * 32 * 64 / 2), rel=1e-5)
+    radius, mean = radial(values, fy, fx)
+    assert abs(radius[mean.argmax()] - 1 / 8) <= 1 / 64
+    assert len(mean) == 32 and not mean.isnan().any()
+
+
+def test_pyramid_script_writes_its_table(folder, tmp_path, capsys):
+    Image.fromarray(noise(33, 20, 3).byte().numpy()).convert("L").save(tmp_path / "grey.png")
+    simpleBigWavelet.main(["-folder", str(folder), "-img", str(tmp_path / "grey.png"), "-out", str(tmp_path)])
+    name = tmp_path / "simpleBigWavelet_grey_depth_2"
+    assert all(name.with_suffix(suffix).stat().st_size for suffix in (".png", ".pdf", ".csv"))
+    assert str(name.with_suffix(".png")) in capsys.readouterr().out
+    with name.with_suffix(".csv").open() as file:
+        rows = list(csv.DictReader(file))
+    image = picture(tmp_path / "grey.png")[None]
+    top, [_, detail] = classical_model("legall", True).transform(image, 2)
+    found = {(r["wavelet"], r["band"], r["level"]): float(r["bits"]) for r in rows}
+    assert found["legall", "coarse", "2"] == pytest.approx(entropy(top))
+    assert found["legall", "dl", "2"] == pytest.approx(entropy(detail[1]))
+    assert sum(int(r["height"]) * int(r["width"]) for r in rows if r["wavelet"] == "haar") == 2 * 33 * 20
+
+
+def test_spectra_script(folder, tmp_path):
+    legall_lena.main(["-folder", str(folder), "-img", "target", "-deltaDepth", "2", "-seed", "3"])
+    [path] = (folder / "pic").glob("legall_photos_test_*_deltaDepth_2.npz")
+    with np.load(path) as numbers:
+        assert numbers["original"].shape == numbers["learned_low"].shape == (32, 32)
+        assert numbers["legall_high_radial"].shape == numbers["radius"].shape
+    assert len(list((folder / "pic").glob("*.p[nd][gf]"))) == 4
+
+
+def test_filters_script(tmp_path, monkeypatch):
+    folder = model_folder(tmp_path, {"hchnl": 4})
+    FIR.main(["-folder", str(folder), "-step", "0.1", "-num", "3", "-out", str(tmp_path / "a")])
+    assert len(list((tmp_path / "a").iterdir())) == 6
+    monkeypatch.setattr(FIR, "save_figure", lambda *_: None)
+    FIR.main(["-folder", str(folder), "-step", "0.1", "-num", "3", "-out", str(tmp_path / "b")])
+    for name in ("FIR_row", "FIR_columns"):
+        with np.load(tmp_path / "a" / f"{name}.npz") as one, np.load(tmp_path / "b" / f"{name}.npz") as other:
+            assert all(np.array_equal(one[key], other[key]) for key in one)
+            assert one["omega"].shape == one["low_mean"].shape == (32,)
+            gains = np.abs(one["high_impulse_responses"].sum(-1))
+            assert one["high_mean"][0] == pytest.approx(gains.mean(), rel=1e-5)
+            assert np.all(one["high_spread"][0] <= one["high_spread"][1])
+
+
+@pytest.mark.parametrize(
+    ("script", "argv", "message"),
+    [
+        (
+            simpleBigWavelet,
+            ["-img", "lena.tiff"],
+            "lena.tiff: no such file; etc/photos/roman-colosseum.png is there",
+        ),
+        (simpleBigWavelet, ["-depth", "9"], "-depth 9: a 512x512 picture has 8 levels"),
+        (legall_lena, ["-deltaDepth", "0"], "-deltaDepth 0: a 512x512 picture has 8 levels"),
+        (FIR, ["-step", "0"], "-step 0.0: need more than 0 and at most pi"),
+        (FIR, ["-num", "0"], "-num 0: need at least 1"),
+    ],
+)
+def test_what_a_user_can_get_wrong_is_one_line(folder, capsys, script, argv, message):
+    with pytest.raises(SystemExit) as end:
+        script.main(["-folder", str(folder), *argv])
+    assert end.value.code == 2 and capsys.readouterr().err == f"{script.__name__}.py: {message}\n"
+
+
+def test_captions_say_how_long_a_model_was_trained(folder):
+    assert trained(folder) == "photos, 7 of 12 epochs, 4.500 bits per dimension"
+
+
+def test_the_picture_in_the_box():
+    image = picture()
+    assert image.shape == (3, 512, 512) and image.dtype == torch.uint8
+    whole = picture(IN_THE_BOX)
+    assert torch.equal(image, whole[:, 14:526, 224:736])
