@@ -35,7 +35,7 @@ OPTIONS = (
     | FIGURE
     | CUDA
 )
-HEIGHT, WIDTH = 32, 64
+HEIGHT, WIDTH = 16, 64
 # Columns of the bands whose filters stay clear of a patch's borders.
 PLACES = torch.arange(WIDTH // 4 - 4, WIDTH // 4 + 4)
 SPREAD = (5, 95)

@@ -75,8 +75,10 @@ def main(argv=None):
             raise ValueError(f"-depth {levels}: images of {side}x{side} have {depth(side, side)} levels")
     images = generate(model, options, side, real, generator)
 
-    details = "the prior's means" if options["mean"] else f"samples, base scale {options['baseScale']:g}"
-    name = "generate_mean" if options["mean"] else f"generate_baseScale_{options['baseScale']:g}"
+    details, name = "the prior's means", "generate_mean"
+    if not options["mean"]:
+        scale = f"{options['baseScale']:g}"
+        details, name = f"samples of the prior, base scale {scale}", f"generate_baseScale_{scale}"
     if real is None:
         panels = {f"{side}x{side}: top from its mixture, details: {details}": images}
     else:
@@ -86,7 +88,7 @@ def main(argv=None):
     size = 6 * len(panels), 6.5
     figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
     for panel, (title, content) in zip(axes[0], panels.items()):
-        panel.imshow(magnified(tiled(content, count)).permute(1, 2, 0))
+        panel.imshow(magnified(tiled(content, count)).permute(1, 2, 0).numpy())
         panel.set_title(title, fontsize=10)
         panel.set_axis_off()
     figure.suptitle(f"model: {trained(folder)}", fontsize=9)

@@ -99,7 +99,10 @@ def main(argv=None):
         return
     for weights in ("best_train", "best_test"):
         if (Path(folder) / "savings" / f"{weights}.safetensors").exists():
-            freeze(folder, weights)
+            try:
+                freeze(folder, weights)
+            except ValueError as error:
+                print(f"the codec cannot use {weights}: {error}", file=sys.stderr)
     best = f"best test {trainer.progress.best_test:.4f} bits per dimension"
     if not finished:
         print(f"stopped in epoch {trainer.progress.epoch + 1} and saved: go on with -folder {folder} -load")

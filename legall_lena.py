@@ -4,10 +4,10 @@
     python legall_lena.py -folder opt/NAME -img FILE -deltaDepth 2
     python legall_lena.py -img target        a test image of the model's data set
 
-Low-pass: the details of the finest -deltaDepth levels replaced by the prior's means (LeGall: by 0). High-pass:
-what those details, less the means, add to an even grey in place of the coarse band. The transform is the
-codec's. Spectra are log(|FFT| + 1) of the mean of red, green and blue under a Hann window, without which the
-jumps from one border to the other would be in them.
+Low-pass: the details of the finest -deltaDepth levels replaced by the prior's means (LeGall: by 0).
+High-pass: what those details, less the means, add to an even grey in place of the coarse band.
+Spectra: log(|FFT| + 1) of the mean of red, green and blue under a Hann window, without which the jumps from
+one border to the other would be in them. The networks compute in floating point, as in training.
 """
 
 from pathlib import Path
@@ -21,14 +21,13 @@ from flow.analysis import (
     check_levels,
     classical_model,
     common_limit,
-    high_pass,
     in_blocks,
     in_grey,
-    low_pass,
+    low_and_high,
     radial,
     spectrum,
 )
-from flow.folder import find_folder, open_frozen, trained
+from flow.folder import find_folder, open_model, trained
 from utils.datasets import load
 from utils.images import IN_THE_BOX, picture
 from utils.options import CUDA, FIGURE, FOLDER, PICTURE, Option, parse, pick_device, script
@@ -105,15 +104,15 @@ def main(argv=None):
     """Split into low and high, transform, draw and save."""
     options, _ = parse(__doc__, OPTIONS, argv)
     folder, device = find_folder(options["folder"]), pick_device(options["cuda"])
-    model, trained_with, _ = open_frozen(folder, device=device)
+    model, trained_with = open_model(folder, device=device)
     image, stem = choose(options, trained_with)
     levels = options["deltaDepth"]
     check_levels("deltaDepth", levels, image)
     images = {"original": image}
     for wavelet in tqdm(("learned", "legall"), "low-pass, high-pass", delay=1, leave=False):
         chosen = model if wavelet == "learned" else classical_model(wavelet, model.ycocg).to(device)
-        for kind, part in (("low", low_pass), ("high", high_pass)):
-            images[f"{wavelet}_{kind}"] = part(chosen, image[None].to(device), levels)[0].cpu()
+        for kind, parts in zip(("low", "high"), low_and_high(chosen, image[None].to(device), levels)):
+            images[f"{wavelet}_{kind}"] = parts[0].cpu()
     spectra = {name: spectrum(x) for name, x in images.items()}
     curves = {name: radial(*s) for name, s in spectra.items()}
     out, name = Path(options["out"] or folder / "pic"), f"legall_{stem}_deltaDepth_{levels}"

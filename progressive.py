@@ -69,6 +69,22 @@ def sources(options, model, name, size, generator):
             yield f"{path.stem}_{i}", load_image(model, picture(path), base_scale, generator)
 
 
+def details(options, scale):
+    """What a caption says of details; scale: the option that sampling them takes."""
+    if options["mean"]:
+        return "the prior's means"
+    files = scale == "baseScale" and any(Path(path).suffix == ".nwf" for path in options["img"] or ())
+    return f"samples of the prior, base scale {options[scale]:g}{' (.nwf files: its means)' if files else ''}"
+
+
+def loaded(key, stages):
+    """All Stages of an image, which an error names."""
+    try:
+        return list(tqdm(stages, key, unit=" levels", delay=2, leave=False))
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+
+
 def rows_of(name, stages):
     """The table of an image's Stages; PSNR is against the last, none where a file was cut before it."""
     *_, whole = stages
@@ -151,21 +167,20 @@ def main(argv=None):
     folder = find_folder(options["folder"])
     model, architecture, name = open_frozen(folder, device=device)
     out, size = Path(options["out"] or folder / "pic"), architecture.get("size")
+    origin = f"; model: {trained(folder)}"
     if options["measure"]:
         return show_measures(model, test_images(options, options["measure"], size), out)
-    images = {
-        key: list(tqdm(stages, key, unit=" levels", delay=2, leave=False))
-        for key, stages in sources(options, model, name, size, generator)
-    }
-    details = "means" if options["mean"] else "samples, base scale {:g}"
-    caption = f"the prior's {details}; model: {trained(folder)}"
-    loading = "Progressive loading; details not read: " + caption.format(options["baseScale"])
-    show_loading(images, loading, out, options["show"])
-    if options["exdepth"]:
+    images = {key: loaded(key, stages) for key, stages in sources(options, model, name, size, generator)}
+    caption = f"Progressive loading; details not read: {details(options, 'baseScale')}{origin}"
+    show_loading(images, caption, out, options["show"])
+    if architecture.get("diffDetail"):
+        print("no super-resolution: the prior of a model with -diffDetail knows one size only")
+    elif options["exdepth"]:
         bar = tqdm(images.items(), "enlarging", delay=2, leave=False)
         large = {key: enlarged(model, stages[-1].image, options, generator) for key, stages in bar}
-        enlarging = f"Super-resolution by {2 ** options['exdepth']}; learned: details from "
-        show_enlarged(large, enlarging + caption.format(options["exBaseScale"]), out, options["show"])
+        factor = 2 ** options["exdepth"]
+        caption = f"Super-resolution by {factor}; learned: with {details(options, 'exBaseScale')}{origin}"
+        show_enlarged(large, caption, out, options["show"])
 
 
 if __name__ == "__main__":

@@ -77,28 +77,21 @@ def entropy(band):
 
 
 @torch.no_grad()
-def low_pass(model, images, levels):
-    """Images with the details of the finest levels replaced by the prior's means: real tones, not clipped."""
-    x, _ = model.transform(images, levels)
-    sizes = level_sizes(*images.shape[-2:], levels)
-    for i in reversed(range(levels)):
-        x = model.refine(x, i, sizes[i])
-    return model.leave(x)
+def low_and_high(model, images, levels):
+    """Images (B, 3, H, W) -> low-pass images, high-pass images: real tones, not clipped, those of high about 0.
 
-
-@torch.no_grad()
-def high_pass(model, images, levels):
-    """What the finest levels' details, less the prior's means, add to an even middle grey: tones about 0.
-
-    The coarse band is "zeroed": at the middle of its range, where the networks read 0. The means go too, as
-    learned details need not be differences: with their means they may hold most of the picture.
+    Low: the details of the finest levels replaced by the prior's means. High: what those details, less the
+    means, add to an even grey in place of the coarse band, which is "zeroed" at the middle of its range, where
+    the networks read 0. Without the means, as learned details need not be differences: with them, they may
+    hold most of the picture.
     """
-    coarse, _, residuals = pyramid(model, images, levels)
-    plain = rich = torch.full_like(coarse, MIDDLE)
+    low, _, residuals = pyramid(model, images, levels)
+    plain = rich = torch.full_like(low, MIDDLE)
     sizes = level_sizes(*images.shape[-2:], levels)
     for i in reversed(range(levels)):
-        plain, rich = model.refine(plain, i, sizes[i]), _enriched(model, rich, i, residuals[i])
-    return model.leave(rich) - model.leave(plain)
+        low, plain = (model.refine(x, i, sizes[i]) for x in (low, plain))
+        rich = _enriched(model, rich, i, residuals[i])
+    return model.leave(low), model.leave(rich) - model.leave(plain)
 
 
 def _enriched(model, coarse, level, residual):

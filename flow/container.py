@@ -242,7 +242,6 @@ def _from_flow(head, stream, model, name, levels, partial):
     small = level_sizes(height, width, levels)[-1]
     if not partial and not _plausible(small, stream):
         raise ValueError(f"the file is cut or corrupt: {len(stream)} bytes for {width}x{height} pixels")
-    _check_first_state(stream)
     decoder = Decoder(stream)
     try:
         for level, images, whole in stages(model, [decoder], (height, width), head.settings, levels, partial):
@@ -261,14 +260,6 @@ def _from_flow(head, stream, model, name, levels, partial):
         alpha = subsample(_picture_of(head.plane, method, "L", head.size), 1 << levels)
         picture = Image.merge(head.mode, (*picture.split(), alpha))
     return picture
-
-
-def _check_first_state(stream):
-    """Refuse a stream that spells its first state otherwise than the encoder: see source/rans.py."""
-    size = 4 + (stream[0] >> 6) if stream else 0
-    state = int.from_bytes(stream[:size], "big") & (1 << 8 * size - 2) - 1 if size else 0
-    if len(stream) >= size > 0 and state < 1 << (22 if size == 4 else 8 * size - 10):
-        raise ValueError("corrupt file: its stream begins in another way")
 
 
 def _check_seal(decoder, pixels, checksum, partial):

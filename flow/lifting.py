@@ -52,8 +52,8 @@ class LiftingLevel(nn.Module):
     """odd -= round(256 P(c(even))), even += round(256 U(c(odd))), for pairs P, U; c(v) = v / 256.
 
     Rows first, then columns with the same steps; the coarse band is low in both.
-    mirrored: where the last even sample of a row has no odd one beside it, update with the last odd sample there
-    is, as symmetric extension has it (LeGall); otherwise with 0, a pixel that repeats itself (Haar).
+    mirrored: where the last even sample of a row has no odd one beside it, update with the last odd sample
+    there is, as symmetric extension has it (LeGall); otherwise with 0, a pixel that repeats itself (Haar).
     Source: method 4; Le Gall and Tabatabai (1988); ITU-T T.800, annex F (reversible 5/3).
     """
 

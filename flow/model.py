@@ -11,6 +11,7 @@ from flow.pyramid import Pyramid
 from source.logistic import cropped, flat, joint
 from source.prior import ConditionalPrior, PositionPrior, SimplePrior, TopPrior
 from utils.colour import rgb_to_ycocg, ycocg_to_rgb
+from utils.integers import centre
 from utils.options import Option
 from utils.polyphase import band_sizes, channels_last, depth, level_sizes
 
@@ -156,10 +157,12 @@ def build(options):
         return lifting_level(o["lifting"], o["repeat"], o["hchnl"], o["nhidden"])
 
     pyramid = Pyramid(level() for _ in range(max(depth(side, side), 1) if o["heavy"] else 1))
+    # couplings start as the identity, with pixels for details; lifting with differences, around 0
+    start = 0.0 if o["lifting"] == "none" else centre(0)
     if o["diffDetail"]:
-        detail = PositionPrior((side, side), depth(side, side))
+        detail = PositionPrior((side, side), depth(side, side), start)
     elif o["simplePrior"]:
-        detail = SimplePrior()
+        detail = SimplePrior(start)
     else:
-        detail = ConditionalPrior(o["hchnl"], o["nhidden"])
+        detail = ConditionalPrior(o["hchnl"], o["nhidden"], start)
     return NeuralWavelet(pyramid, TopPrior(o["nMixing"], o["clamp"]), detail, o["HUE"])

@@ -65,8 +65,8 @@ def load_image(model, image, base_scale=None, generator=None):
 def load_file(model, name, data):
     """Yield the Stages of the bytes of a .nwf file, each from so many of its first bytes and nothing else.
 
-    model, name: frozen, and its identity. The prior's means stand for what was not read. Cut files have
-    fewer Stages.
+    model, name: frozen, and its identity. The prior's means stand for what was not read; the last bytes
+    of a level hold a few symbols of the next, which count as read. Cut files have fewer Stages.
     Raises ValueError if the flow did not make the file.
     """
     head = read_head(data)

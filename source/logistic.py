@@ -25,7 +25,7 @@ def log_prob(z, mean, logscale):
     z: integer-valued; mean and logscale broadcast against it. In nats.
     With a, b the lower and the upper argument, sigma(b) - sigma(a) = sigma(b) sigma(-a) (1 - exp(a - b)):
     three factors below one, so that their logarithms add without cancellation, at any distance and scale.
-    The third, 1 - exp(-w) = 1 / (1 + 1 / (exp(w) - 1)), keeps its digits where w is small and where it is large.
+    The third, 1 - exp(-w) = 1 / (1 + 1 / (exp(w) - 1)), keeps its digits for small w and for large ones.
     """
     inverse = torch.exp(-logscale.clamp(*LOGSCALE_RANGE))
     offset = centre(z) - mean

@@ -4,7 +4,8 @@ Every prior of details is a module with
     given = prior(coarse, level)        level 0 is the finest
     distribution = given(known)         of the next detail band, `known` being those known of ur, dl, dr
 so that evaluation, sampling and coding walk through the bands in the same way, and a prior may let a band
-depend on those before it. Distributions have the size of the coarse band; whoever uses them crops.
+depend on those before it. Distributions have the size of the coarse band; whoever uses them crops. `start` is
+where means start, in the networks' range.
 Source: method 3.
 """
 
@@ -99,10 +100,11 @@ class ConditionalPrior(nn.Module):
 
     kind = Logistic
 
-    def __init__(self, hchnl, nhidden, channels=3):
+    def __init__(self, hchnl, nhidden, start=0.0, channels=3):
         super().__init__()
         self.mean = ConvNet(channels, BANDS * channels, hchnl, nhidden)
         self.logscale = ConvNet(channels, BANDS * channels, hchnl, nhidden)
+        nn.init.constant_(self.mean.last.bias, start)
         nn.init.constant_(self.logscale.last.bias, LOGSCALE_START)
 
     def forward(self, coarse, level):
@@ -123,9 +125,9 @@ class SimplePrior(nn.Module):
 
     kind = Logistic
 
-    def __init__(self, channels=3):
+    def __init__(self, start=0.0, channels=3):
         super().__init__()
-        self.mean = nn.Parameter(torch.zeros(BANDS * channels, 1, 1))
+        self.mean = nn.Parameter(torch.full((BANDS * channels, 1, 1), start))
         self.logscale = nn.Parameter(torch.full((BANDS * channels, 1, 1), LOGSCALE_START))
 
     def forward(self, coarse, level):
@@ -149,11 +151,11 @@ class PositionPrior(nn.Module):
 
     kind = Logistic
 
-    def __init__(self, size, levels, channels=3):
+    def __init__(self, size, levels, start=0.0, channels=3):
         super().__init__()
         shapes = [(BANDS * channels, *s) for s in level_sizes(*size, levels)[1:]]
         self.size = tuple(size)
-        self.mean = nn.ParameterList(torch.zeros(s) for s in shapes)
+        self.mean = nn.ParameterList(torch.full(s, start) for s in shapes)
         self.logscale = nn.ParameterList(torch.full(s, LOGSCALE_START) for s in shapes)
 
     def forward(self, coarse, level):

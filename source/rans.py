@@ -98,6 +98,8 @@ class Decoder:
         size = 4 + (data[0] >> 6) if data else 4
         whole = len(data) >= size
         state = int.from_bytes(data[:size], "big") & (1 << 8 * size - 2) - 1 if whole else 0
+        if whole and state < 1 << (22 if size == 4 else 8 * size - 10):
+            raise ValueError("corrupt stream: its first state has more bytes than it needs")
         end = len(data) - (len(data) - size) % 4 if whole else size
         self._state = np.uint64(state)
         self._words = np.frombuffer(data[size:end], "<u4").astype(np.uint32)

@@ -1,6 +1,6 @@
 """Time and memory of encoding to bytes and decoding from them, and what of it the networks take.
 
-    python tests/benchmark_codec.py                           untrained models at the paper's and at small options
+    python tests/benchmark_codec.py             untrained models at the paper's and at small options
     python tests/benchmark_codec.py -folder opt/demo -cuda 0
 
 A 512x512 photograph, and 32x32 patches in batches. MB count the raw pixels, three bytes each; memory is the

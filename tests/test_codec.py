@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flow.codec import Settings, decode, encode
+from flow.codec import DEFAULT, Settings, decode, encode
 from flow.folder import freeze, identity, open_frozen, write_options
 from flow.model import build
 from source.rans import Decoder, Truncated
@@ -32,7 +32,7 @@ def frozen(name, std=0.2):
     return make_wild(build(OPTIONS[name]), std).freeze()
 
 
-def coded(model, images, settings=Settings()):
+def coded(model, images, settings=DEFAULT):
     return [encoder.finish() for encoder in encode(model, images, settings)]
 
 

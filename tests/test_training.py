@@ -432,6 +432,7 @@ def test_only_the_first_process_writes(images, tmp_path):
         ("-seed -1", "-seed -1: need"),
         ("-seed 99999999999999999999999", "-seed 9999"),
         ("-hchnl 0", "-hchnl 0: need"),
+        ("-hchnl 1000000000000", "memory does not hold"),
         ("-repeat -1", "-repeat -1: need"),
         ("-diffDetail", "-simplePrior"),
         ("-lifting db4", "-lifting: invalid choice: 'db4'"),

@@ -10,12 +10,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 @contextmanager
 def whole(path):
     """A temporary path: flushed to disk and renamed to `path` if the block ends well, else removed."""
@@ -26,10 +20,15 @@ def whole(path):
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder):
+    """Remove the temporary files that killed processes left in a folder."""
+    for path in Path(folder).glob(".*.*.*"):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path, text):

@@ -28,7 +28,7 @@ def read_rgb(path):
     """
     try:
         with Image.open(path) as image:
-            rgb = None if _is_deep(image) else np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            rgb = None if is_deep(image) else np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except Exception as error:  # each of Pillow's decoders fails in its own ways
@@ -54,7 +54,7 @@ def picture(path=None):
     return read_rgb(path)
 
 
-def _is_deep(image):
+def is_deep(image):
     """Tell whether the samples of an opened PNG, TIFF or PNM file have more than 8 bits."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return True

@@ -94,6 +94,10 @@ def script(main):
             return main(argv)
         except torch.OutOfMemoryError:
             message = "the GPU's memory is full: give a smaller -batch"
+        except RuntimeError as error:
+            if "can't allocate memory" not in str(error):
+                raise
+            message = "this machine's memory does not hold a model or a batch of that size"
         except (ValueError, OSError, FloatingPointError) as error:
             message = " ".join(str(error).split())
         except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from utils.images import _is_deep
+from utils.images import is_deep
 
 CHANNELS = {"1": 1, "L": 1, "LA": 2, "P": 1, "RGB": 3, "RGBA": 4}
 COLOUR_TYPES = {"1": 0, "L": 0, "LA": 4, "P": 3, "RGB": 2, "RGBA": 6}  # PNG's
@@ -46,7 +46,7 @@ def read_picture(path):
 
 def _refusal(image):
     """Why an opened file is no picture, or None."""
-    if _is_deep(image):
+    if is_deep(image):
         return "more than 8 bits per sample; convert it to 8 bits first"
     if image.mode not in CHANNELS:
         return f"colours of mode {image.mode}; convert it to one of {', '.join(CHANNELS)} first"

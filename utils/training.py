@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from utils.files import load_tensors, save_tensors, whole, write_text
+from utils.files import load_tensors, remove_unfinished, save_tensors, whole, write_text
 from utils.integers import bits_per_dimension
 from utils.options import Option
 from utils.plots import loss_curve
@@ -200,6 +200,8 @@ class Trainer:
 
     def load(self, name="latest"):
         """Go on exactly where `save` was. Raises ValueError if the saving is of another model."""
+        if not self.workers.rank:
+            remove_unfinished(self.folder / "savings")
         path = self.folder / "savings" / f"{name}.safetensors"
         tensors, state = load_tensors(path)
         try:

@@ -1,0 +1,296 @@
+"""Generation, progressive loading and super-resolution: the numbers behind the pictures, and the scripts."""
+
+import csv
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import easyGenerate
+import progressive
+from flow.codec import encode, stages
+from flow.container import pack, read_head
+from flow.folder import write_options
+from flow.model import build
+from flow.zoom import BEST_PSNR, coarse_bands, enlarge, load_file, load_image, measure, prefixes
+from source.rans import Decoder, Truncated
+from tests.conftest import make_wild, noise
+from utils.files import save_tensors
+from utils.integers import centre
+from utils.quality import psnr, ssim
+from utils.sheets import labelled, magnified, save_gif, tiled, to_pillow
+
+LEGALL = dict(hchnl=4, lifting="legall", simplePrior=True)
+WILD = {
+    "paper": dict(hchnl=4, HUE=True),
+    "rgb": dict(hchnl=4, repeat=2),
+    "heavy": dict(hchnl=4, heavy=True, size=16),
+    "positions": dict(hchnl=4, simplePrior=True, diffDetail=True, size=16),
+}
+
+
+def legall():
+    """LeGall 5/3 with details expected to be small, as a trained prior of it would have them."""
+    model = build(LEGALL)
+    nn.init.constant_(model.detail.mean, centre(0.0))
+    nn.init.constant_(model.detail.logscale, -3.5)
+    return model
+
+
+def write_folder(folder, options, model):
+    write_options(folder, options)
+    tensors = {f"model.{name}": p for name, p in model.state_dict().items()}
+    save_tensors(folder / "savings" / "best_test.safetensors", tensors, {"epoch": 3})
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("model"), LEGALL, legall())
+
+
+@pytest.fixture(scope="module")
+def image(photo):
+    return photo[0, :, 300:364, 250:298].to(torch.uint8)
+
+
+def test_psnr():
+    x = noise(3, 8, 8).clamp(max=254).to(torch.uint8)
+    assert psnr(x, x) == math.inf
+    assert psnr(x, x + 1) == pytest.approx(10 * math.log10(65025))
+
+
+def test_ssim_of_equal_images_and_of_flat_ones():
+    x = noise(3, 16, 12).to(torch.uint8)
+    assert ssim(x, x) == pytest.approx(1)
+    a = (0.01 * 255) ** 2
+    flat = [torch.full((3, 11, 11), v, dtype=torch.uint8) for v in (50, 200)]
+    assert ssim(*flat) == pytest.approx((2 * 50 * 200 + a) / (50**2 + 200**2 + a))
+    with pytest.raises(ValueError, match="10x11"):
+        ssim(x[:, :11, :10], x[:, :11, :10])
+
+
+def test_ssim_of_one_window():
+    """The formula, weight by weight, where there is one position only."""
+    x, y = (noise(1, 11, 11, seed=s).to(torch.uint8) for s in (1, 2))
+    line = torch.exp(-(torch.arange(-5, 6).double() ** 2) / (2 * 1.5**2))
+    w = line[:, None] * line / line.sum() ** 2
+    mx, my = ((w * v).sum() for v in (x, y))
+    vx, vy, vxy = (
+        (w * (p - mp) * (q - mq)).sum() for p, mp, q, mq in ((x, mx, x, mx), (y, my, y, my), (x, mx, y, my))
+    )
+    a, b = 2.55**2, 7.65**2
+    expected = (2 * mx * my + a) * (2 * vxy + b) / ((mx**2 + my**2 + a) * (vx + vy + b))
+    assert ssim(x, y) == pytest.approx(expected.item())
+
+
+def test_grids():
+    x = noise(3, 3, 2, 4).to(torch.uint8)
+    grid = tiled(x, 2)
+    assert grid.shape == (3, 5, 9)
+    assert torch.equal(grid[:, :2, 5:], x[1]) and torch.equal(grid[:, 3:, :4], x[2])
+    assert (grid[:, 3:, 4:] == 255).all() and (grid[:, 2] == 255).all()
+    large = magnified(grid, 20)
+    assert large.shape == (3, 10, 18) and torch.equal(large[:, ::2, 1::2], grid)
+
+
+def test_animation(tmp_path):
+    frames = [labelled([(noise(3, 8, 8, seed=s).to(torch.uint8), "a\nb")] * 2) for s in range(3)]
+    save_gif(frames, tmp_path / "a.gif", 0.5)
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert (gif.n_frames, gif.size) == (3, frames[0].size)
+        times = [gif.seek(i) or gif.info["duration"] for i in range(3)]
+    assert times == [500, 500, 1500]
+
+
+@pytest.mark.parametrize("name", WILD)
+def test_coarse_bands_are_those_of_the_pyramid(name):
+    model, x = make_wild(build(WILD[name]), 0.1), noise(2, 3, 16, 16)
+    bands = coarse_bands(model, x, 3)
+    assert torch.equal(bands[0], model.enter(x)) and torch.equal(bands[3], model.transform(x)[0])
+    assert [b.shape[-1] for b in bands] == [16, 8, 4, 2]
+
+
+@pytest.mark.parametrize("name", WILD)
+def test_loading_ends_with_the_image(name):
+    model, x = make_wild(build(WILD[name]), 0.1).freeze(), noise(3, 16, 16).to(torch.uint8)
+    loaded = list(load_image(model, x, -1.0, torch.Generator().manual_seed(0)))
+    assert [stage.level for stage in loaded] == [3, 2, 1, 0]
+    assert torch.equal(loaded[-1].image, x) and not torch.equal(loaded[-2].image, x)
+    (encoder,) = encode(model, x[None])
+    assert loaded[-1].bytes == len(encoder.finish())
+
+
+def test_each_level_brings_it_nearer(image):
+    loaded = list(load_image(legall().freeze(), image))
+    near = [psnr(stage.image, image) for stage in loaded]
+    assert near == sorted(near) and near[-2] > 25 and near[-1] == math.inf
+    counts = [stage.bytes for stage in loaded]
+    assert counts == sorted(set(counts))
+
+
+def test_no_byte_less_will_do(image):
+    model = legall().freeze()
+    (encoder,) = encode(model, image[None])
+    stream, size = encoder.finish(), image.shape[-2:]
+    for level, count in prefixes(model, stream, size):
+        *_, (_, _, whole) = stages(model, [Decoder(stream[:count])], size, skip=level)
+        assert whole
+        with pytest.raises(Truncated):
+            list(stages(model, [Decoder(stream[: count - 1])], size, skip=level))
+    assert list(prefixes(model, stream[:-1], size)) == list(prefixes(model, stream, size))[:-1]
+
+
+def test_files_load_as_images_do(image):
+    model, name = legall().freeze(), "0123456789abcdef"
+    image = image // 2 + (noise(3, 64, 48) / 8).to(torch.uint8)  # grainy, lest deflate be smaller
+    data = pack(to_pillow(image), model, name)
+    expected, start = list(load_image(model, image)), read_head(data).end
+    for part, wanted in ((data, expected), (data[:-9], expected[:-1])):
+        found = list(load_file(model, name, part))
+        assert [(s.level, s.bytes) for s in found] == [(s.level, s.bytes + start) for s in wanted]
+        # not equal: a prefix brings some symbols of the next level along
+        assert all(psnr(s.image, w.image) > 30 for s, w in zip(found, wanted))
+        assert all(torch.equal(s.image, image) for s in found if not s.level)
+    assert expected[-1].bytes + start == len(data)
+    with pytest.raises(ValueError, match="without levels"):
+        list(load_file(model, name, pack(Image.new("RGB", (64, 64)), model, name)))
+
+
+class Shifted(nn.Module):
+    """A level whose coarse band is brighter."""
+
+    def __init__(self, level):
+        super().__init__()
+        self.level = level
+
+    def split(self, x):
+        coarse, detail = self.level.split(x)
+        return coarse + 30, detail
+
+    def merge(self, coarse, detail):
+        return self.level.merge(coarse - 30, detail)
+
+
+def test_enlarging_keeps_colours(image):
+    model = legall()
+    plain = enlarge(model, image[None], 1, matched=False)
+    model.pyramid.levels[0] = Shifted(model.pyramid.levels[0])
+    matched, unmatched = (enlarge(model, image[None], 1, matched=m) for m in (True, False))
+    assert plain.shape == matched.shape == (1, 3, 128, 96)
+    assert psnr(matched, plain) > 30 > 20 > psnr(unmatched, plain)
+    means = [x.float().mean((-2, -1)).flatten() for x in (image, matched)]
+    assert torch.allclose(*means, atol=1.5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (2, 2), (9, 4)])
+def test_enlarges_any_size(size):
+    model, x = make_wild(build(WILD["paper"]), 0.05), noise(2, 3, *size).to(torch.uint8)
+    assert enlarge(model, x, 2).shape == (2, 3, 4 * size[0], 4 * size[1])
+
+
+def test_enlarging_is_of_the_finest_level():
+    model, x = make_wild(build(WILD["heavy"]), 0.1), noise(1, 3, 16, 16).to(torch.uint8)
+    expected = enlarge(model, x, 2)
+    model.pyramid.levels = model.pyramid.levels[:1]
+    assert torch.equal(enlarge(model, x, 2), expected)
+
+
+def test_measure(photo):
+    model, x = legall(), photo[..., 100:164, 100:165].to(torch.uint8)
+    means = measure(model, torch.cat([x, x.flip(-1)]), 1)
+    assert (
+        0 < means["nearest"][0] < means["bicubic"][0] < 60
+        and 0 < means["nearest"][1] < means["bicubic"][1] < 1
+    )
+    assert means["learned"][0] > 20 and abs(means["learned"][0] - means["learned, unmatched"][0]) < 3
+    flat = measure(model, torch.full((1, 3, 16, 16), 9, dtype=torch.uint8), 2)
+    assert flat["bicubic"] == pytest.approx((BEST_PSNR, 1))
+
+
+def samples(folder, out, *extra):
+    easyGenerate.main(["-folder", folder, "-out", str(out), "-num", "2", *extra])
+    (path,) = out.glob("*.npz")
+    assert {p.suffix for p in out.glob(f"{path.stem}*")} == {".png", ".pdf", ".npz"}
+    with np.load(path) as file:
+        return file["images"]
+
+
+def test_samples_are_seeded(folder, tmp_path):
+    first, again, other = (
+        samples(folder, tmp_path / str(i), "-size", "12", "-seed", seed) for i, seed in enumerate("001")
+    )
+    assert first.shape == (4, 12, 12, 3) and first.dtype == np.uint8
+    assert (first == again).all() and (first != other).any()
+
+
+def test_generation_keeps_coarse_bands(folder, tmp_path):
+    """With no level to generate what comes out is what the data set holds, and near it with one."""
+    kept = samples(folder, tmp_path / "0", "-from", "coarse", "-depth", "0", "-size", "24")
+    redone = samples(folder, tmp_path / "1", "-from", "coarse", "-depth", "1", "-size", "24", "-mean")
+    x, y = (torch.from_numpy(a).movedim(-1, -3) for a in (kept, redone))
+    assert 20 < psnr(x, y) < math.inf
+
+
+def rows_of(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_progressive_script(folder, image, tmp_path, capsys):
+    to_pillow(image).convert("L").save(tmp_path / "grey.png")
+    to_pillow(image[:, :5, :7]).save(tmp_path / "tiny.png")
+    names = [str(tmp_path / name) for name in ("grey.png", "tiny.png")]
+    progressive.main(["-folder", folder, "-out", str(tmp_path / "pic"), "-exdepth", "1", "-img", *names])
+    written = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert len(written) == 8 and all((tmp_path / line).exists() for line in written)
+    rows = rows_of(tmp_path / "pic" / "progressive.csv")
+    assert [row["psnr"] for row in rows if row["level"] == "0"] == ["inf", "inf"]
+    assert [row["image"] for row in rows] == ["grey_0"] * 6 + ["tiny_1"] * 3
+    with Image.open(tmp_path / "pic" / "superresolution" / "tiny_1_learned.png") as large:
+        assert large.size == (14, 10)
+
+
+def test_measure_script(folder, tmp_path):
+    progressive.main(["-folder", folder, "-out", str(tmp_path), "-measure", "3"])
+    rows = rows_of(tmp_path / "superresolution_measured.csv")
+    assert len(rows) == 10 and {row["images"] for row in rows} == {"3"}
+
+
+@pytest.mark.parametrize(
+    "script, argv",
+    [
+        (easyGenerate, ["-num", "0"]),
+        (easyGenerate, ["-size", "-1"]),
+        (easyGenerate, ["-baseScale", "nan"]),
+        (easyGenerate, ["-from", "coarse", "-target", "nothing"]),
+        (easyGenerate, ["-from", "coarse", "-depth", "9"]),
+        (easyGenerate, ["-from", "coarse", "-num", "1000"]),
+        (easyGenerate, ["-folder", "nowhere"]),
+        (easyGenerate, ["-seed", "-1"]),
+        (progressive, ["-num", "0"]),
+        (progressive, ["-exBaseScale", "21"]),
+        (progressive, ["-exdepth", "-1"]),
+        (progressive, ["-target", "nothing"]),
+        (progressive, ["-img", "nothing.png"]),
+        (progressive, ["-img", "nothing.nwf"]),
+        (progressive, ["-img", __file__]),
+        (progressive, ["-measure", "2", "-size", "8"]),
+        (progressive, ["-folder", "nowhere"]),
+    ],
+)
+def test_bad_input_is_one_line(script, argv, folder, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        script.main(["-folder", folder, "-out", str(tmp_path), *argv])
+    message = capsys.readouterr().err.strip()
+    assert caught.value.code == 2 and message and "\n" not in message
+
+
+def test_a_model_of_positions_enlarges_nothing(tmp_path, capsys):
+    folder = write_folder(tmp_path / "model", WILD["positions"], make_wild(build(WILD["positions"]), 0.05))
+    progressive.main(["-folder", folder, "-num", "1", "-size", "16", "-exdepth", "2"])
+    assert "super-resolution" in capsys.readouterr().out
+    assert not (tmp_path / "model" / "pic" / "superresolution.png").exists()
