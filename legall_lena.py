@@ -74,7 +74,10 @@ def draw_surfaces(images, spectra, caption):
         axes.set_title(title(name), fontsize=15)
         axes = figure.add_axes((k * wide, 0.02, wide - 0.015, 0.46), projection="3d")
         z, y, x = surfaces[name]
-        axes.plot_surface(x, y, z, cmap="viridis", vmin=low, vmax=high, rcount=len(x), ccount=len(x[0]))
+        if min(z.shape) > 1:
+            axes.plot_surface(x, y, z, cmap="viridis", vmin=low, vmax=high, rcount=len(x), ccount=len(x[0]))
+        else:
+            axes.plot(x.flat, y.flat, z.flat)
         axes.set(xlim=(-0.5, 0.5), ylim=(-0.5, 0.5), zlim=(low, high))
         axes.set_xlabel("across, cycles/pixel", labelpad=8)
         axes.set_ylabel("down, cycles/pixel", labelpad=10)

@@ -10,6 +10,8 @@ histogram, channel by channel. All three transforms preserve volume, so that bot
 
 from pathlib import Path
 
+from tqdm import tqdm
+
 from flow.analysis import (
     COLOURS,
     TITLES,
@@ -91,7 +93,7 @@ def draw(model, bands, tables, caption):
     axes.margins(x=0.01, y=0.12)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
-    axes.legend(ncols=3, loc="upper right")
+    axes.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
     figure.suptitle(
         f"{caption}\ndetails: grey is 0, white and black are ±{limit:.0f} tones in all three; "
         "coarse band as it is: nothing in training ties its colours to the picture's",
@@ -108,14 +110,14 @@ def main(argv=None):
     image = picture(options["img"])[None].to(device)
     check_levels("depth", options["depth"], image)
     model, _, _ = open_frozen(folder, device=device)
-    coarse, details, residuals = pyramid(model, image, options["depth"])
-    bands = {"learned": (coarse, residuals)}
-    for wavelet in ("legall", "haar"):
-        fixed = classical_model(wavelet, model.ycocg).to(device)
-        bands[wavelet] = pyramid(fixed, image, options["depth"])[:2]
-    tables = {name: measure(name, *pair) for name, pair in bands.items()}
-    # beside them, what the prior's means are worth
-    tables["learned, with means"] = measure("learned, with means", coarse, details)
+    bands, tables = {}, {}
+    for wavelet in tqdm(SHOWN, "pyramids", delay=1, leave=False):
+        chosen = model if wavelet == "learned" else classical_model(wavelet, model.ycocg).to(device)
+        coarse, details, residuals = pyramid(chosen, image, options["depth"])
+        bands[wavelet] = coarse, residuals
+        tables[wavelet] = measure(wavelet, coarse, residuals)
+        if wavelet == "learned":
+            tables["learned, with means"] = measure("learned, with means", coarse, details)
     stem = Path(options["img"] or IN_THE_BOX).stem
     colours = "YCoCg-R" if model.ycocg else "RGB"
     caption = f"{stem}, in {colours}; learned details less the prior's means; model: {trained(folder)}"

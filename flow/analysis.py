@@ -78,12 +78,12 @@ def entropy(band):
 
 @torch.no_grad()
 def low_and_high(model, images, levels):
-    """Images (B, 3, H, W) -> low-pass images, high-pass images: real tones, not clipped, those of high about 0.
+    """Images (B, 3, H, W) -> low-pass images, high-pass images about 0; real tones, not clipped.
 
     Low: the details of the finest levels replaced by the prior's means. High: what those details, less the
-    means, add to an even grey in place of the coarse band, which is "zeroed" at the middle of its range, where
-    the networks read 0. Without the means, as learned details need not be differences: with them, they may
-    hold most of the picture.
+    means, add to an even grey in place of the coarse band, which is "zeroed" at the middle of its range,
+    where the networks read 0. Without the means, as learned details need not be differences: with them, they
+    may hold most of the picture.
     """
     low, _, residuals = pyramid(model, images, levels)
     plain = rich = torch.full_like(low, MIDDLE)

@@ -13,7 +13,8 @@ import torch
 from source.logistic import cropped
 from source.rans import Encoder, Truncated
 from source.tables import Logistic, Mixture
-from utils.polyphase import band_sizes, channels_last, depth, level_sizes
+from utils.images import halve
+from utils.polyphase import band_sizes, channels_last, depth, extend, level_sizes
 
 
 class Settings(NamedTuple):
@@ -42,7 +43,7 @@ def _table(distribution, image, settings):
 def encode(model, images, settings=DEFAULT, watch=None):
     """Images (B, 3, H, W) of one size -> a list of B Encoders, still open; `finish` makes their bytes.
 
-    model: frozen. watch: called with (level, images) for the smaller images on the way, as stages has them.
+    model: frozen. watch: called with (level, coarse band) on the way, as stages has them.
     Inverse: decode.
     """
     x = model.enter(images)
@@ -56,7 +57,7 @@ def encode(model, images, settings=DEFAULT, watch=None):
             bands.append((tuple(map(_integers, distribution)), _integers(band)))
         groups[:0] = bands
         if watch:
-            watch(i + 1, _pixels(model, x))
+            watch(i + 1, x)
     groups.insert(0, (tuple(map(_integers, model.top(len(x), x.shape[-2:]))), _integers(x)))
     encoders = [Encoder() for _ in images]
     for distribution, symbols in groups:
@@ -85,19 +86,19 @@ def _pop(decoders, distribution, settings, partial):
 
 @torch.no_grad()
 def stages(model, decoders, size, settings=DEFAULT, skip=0, partial=False):
-    """Decoders of B streams -> the images after each level, coarsest first; inverse of encode.
+    """Decoders of B streams -> the coarse band of each level, coarsest first; inverse of encode.
 
     model: frozen, on the device to compute on. size: (height, width) of the images.
-    skip: how many of the finest levels to leave unread; the images are so many times halved.
+    skip: how many of the finest levels to leave unread.
     partial: take the prior's word for what a cut stream lacks, in place of raising Truncated.
-    Yields the level (how many times halved the images are), the images (B, 3, h, w), uint8, and whether all
-    of them was in the streams.
+    Yields the level (how many times halved the band is; 0: the images as the pyramid sees them), the band
+    (B, 3, h, w), and whether all of it was in the streams. Its `pixels` are the images only at level 0.
     """
     sizes = level_sizes(*size, depth(*size))
     like = dict(device=model.device, dtype=model.dtype)
     top, whole = _pop(decoders, model.top(len(decoders), sizes[-1]), settings, partial)
     x = top.to(**like)
-    yield len(sizes) - 1, _pixels(model, x), whole
+    yield len(sizes) - 1, x, whole
     for i in reversed(range(skip, len(sizes) - 1)):
         given, known = model.detail(x, i), ()
         for shape in band_sizes(*sizes[i])[1:]:
@@ -106,14 +107,30 @@ def stages(model, decoders, size, settings=DEFAULT, skip=0, partial=False):
         del given, band  # larger than all that the images need
         x = model.pyramid.level(i).merge(x, known)
         del known
-        yield i, _pixels(model, x), whole
+        yield i, x, whole
 
 
-def decode(model, decoders, size, settings=DEFAULT, skip=0, partial=False):
+def decode(model, decoders, size, settings=DEFAULT, partial=False):
     """The last of the stages: images (B, 3, H, W), uint8."""
-    *_, (_, images, _) = stages(model, decoders, size, settings, skip, partial)
-    return images
+    *_, (_, x, _) = stages(model, decoders, size, settings, partial=partial)
+    return pixels(model, x)
 
 
-def _pixels(model, x):
+def pixels(model, x):
+    """What the pyramid sees -> images, uint8."""
     return model.leave(x).clamp(0, 255).to(torch.uint8)
+
+
+@torch.no_grad()
+def reduced(model, x, level, size):
+    """The coarse band of a level -> images (B, 3, h, w), uint8, of (height, width) = size halved so often.
+
+    A learned coarse band need not have the image's colours. It is therefore brought to full size, with the
+    prior's means for details, and averaged over 2x2 pixels.
+    """
+    for i, target in reversed(list(enumerate(level_sizes(*size, level)[:-1]))):
+        x = model.refine(x, i, target)
+    images = pixels(model, x)
+    for height, width in level_sizes(*size, level)[1:]:
+        images = halve(extend(images.float(), (2 * height, 2 * width), 0).to(torch.uint8))
+    return images

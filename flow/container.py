@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from flow.codec import DEFAULT, Settings, encode, stages
+from flow.codec import DEFAULT, Settings, encode, pixels, reduced, stages
 from source.rans import Decoder, Truncated
 from utils.pictures import (
     CHANNELS,
@@ -208,7 +208,12 @@ def _marked(width, height):
     return [i for i in reversed(range(1, len(sizes))) if sizes[i][0] * sizes[i][1] >= MARKED_PIXELS]
 
 
-def _pixels(images):
+def _mark(model, x):
+    """The checksum of a coarse band, as far as 0..255 shows it."""
+    return zlib.crc32(_array(pixels(model, x)))
+
+
+def _array(images):
     """The only image of a batch, (1, 3, H, W) uint8 -> array (H, W, 3)."""
     return images[0].permute(1, 2, 0).contiguous().cpu().numpy()
 
@@ -218,19 +223,19 @@ def _through_flow(picture, metadata, model, name, settings):
     alpha = None
     if picture.mode in ("LA", "RGBA"):
         alpha = min(_planes(picture.getchannel("A")).values(), key=len)  # of two equal ones, the raw one
-    pixels = np.array(picture.convert("RGB"))  # grey three times
+    colours = np.array(picture.convert("RGB"))  # grey three times
     marks = {}
 
-    def watch(level, images):
-        marks[level] = zlib.crc32(_pixels(images))
+    def watch(level, x):
+        marks[level] = _mark(model, x)
 
-    images = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(model.device)
+    images = torch.from_numpy(colours).permute(2, 0, 1)[None].to(model.device)
     (encoder,) = encode(model, images, settings, watch)
     marks = b"".join(marks[level].to_bytes(4, "big") for level in _marked(*picture.size))
     model = bytes.fromhex(name)[:IDENTITY_BYTES]
     head = _head(picture, FLOW, metadata, settings, model, marks, alpha)
     # the head's checksum goes into the seal, so that no head fits another's stream
-    return head, encoder.finish(zlib.crc32(pixels, zlib.crc32(head[:-4])))
+    return head, encoder.finish(zlib.crc32(colours, zlib.crc32(head[:-4])))
 
 
 def _from_flow(head, stream, model, name, levels, partial):
@@ -244,15 +249,15 @@ def _from_flow(head, stream, model, name, levels, partial):
         raise ValueError(f"the file is cut or corrupt: {len(stream)} bytes for {width}x{height} pixels")
     decoder = Decoder(stream)
     try:
-        for level, images, whole in stages(model, [decoder], (height, width), head.settings, levels, partial):
-            if whole and head.marks.get(level) not in (None, zlib.crc32(_pixels(images))):
+        for level, x, whole in stages(model, [decoder], (height, width), head.settings, levels, partial):
+            if whole and level in head.marks and head.marks[level] != _mark(model, x):
                 raise ValueError(f"corrupt file: a mark is wrong, that of level {level}")
-        pixels = _pixels(images)
+        colours = _array(reduced(model, x, levels, (height, width)))
         if whole and not levels:
-            _check_seal(decoder, pixels, head.checksum, partial)
+            _check_seal(decoder, colours, head.checksum, partial)
     except Truncated:
         raise ValueError("the file is cut: -partial decodes what is there") from None
-    picture = Image.fromarray(pixels)
+    picture = Image.fromarray(colours)
     if head.mode in ("L", "LA"):
         picture = picture.convert("L")
     if head.mode in ("LA", "RGBA"):
@@ -262,12 +267,12 @@ def _from_flow(head, stream, model, name, levels, partial):
     return picture
 
 
-def _check_seal(decoder, pixels, checksum, partial):
+def _check_seal(decoder, colours, checksum, partial):
     try:
         seal = decoder.finish()
     except ValueError:
         if partial:  # the seal itself may be what was cut
             return
         raise
-    if seal != zlib.crc32(pixels, checksum):
+    if seal != zlib.crc32(colours, checksum):
         raise ValueError("corrupt file: the checksum of its pixels is another")

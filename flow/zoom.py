@@ -55,8 +55,9 @@ def load_image(model, image, base_scale=None, generator=None):
     model: frozen; base_scale, generator: as for model.sample. The last Stage is the image itself.
     """
     height, width = image.shape[-2:]
-    (encoder,) = encode(model, image[None])
-    bands = coarse_bands(model, image[None].to(model.device), depth(height, width))
+    images = image[None].to(model.device)
+    (encoder,) = encode(model, images)
+    bands = coarse_bands(model, images, depth(height, width))
     for level, count in prefixes(model, encoder.finish(), (height, width)):
         full = model.sample(1, height, width, base_scale, generator, bands[level], level)
         yield Stage(level, full[0].to("cpu", torch.uint8), count)
