@@ -19,7 +19,7 @@ $(VENV)/tested: $(VENV)/installed pyproject.toml
 
 demo: $(VENV)/installed  ## train a small flow on the photographs in etc/photos: about three minutes on two cores
 	$(BIN)/python easymain.py -folder opt/demo $(if $(wildcard opt/demo/parameter.json),-load, \
-		-HUE -hchnl 32 -batch 32 -lr 0.004 -lrSchedule cosine -ema 0.99 -epoch 10 -savePeriod 5)
+		-HUE -hchnl 32 -batch 32 -lr 0.004 -lrSchedule cosine -ema 0.99 -epoch 6 -savePeriod 2)
 	@echo "the loss curve: opt/demo/pic/lossCurve.png"
 
 test: $(VENV)/tested  ## run the tests

@@ -4,6 +4,7 @@ from io import BytesIO
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 
 def _pillow(name, **options):
@@ -43,6 +44,6 @@ def sizes(batches):
     """Bits per dimension by each of RIVALS: the mean over images (B, 3, H, W), uint8."""
     images = [pixels for batch in batches for pixels in batch.permute(0, 2, 3, 1).contiguous().numpy()]
     return {
-        name: sum(8 * size(pixels) / pixels.size for pixels in images) / len(images)
+        name: sum(8 * size(x) / x.size for x in tqdm(images, name, delay=1, leave=False)) / len(images)
         for name, size in RIVALS.items()
     }
