@@ -1,5 +1,7 @@
 """What the tests share: one thread, no deadlines, wild weights, a photograph."""
 
+import signal
+
 import pytest
 import torch
 from hypothesis import settings
@@ -7,6 +9,8 @@ from hypothesis import settings
 from utils.datasets import PHOTOS
 from utils.images import read_rgb
 
+# Ctrl-C is under test, but a shell that runs the tests in the background has them ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tensors here are small: more threads only get in each other's way.
 torch.set_num_threads(1)
 settings.register_profile("any machine", deadline=None)
