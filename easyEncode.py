@@ -92,13 +92,13 @@ def encode_data_set(options):
     settings = Settings(options["nbins"], options["precision"])
 
     def to_bytes(images):
-        return [encoder.finish() for encoder in encode(model, images, settings)]
+        return [encoder.finish(seal=None) for encoder in encode(model, images, settings)]
 
     def from_bytes(streams, size):
         decoders = [Decoder(stream) for stream in streams]
         images = decode(model, decoders, size, settings)
         for decoder in decoders:
-            decoder.finish()
+            decoder.finish(sealed=False)
         return images
 
     def theory(images):

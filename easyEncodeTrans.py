@@ -22,13 +22,13 @@ def main(argv=None):
     model, batches = open_test_set(options)
 
     def encode(images):
-        return [encoder.finish() for encoder in frequencies.encode(model, images, precision)]
+        return [encoder.finish(seal=None) for encoder in frequencies.encode(model, images, precision)]
 
     def decode(streams, size):
         decoders = [Decoder(stream) for stream in streams]
         images = frequencies.decode(model, decoders, size, precision)
         for decoder in decoders:
-            decoder.finish()
+            decoder.finish(sealed=False)
         return images
 
     def theory(images):

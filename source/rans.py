@@ -73,10 +73,13 @@ class Encoder:
         return sum(precision * f.size - np.log2(f).sum(dtype=np.float64) for _, f, precision in self._groups)
 
     def finish(self, seal=0):
-        """Return the bytes of all groups: bits / 8, 4 for the seal (0 <= seal < 2^32), and less than 2."""
-        if not 0 <= seal < 1 << 32:
+        """Return the bytes of all groups: bits / 8, 4 for the seal (0 <= seal < 2^32), and less than 2.
+
+        seal None: none, and the bytes are fewer by the bits of the last symbol.
+        """
+        if seal is not None and not 0 <= seal < 1 << 32:
             raise ValueError(f"seal {seal}: need 0 <= seal < 2^32")
-        state, stack = np.uint64(1 << 32 | seal), []
+        state, stack = self._lowest_first() if seal is None else 1 << 32 | seal, []
         for start, frequency, precision in reversed(self._groups):
             words = np.empty(start.size, np.uint32)
             state, position = push_intervals(start, frequency, precision, np.uint64(state), words)
@@ -88,6 +91,14 @@ class Encoder:
         size = max(4, (state.bit_length() + 2 + 7) // 8)
         stack.append((size - 4 << 8 * size - 2 | state).to_bytes(size, "big"))
         return b"".join(reversed(stack))
+
+
+    def _lowest_first(self):
+        """The smallest first state that the last symbol lifts to 2^32: its frequency 2^(32 - precision)."""
+        for _, frequency, precision in reversed(self._groups):
+            if frequency.size:
+                return int(frequency[-1]) << 32 - precision
+        return 1 << 32
 
 
 class Decoder:
@@ -125,14 +136,17 @@ class Decoder:
             raise Truncated(flat[:count].copy(), flat.size)
         return symbols
 
-    def finish(self):
-        """Return the seal. Raises ValueError unless the bytes are used up and the state is a first state."""
+    def finish(self, sealed=True):
+        """Return the seal. Raises ValueError unless the bytes are used up and the state is a first state.
+
+        sealed False: for a stream without, of whose first state less is known.
+        """
         state, rest = int(self._state), self._words[self._position :].tolist()
         if rest and state < 1 << 32:
             state = state << 32 | rest.pop(0)
-        if rest or self._loose or state >> 32 != 1:
+        if rest or self._loose or state >> 33 or (sealed and not state >> 32):
             raise ValueError("corrupt stream: its end is not where its symbols end")
-        return state & 0xFFFFFFFF
+        return state & 0xFFFFFFFF if sealed else None
 
 
 @_compiled

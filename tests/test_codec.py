@@ -72,6 +72,12 @@ def test_size_is_what_theory_says():
     theory = bits_per_dimension(-model.log_prob(images).mean().item(), 3072)
     actual = sum(map(len, coded(model, images))) * 8 / images.numel()
     assert theory - 0.01 < actual < theory + 0.01 + 32 / 3072
+    unsealed = [encoder.finish(seal=None) for encoder in encode(model, images)]
+    assert sum(map(len, unsealed)) < sum(map(len, coded(model, images)))
+    back, decoders = decoded(model, unsealed, (32, 32))
+    assert torch.equal(back.float(), images)
+    for decoder in decoders:
+        assert decoder.finish(sealed=False) is None
 
 
 def test_frozen_likelihood_is_near_the_float_model(photo):

@@ -247,3 +247,21 @@ def test_golden_stream():
         np.testing.assert_array_equal(decoder.pop(distribution), symbols)
     np.testing.assert_array_equal(decoder.pop(Histogram.read(decoder, 40), 40), residuals)
     assert decoder.finish() == 2101_11306
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 50])
+def test_unsealed(size):
+    symbols = np.arange(size, dtype=np.int32)
+    table = Logistic(np.zeros(size, np.int32), np.full(size, 300))
+    encoder = Encoder()
+    encoder.push(table, symbols)
+    encoder.push(Logistic(np.zeros(0, np.int32), np.zeros(0, np.int32)), symbols[:0])
+    data = encoder.finish(seal=None)
+    assert len(data) <= len(encoder.finish())
+    decoder = Decoder(data)
+    assert (decoder.pop(table) == symbols).all()
+    decoder.finish(sealed=False)
+    with pytest.raises(ValueError, match="corrupt"):
+        longer = Decoder(data + b"1234")
+        longer.pop(table)
+        longer.finish(sealed=False)
