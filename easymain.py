@@ -30,11 +30,7 @@ FOLDER = {
     "load": Option(False, "go on with the training in the folder; architecture and data set are its own"),
 }
 OPTIONS = DATA | ARCHITECTURE | TRAINING | FOLDER | CUDA
-MAY_CHANGE = {"epoch", "batch", "lr", "lrSchedule", "decay", "savePeriod", "amp", "compile"} | {
-    "data",
-    "workers",
-    "cuda",
-}
+MAY_CHANGE = {"data", "workers", "cuda"} | TRAINING.keys() - {"ema", "seed"}
 SIDES = {"CIFAR": 32, "ImageNet32": 32, "ImageNet64": 64, "joint": None}
 
 

@@ -92,7 +92,6 @@ class Encoder:
         stack.append((size - 4 << 8 * size - 2 | state).to_bytes(size, "big"))
         return b"".join(reversed(stack))
 
-
     def _lowest_first(self):
         """The smallest first state that the last symbol lifts to 2^32: its frequency 2^(32 - precision)."""
         for _, frequency, precision in reversed(self._groups):
