@@ -126,7 +126,8 @@ class FixedNetwork(nn.Module):
         up, left = rows // 2, columns // 2
         x = (x.double() * STEPS).clamp(-INPUT_MAX, INPUT_MAX).permute(0, 2, 3, 1)
         batch, height, width, _ = x.shape
-        x = x[:, :, torch.arange(-left, width + left, device=x.device).clamp(0, width - 1)]
+        across = torch.arange(-left, width + left, device=x.device).clamp(0, width - 1)
+        x = x[:, :, across]
         weight, bias = tables[-1]
         y = x.new_empty(batch, height, width, len(bias))
         step = max(PIXELS // (batch * width), 1)
@@ -144,7 +145,6 @@ class FixedNetwork(nn.Module):
                 a = torch.addmm(b, a, w).floor_().clamp_(0, ACTIVATION_MAX)
             shares = (a @ weight).view(batch, high - low, width, rows, columns, -1)
             wanted = torch.arange(top - up, bottom + up, device=x.device).clamp(0, height - 1) - low
-            across = torch.arange(-left, width + left, device=x.device).clamp(0, width - 1)
             shares = shares[:, wanted][:, :, across]
             total = bias.expand(batch, bottom - top, width, -1).clone()
             for i in range(rows):
