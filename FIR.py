@@ -23,7 +23,7 @@ from tqdm import tqdm
 from flow.analysis import COLOURS, TITLES, classical_response, down_tap, frequency_response, impulse_responses
 from flow.folder import find_folder, open_model, trained
 from utils.images import PHOTOS, image_files, read_rgb
-from utils.options import CUDA, FIGURE, FOLDER, Option, parse, pick_device, script
+from utils.options import CUDA, FIGURE, FOLDER, Option, check_least, parse, pick_device, script
 from utils.plots import plt, save_arrays, save_figure
 
 OPTIONS = (
@@ -83,8 +83,7 @@ def main(argv=None):
     options, _ = parse(__doc__, OPTIONS, argv)
     if not 0 < options["step"] <= math.pi:
         raise ValueError(f"-step {options['step']}: need more than 0 and at most pi")
-    if options["num"] < 1:
-        raise ValueError(f"-num {options['num']}: need at least 1")
+    check_least(options, 1, "num")
     folder, device = find_folder(options["folder"]), pick_device(options["cuda"])
     model, _ = open_model(folder, device=device)
     images = model.enter(patches(options["num"], options["seed"]).to(device))

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from flow.folder import find_folder, open_model, trained
 from flow.zoom import coarse_bands
 from utils.datasets import draw
-from utils.options import CUDA, FIGURE, FOLDER, Option, parse, pick_device, script, seeded
+from utils.options import CUDA, FIGURE, FOLDER, Option, check_least, parse, pick_device, script, seeded
 from utils.plots import save_arrays, save_figure
 from utils.polyphase import depth
 from utils.sheets import magnified, save_image, tiled
@@ -38,9 +38,8 @@ SIDE = 32
 
 def check(options):
     """Raise ValueError for what makes no grid."""
-    for name, least in (("num", 1), ("size", 0), ("depth", 0)):
-        if options[name] < least:
-            raise ValueError(f"-{name} {options[name]}: need at least {least}")
+    check_least(options, 1, "num")
+    check_least(options, 0, "size", "depth")
     if not abs(options["baseScale"]) <= 20:
         raise ValueError(f"-baseScale {options['baseScale']}: need -20 .. 20")
 

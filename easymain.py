@@ -16,7 +16,7 @@ import torch
 from flow.folder import default_folder, freeze, read_options, write_options
 from flow.model import ARCHITECTURE, build
 from utils.datasets import load
-from utils.options import CUDA, Option, check_types, parse, pick_device, script
+from utils.options import CUDA, Option, check_least, check_types, parse, pick_device, script
 from utils.training import TRAINING, Trainer, Workers
 
 DATA = {
@@ -54,9 +54,7 @@ def resolve(argv):
         if typed.get("size", side) != side:
             raise ValueError(f"-size {typed['size']}: the images of {options['target']} have their own size")
         options["size"] = side
-    for name in ("epoch", "batch", "savePeriod", "size"):
-        if options[name] is not None and options[name] < 1:
-            raise ValueError(f"-{name} {options[name]}: need at least 1")
+    check_least(options, 1, "epoch", "batch", "savePeriod", "size")
     if not options["lr"] > 0:
         raise ValueError(f"-lr {options['lr']}: need more than 0")
     if not 0 < options["decay"] <= 1:

@@ -18,7 +18,7 @@ from flow.folder import find_folder, open_frozen, trained
 from flow.zoom import enlarge, load_file, load_image, measure
 from utils.datasets import draw
 from utils.images import picture
-from utils.options import CUDA, FIGURE, FOLDER, Option, parse, pick_device, script, seeded
+from utils.options import CUDA, FIGURE, FOLDER, Option, check_least, parse, pick_device, script, seeded
 from utils.plots import save_figure, save_rows
 from utils.polyphase import level_sizes
 from utils.quality import psnr
@@ -42,9 +42,8 @@ SIDE = 32
 
 def check(options):
     """Raise ValueError for numbers that ask for nothing that there is."""
-    for name, least in (("num", 1), ("size", 0), ("exdepth", 0), ("exsize", 1), ("measure", 0)):
-        if options[name] < least:
-            raise ValueError(f"-{name} {options[name]}: need at least {least}")
+    check_least(options, 1, "num", "exsize")
+    check_least(options, 0, "size", "exdepth", "measure")
     for name in ("baseScale", "exBaseScale"):
         if not abs(options[name]) <= 20:
             raise ValueError(f"-{name} {options[name]}: need -20 .. 20")

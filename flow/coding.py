@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from flow.folder import find_folder, open_frozen
 from utils.datasets import load
-from utils.options import CUDA, FOLDER, Option, pick_device
+from utils.options import CUDA, FOLDER, Option, check_least, pick_device
 
 TEST_SET = (
     FOLDER
@@ -47,8 +47,7 @@ def weights_of(options):
 
 def open_test_set(options):
     """The frozen model and the batches of the test set that the options of TEST_SET ask for."""
-    if options["batch"] < 1:
-        raise ValueError(f"-batch {options['batch']}: need at least 1")
+    check_least(options, 1, "batch")
     if options["earlyStop"] < 1 and options["earlyStop"] != -1:
         raise ValueError(f"-earlyStop {options['earlyStop']}: need at least 1, or -1 for the whole test set")
     folder, device = find_folder(options["folder"]), pick_device(options["cuda"])

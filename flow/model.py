@@ -12,7 +12,7 @@ from source.logistic import cropped, flat, joint
 from source.prior import ConditionalPrior, PositionPrior, SimplePrior, TopPrior
 from utils.colour import rgb_to_ycocg, ycocg_to_rgb
 from utils.integers import centre
-from utils.options import Option
+from utils.options import Option, check_least
 from utils.polyphase import band_sizes, channels_last, depth, level_sizes
 
 # What the user types and parameter.json holds; translated to arguments in `build` alone.
@@ -135,12 +135,8 @@ def build(options):
     Raises ValueError for values that make no model.
     """
     o = {name: option.default for name, option in ARCHITECTURE.items()} | options
-    for name in ("hchnl", "nMixing"):
-        if o[name] < 1:
-            raise ValueError(f"-{name} {o[name]}: need at least 1")
-    for name in ("repeat", "nhidden"):
-        if o[name] < 0:
-            raise ValueError(f"-{name} {o[name]}: need at least 0")
+    check_least(o, 1, "hchnl", "nMixing")
+    check_least(o, 0, "repeat", "nhidden")
     if o["diffDetail"] and not o["simplePrior"]:
         raise ValueError("-diffDetail is a form of the simple prior: give -simplePrior too")
     if o["lifting"] not in ("none", *CLASSICAL):

@@ -84,21 +84,35 @@ def _tiled(mixture, batch, size):
     return type(mixture)(*(f.expand(-1, batch, -1, -1, -1) for f in fields))
 
 
-def _independent(kind, mean, scale):
-    """The `given` of a prior whose bands do not depend on each other; kind: Logistic or FixedLogistic."""
-    bands = [kind(*fields) for fields in zip(mean.chunk(BANDS, 1), scale.chunk(BANDS, 1))]
-    return lambda known: bands[len(known)]
+def _freeze(part, factor, offset):
+    """A network, a parameter or a list of them as one that gives round(factor x + offset)."""
+    if isinstance(part, nn.ParameterList):
+        return nn.ParameterList(_freeze(p, factor, offset) for p in part)
+    if isinstance(part, nn.Parameter):
+        return nn.Parameter(torch.round(part.detach().double() * factor + offset), requires_grad=False)
+    return FixedNetwork.of(part, factor, offset)
 
 
-def _freeze_parameter(parameter, factor, offset):
-    """A parameter of a prior, as the coder's integers that no training moves."""
-    return nn.Parameter(torch.round(parameter.detach().double() * factor + offset), requires_grad=False)
-
-
-class ConditionalPrior(nn.Module):
-    """The paper's: mean and logscale of the nine detail values from two networks of c(coarse)."""
+class _IndependentPrior(nn.Module):
+    """A prior whose bands do not depend on each other: one mean and one logscale for each detail value."""
 
     kind = Logistic
+
+    def _given(self, mean, logscale):
+        """The bands' distributions from nine channels of each, (B, 9, h, w)."""
+        bands = [self.kind(*fields) for fields in zip(mean.chunk(BANDS, 1), logscale.chunk(BANDS, 1))]
+        return lambda known: bands[len(known)]
+
+    def freeze(self):
+        """Turn to fixed point: from now on, distributions are FixedLogistic."""
+        self.kind = FixedLogistic
+        self.mean = _freeze(self.mean, MEAN_FACTOR, MEAN_OFFSET)
+        self.logscale = _freeze(self.logscale, SCALE_FACTOR, SCALE_OFFSET)
+        return self
+
+
+class ConditionalPrior(_IndependentPrior):
+    """The paper's: mean and logscale of the nine detail values from two networks of c(coarse)."""
 
     def __init__(self, hchnl, nhidden, start=0.0, channels=3):
         super().__init__()
@@ -110,20 +124,11 @@ class ConditionalPrior(nn.Module):
     def forward(self, coarse, level):
         """See the module."""
         c = centre(coarse)
-        return _independent(self.kind, self.mean(c), self.logscale(c))
-
-    def freeze(self):
-        """Turn to fixed point: from now on, distributions are FixedLogistic."""
-        self.kind = FixedLogistic
-        self.mean = FixedNetwork.of(self.mean, MEAN_FACTOR, MEAN_OFFSET)
-        self.logscale = FixedNetwork.of(self.logscale, SCALE_FACTOR, SCALE_OFFSET)
-        return self
+        return self._given(self.mean(c), self.logscale(c))
 
 
-class SimplePrior(nn.Module):
+class SimplePrior(_IndependentPrior):
     """One mean and logscale for each channel and band, shared over levels and positions (-simplePrior)."""
-
-    kind = Logistic
 
     def __init__(self, start=0.0, channels=3):
         super().__init__()
@@ -133,23 +138,14 @@ class SimplePrior(nn.Module):
     def forward(self, coarse, level):
         """See the module."""
         shape = (len(coarse), -1, *coarse.shape[-2:])
-        return _independent(self.kind, self.mean.expand(*shape), self.logscale.expand(*shape))
-
-    def freeze(self):
-        """Turn to fixed point: from now on, distributions are FixedLogistic."""
-        self.kind = FixedLogistic
-        self.mean = _freeze_parameter(self.mean, MEAN_FACTOR, MEAN_OFFSET)
-        self.logscale = _freeze_parameter(self.logscale, SCALE_FACTOR, SCALE_OFFSET)
-        return self
+        return self._given(self.mean.expand(*shape), self.logscale.expand(*shape))
 
 
-class PositionPrior(nn.Module):
+class PositionPrior(_IndependentPrior):
     """One mean and logscale for each level, channel, band and position (-simplePrior -diffDetail).
 
     size: (height, width) of the only images that it knows; levels: the depth of their pyramid.
     """
-
-    kind = Logistic
 
     def __init__(self, size, levels, start=0.0, channels=3):
         super().__init__()
@@ -163,13 +159,4 @@ class PositionPrior(nn.Module):
         if level >= len(self.mean) or coarse.shape[-2:] != self.mean[level].shape[-2:]:
             raise ValueError(f"a model with -diffDetail knows images of {self.size[0]}x{self.size[1]} only")
         shape = (len(coarse), -1, -1, -1)
-        return _independent(self.kind, self.mean[level].expand(*shape), self.logscale[level].expand(*shape))
-
-    def freeze(self):
-        """Turn to fixed point: from now on, distributions are FixedLogistic."""
-        self.kind = FixedLogistic
-        self.mean = nn.ParameterList(_freeze_parameter(p, MEAN_FACTOR, MEAN_OFFSET) for p in self.mean)
-        self.logscale = nn.ParameterList(
-            _freeze_parameter(p, SCALE_FACTOR, SCALE_OFFSET) for p in self.logscale
-        )
-        return self
+        return self._given(self.mean[level].expand(*shape), self.logscale[level].expand(*shape))

@@ -1,5 +1,7 @@
 """Files that are either whole or absent, and tensors with JSON beside them: never a pickle."""
 
+import csv
+import io
 import json
 import os
 from contextlib import contextmanager
@@ -35,6 +37,15 @@ def write_text(path, text):
     """Write a text file as a whole."""
     with whole(path) as temporary:
         temporary.write_text(text)
+
+
+def write_table(path, columns, rows):
+    """Write rows, dicts with the given columns as keys, as a whole CSV file."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def save_tensors(path, tensors, state):

@@ -108,6 +108,13 @@ def script(main):
     return run
 
 
+def check_least(options, least, *names):
+    """Raise ValueError unless each of the named options is None or at least so much."""
+    for name in names:
+        if options[name] is not None and options[name] < least:
+            raise ValueError(f"-{name} {options[name]}: need at least {least}")
+
+
 def pick_device(cuda):
     """The torch.device of -cuda N. Raises ValueError if there is no such GPU."""
     if cuda < 0:

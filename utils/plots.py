@@ -1,13 +1,11 @@
 """Figures. matplotlib chooses a window only where there is a screen, and opens it only to show."""
 
-import csv
-import io
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from utils.files import whole, write_text
+from utils.files import whole, write_table
 
 
 def save_figure(figure, folder, name, show=False):
@@ -39,12 +37,8 @@ def save_arrays(folder, name, **arrays):
 
 def save_rows(folder, name, rows):
     """Write the numbers of a figure, dicts with the same keys, as NAME.csv into a folder, and say so."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
     path = Path(folder) / f"{name}.csv"
-    write_text(path, text.getvalue())
+    write_table(path, list(rows[0]), rows)
     print(path)
 
 

@@ -3,8 +3,6 @@
 Source: method 5. A model is any module whose call gives log-likelihoods in nats, (B, 3, H, W) -> (B,).
 """
 
-import csv
-import io
 import math
 import os
 import signal
@@ -19,7 +17,7 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from utils.files import load_tensors, remove_unfinished, save_tensors, whole, write_text
+from utils.files import load_tensors, remove_unfinished, save_tensors, whole, write_table
 from utils.integers import bits_per_dimension
 from utils.options import Option
 from utils.plots import loss_curve
@@ -232,11 +230,7 @@ class Trainer:
 
     def record(self, always=True):
         """Write records/losses.csv, and pic/lossCurve.png unless it is fresh."""
-        text = io.StringIO()
-        table = csv.DictWriter(text, RECORD, lineterminator="\n")
-        table.writeheader()
-        table.writerows(self.progress.history)
-        write_text(self.folder / "records" / "losses.csv", text.getvalue())
+        write_table(self.folder / "records" / "losses.csv", RECORD, self.progress.history)
         if always or time.monotonic() - self.drawn > DRAW_SECONDS:
             with whole(self.folder / "pic" / "lossCurve.png") as temporary:
                 loss_curve(self.progress.history, temporary)
