@@ -12,17 +12,16 @@ changed. A file that fails is reported, the others are done: exit status 2.
 
 import sys
 
-from flow.codec import DEFAULT, Settings, decode, encode
-from flow.coding import TEST_SET, code, open_test_set, report, weights_of
+from flow.codec import DEFAULT, Settings
+from flow.coding import TEST_SET, code, open_test_set, report, streams_of, weights_of
 from flow.container import pack, unpack
 from flow.folder import find_folder, open_frozen, open_model
-from source.rans import Decoder
 from utils.images import image_files
 from utils.integers import bits_per_dimension
 from utils.jobs import Row, plan, run
 from utils.options import Option, parse, pick_device, script
 from utils.pictures import png_size, read_picture, write_png
-from utils.rivals import sizes
+from utils.rivals import QUICK, sizes
 
 FILES = {
     "img": Option(None, "encode these image files, and those in these folders", many=True),
@@ -91,21 +90,11 @@ def encode_data_set(options):
     learned, _ = open_model(find_folder(options["folder"]), weights_of(options), model.device)
     settings = Settings(options["nbins"], options["precision"])
 
-    def to_bytes(images):
-        return [encoder.finish(seal=None) for encoder in encode(model, images, settings)]
-
-    def from_bytes(streams, size):
-        decoders = [Decoder(stream) for stream in streams]
-        images = decode(model, decoders, size, settings)
-        for decoder in decoders:
-            decoder.finish(sealed=False)
-        return images
-
     def theory(images):
         return [bits_per_dimension(-m.log_prob(images), 1).tolist() for m in (model, learned)]
 
-    figures = code(batches, to_bytes, from_bytes, theory, model.device)
-    others = sizes(batches)
+    figures = code(batches, *streams_of(model, settings), theory, model.device)
+    others = sizes(batches, QUICK)
     print(f"before the weights were rounded: {figures.theory[1]:.4f} bits per dimension")
     print("other codecs: " + ", ".join(f"{name} {size:.4f}" for name, size in others.items()))
     report(figures)

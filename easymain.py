@@ -15,14 +15,17 @@ import torch
 
 from flow.folder import default_folder, freeze, read_options, write_options
 from flow.model import ARCHITECTURE, build
-from utils.datasets import load
+from utils.datasets import choose_sides, load
 from utils.options import CUDA, Option, check_least, check_types, parse, pick_device, script
 from utils.training import TRAINING, Trainer, Workers
 
 DATA = {
-    "target": Option("photos", "photos, CIFAR, ImageNet32, ImageNet64, joint, or a folder of image files"),
+    "target": Option(
+        "photos", "photos, CIFAR, ImageNet32, ImageNet64, joint, or a folder of image files; + joins several"
+    ),
     "data": Option("data", "folder of the data sets; CIFAR is downloaded to it if absent"),
-    "size": Option(32, "side of the patches of photos or of a folder of images"),
+    "size": Option(32, "side of the patches of photos or folders; not given: that of sets joined to them"),
+    "scales": Option(1, "scales at which images of folders are cut: full size, half, a quarter, ..."),
     "workers": Option(2, "threads that decode image files"),
 }
 FOLDER = {
@@ -31,7 +34,6 @@ FOLDER = {
 }
 OPTIONS = DATA | ARCHITECTURE | TRAINING | FOLDER | CUDA
 MAY_CHANGE = {"data", "workers", "cuda"} | TRAINING.keys() - {"ema", "seed"}
-SIDES = {"CIFAR": 32, "ImageNet32": 32, "ImageNet64": 64, "joint": None}
 
 
 def resolve(argv):
@@ -44,17 +46,16 @@ def resolve(argv):
         others = {name: DATA[name] for name in DATA.keys() - {"size"}} | TRAINING
         check_types(saved, others, Path(folder) / "parameter.json")
         for name in typed.keys() - MAY_CHANGE - {"folder", "load"}:
-            if typed[name] != saved.get(name):
-                raise ValueError(f"-{name} {typed[name]}: the model in {folder} has {saved.get(name)}")
+            value = saved["patch"] if name == "size" else saved.get(name, OPTIONS[name].default)
+            if typed[name] != value:
+                raise ValueError(f"-{name} {typed[name]}: the model in {folder} has {value}")
         options |= saved | {name: typed[name] for name in typed.keys() & MAY_CHANGE}
     elif (Path(folder) / "parameter.json").exists():
         raise ValueError(f"{folder} holds a model: -load goes on with it, -folder names another place")
-    if options["target"] in SIDES and not resume:
-        side = SIDES[options["target"]]
-        if typed.get("size", side) != side:
-            raise ValueError(f"-size {typed['size']}: the images of {options['target']} have their own size")
-        options["size"] = side
-    check_least(options, 1, "epoch", "batch", "savePeriod", "size")
+    check_least(options, 1, "epoch", "batch", "savePeriod", "size", "scales")
+    sides = choose_sides(options["target"], typed.get("size"))
+    if not resume:
+        options["patch"], options["size"] = sides
     if not options["lr"] > 0:
         raise ValueError(f"-lr {options['lr']}: need more than 0")
     if not 0 < options["decay"] <= 1:
@@ -75,10 +76,10 @@ def main(argv=None):
     torch.manual_seed(options["seed"])
     torch.set_float32_matmul_precision("high")
     model = build(options)
-    where = options["data"], options["size"] or 1, options["workers"]
+    where = {name: options[name] for name in ("data", "workers", "scales")} | {"size": options["patch"]}
     with workers.joined(device):
         with workers.leader_first():
-            train, test = (load(options["target"], part, *where) for part in ("train", "test"))
+            train, test = (load(options["target"], part, **where) for part in ("train", "test"))
         trainer = Trainer(model, train, test, options, folder, device, workers)
         if resume:
             trainer.load()

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from flow import codec
 from flow.folder import find_folder, open_frozen
-from utils.datasets import load
+from source.rans import Decoder
+from utils.datasets import choose_sides, load
 from utils.options import CUDA, FOLDER, Option, check_least, pick_device
 
 TEST_SET = (
@@ -17,7 +19,8 @@ TEST_SET = (
     | {
         "target": Option(None, "data set as in easymain.py (default: that of the training)"),
         "data": Option("data", "folder of the data sets; CIFAR is downloaded to it if absent"),
-        "size": Option(32, "side of the patches of photos or of a folder of images"),
+        "size": Option(-1, "side of the patches of photos or folders; -1: the training's, or else as there"),
+        "scales": Option(1, "scales at which images of folders are cut: full size, half, a quarter, ..."),
         "batch": Option(10, "images coded together"),
         "earlyStop": Option(-1, "stop after so many batches; -1: code the whole test set"),
         "precision": Option(24, "probabilities are integers out of 2^precision"),
@@ -45,8 +48,11 @@ def weights_of(options):
     return "best_train" if options["best"] else "best_test" if options["valbest"] else None
 
 
-def open_test_set(options):
-    """The frozen model and the batches of the test set that the options of TEST_SET ask for."""
+def open_test_set(options, count=None):
+    """The frozen model and the batches of the test set that the options of TEST_SET ask for.
+
+    count: take only the first so many images of each size.
+    """
     check_least(options, 1, "batch")
     if options["earlyStop"] < 1 and options["earlyStop"] != -1:
         raise ValueError(f"-earlyStop {options['earlyStop']}: need at least 1, or -1 for the whole test set")
@@ -55,9 +61,28 @@ def open_test_set(options):
     target = options["target"] or trained.get("target")
     if not isinstance(target, str):
         raise ValueError("the model folder does not tell a data set: give -target")
+    side = options["size"]
+    if side == -1:
+        side = trained["patch"] if target == trained.get("target") else choose_sides(target)[0]
     stop = None if options["earlyStop"] < 0 else options["earlyStop"]
-    sets = load(target, "test", options["data"], options["size"])
-    return model, [batch for images in sets for batch in images.split(options["batch"])[:stop]]
+    sets = load(target, "test", options["data"], side, scales=options["scales"])
+    return model, [batch for images in sets for batch in images[:count].split(options["batch"])[:stop]]
+
+
+def streams_of(model, settings=codec.DEFAULT):
+    """The `encode` and `decode` that `code` asks for: a stream is all there is, without head and seal."""
+
+    def encode(images):
+        return [encoder.finish(seal=None) for encoder in codec.encode(model, images, settings)]
+
+    def decode(streams, size):
+        decoders = [Decoder(stream) for stream in streams]
+        images = codec.decode(model, decoders, size, settings)
+        for decoder in decoders:
+            decoder.finish(sealed=False)
+        return images
+
+    return encode, decode
 
 
 @torch.no_grad()

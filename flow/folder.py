@@ -1,6 +1,6 @@
 """The model folder: what training leaves and all other scripts read.
 
-parameter.json                 every option, resolved
+parameter.json                 every option, resolved, and the side of patches
 savings/latest.safetensors     weights, optimiser and progress: what -load goes on from
 savings/epoch_N.safetensors    the same, periodic, the last few
 savings/best_test.safetensors  the weights with the lowest test loss; best_train likewise
@@ -14,8 +14,9 @@ import json
 from pathlib import Path
 
 from flow.model import ARCHITECTURE, build
+from utils.datasets import split_target
 from utils.files import load_tensors, save_tensors, write_text
-from utils.options import check_types
+from utils.options import Option, check_types
 
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ("best_test", "best_train", "latest")
@@ -23,9 +24,14 @@ WEIGHTS = ("best_test", "best_train", "latest")
 
 def default_folder(options):
     """opt/default_easyMera_TARGET_..., with every architecture option. Source: method 5."""
-    target = Path(options["target"]).name
+    target = target_name(options["target"])
     names = "_".join(f"{name}_{options[name]}" for name in ARCHITECTURE)
     return Path("opt") / f"default_easyMera_{target}_{names}"
+
+
+def target_name(target):
+    """A target's name in names of files and captions: folders without what leads to them, joined by "+"."""
+    return "+".join(Path(name).name for name in split_target(target))
 
 
 def find_folder(folder=None):
@@ -44,7 +50,10 @@ def write_options(folder, options):
 
 
 def read_options(folder):
-    """Read parameter.json. Raises ValueError if there is none, or none that makes sense."""
+    """Read parameter.json; `patch`, the side of patches, is `size` where old ones do not have it.
+
+    Raises ValueError if there is none, or none that makes sense.
+    """
     path = Path(folder) / "parameter.json"
     try:
         options = json.loads(path.read_text())
@@ -54,10 +63,10 @@ def read_options(folder):
         raise ValueError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(options, dict):
         raise ValueError(f"{path}: not a table of options")
-    check_types(options, ARCHITECTURE, path)
+    check_types(options, ARCHITECTURE | {"patch": Option(32, "side of the patches")}, path)
     if type(options.get("size")) not in (int, type(None)):
         raise ValueError(f"{path}: size is {options['size']!r}, need int or null")
-    return options
+    return {"patch": options.get("size") or 32} | options
 
 
 def _weights_path(folder, weights):
@@ -135,7 +144,7 @@ def trained(folder, weights=None):
     """What a caption says of the weights: "CIFAR, 11 of 12 epochs, 4.023 bits per dimension"."""
     options, path = read_options(folder), _weights_path(folder, weights)
     _, state = load_tensors(path)
-    words = [Path(str(options.get("target", "unknown images"))).name]
+    words = [target_name(options.get("target", "unknown images"))]
     words.append(f"{state.get('epoch', 0)} of {options.get('epoch', '?')} epochs")
     if state.get("history"):
         words.append(f"{state['history'][-1]['test_bpd']:.3f} bits per dimension")

@@ -5,6 +5,7 @@ import http.server
 import io
 import os
 import pickle
+import re
 import shutil
 import tarfile
 import threading
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 
 from utils import datasets
-from utils.datasets import TARGETS, load
+from utils.datasets import SIDES, TARGETS, choose_sides, load
 from utils.images import halve, image_files, read_rgb
 
 
@@ -276,6 +277,91 @@ def test_joint_is_all_three(tmp_path):
     assert len(joint) == 3 and all(map(torch.equal, joint, expected))
 
 
+def write_published(tmp_path):
+    """Write the test parts of the published sets and return what load should give for each."""
+    expected = {"CIFAR": write_cifar(tmp_path / "cifar")["test"]}
+    for size in (32, 64):
+        rows = pixels(2, size, size)
+        dump(tmp_path / f"ImageNet{size}" / "val_data", {"data": rows})
+        expected[f"ImageNet{size}"] = images_of(rows)
+    return expected
+
+
+def test_joined_targets_of_one_size_are_one_tensor(tmp_path):
+    expected = write_published(tmp_path)
+    folder = tmp_path / "folder"
+    photos = [write_photo(folder / f"{i}.png", 64, 64, i) for i in range(2)]
+    (x,) = load(f"ImageNet64+{folder}", "test", tmp_path, size=64)
+    assert torch.equal(x, torch.cat([expected["ImageNet64"], photos[0][None]]))
+    (x,) = load("ImageNet32+CIFAR", "test", tmp_path)
+    assert torch.equal(x, torch.cat([expected["ImageNet32"], expected["CIFAR"]]))
+
+
+def test_joined_targets_of_several_sizes(tmp_path):
+    expected = write_published(tmp_path)
+    large, small = load("ImageNet64+photos+CIFAR", "test", tmp_path, size=32)
+    assert torch.equal(large, expected["ImageNet64"])
+    assert torch.equal(small, torch.cat([load("photos", "test")[0], expected["CIFAR"]]))
+    assert [x.shape[-1] for x in load("CIFAR+photos", "test", tmp_path, size=48)] == [32, 48]
+    small, large = load("joint+CIFAR", "test", tmp_path)
+    names = "CIFAR", "ImageNet32", "CIFAR"
+    assert torch.equal(small, torch.cat([expected[name] for name in names])) and len(large) == 2
+
+
+def test_a_folder_may_have_a_plus_in_its_name(tmp_path):
+    folder = tmp_path / "one+two"
+    photos = [write_photo(folder / f"{i}.png", 4, 4, i) for i in range(2)]
+    (x,) = load(folder, "test", size=4)
+    assert torch.equal(x, photos[0][None])
+
+
+@pytest.mark.parametrize("target", ["photos+nothing", "photos+", "+photos", "photos++CIFAR", ""])
+def test_every_joined_target_is_one(target):
+    text = message(target, "test")
+    assert text.startswith(
+        f"target {'nothing' if 'nothing' in target else ''!r}: neither one of photos, CIFAR"
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "size", "sides"),
+    [
+        ("photos", None, (32, 32)),
+        ("photos", 48, (48, 48)),
+        ("CIFAR", None, (32, 32)),
+        ("ImageNet64", 64, (64, 64)),
+        ("joint", None, (32, None)),
+        ("CIFAR+ImageNet32", None, (32, 32)),
+        ("CIFAR+ImageNet32", 32, (32, 32)),
+        ("CIFAR+ImageNet64", None, (32, None)),
+        ("photos+ImageNet64", None, (64, 64)),
+        ("photos+ImageNet64", 64, (64, 64)),
+        ("photos+ImageNet64", 32, (32, None)),
+        ("photos+some/folder", None, (32, 32)),
+        ("some/folder+CIFAR", 16, (16, None)),
+        ("photos+joint", None, (32, None)),
+        ("photos+joint", 32, (32, None)),
+        ("photos+CIFAR+ImageNet64", 64, (64, None)),
+    ],
+)
+def test_sides(target, size, sides):
+    assert choose_sides(target, size) == sides
+
+
+@pytest.mark.parametrize("target", ["CIFAR", "CIFAR+ImageNet32", "joint", "CIFAR+ImageNet64"])
+@pytest.mark.parametrize("size", [16, 64])
+def test_sides_of_published_sets_are_their_own(target, size):
+    with pytest.raises(ValueError, match=rf"-size {size}: the images of {re.escape(target)} have their own"):
+        choose_sides(target, size)
+
+
+def test_sides_are_those_of_the_images(tmp_path):
+    write_published(tmp_path)
+    for target, sides in SIDES.items():
+        assert {x.shape[-1] for x in load(target, "test", tmp_path)} == set(sides)
+    assert SIDES.keys() == TARGETS.keys() - {"photos"}
+
+
 def shard_error(tmp_path, content, name="val_data"):
     """Return the error of a shard with the given bytes; it names the file."""
     path = tmp_path / "ImageNet32" / name
@@ -401,6 +487,26 @@ def test_small_images_of_a_folder_are_skipped(tmp_path):
     assert torch.equal(load(tmp_path, "train", size=4)[0], large[None, :, :, :4])
     text = message(tmp_path, "train", size=6)
     assert text == f"{tmp_path}: no image holds 6x6 pixels; the largest is 5x4"
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize(("scales", "count"), [(1, 28), (2, 34), (3, 35), (9, 35)])
+def test_folder_at_several_scales(tmp_path, part, scales, count):
+    photos = [write_photo(tmp_path / f"{i}.png", 12, 21, i) for i in range(3)]
+    expected = []
+    for photo in photos[:1] if part == "test" else photos[1:]:
+        half = halve(photo)
+        corners = [(photo, r, c) for r in range(0, 10, 3) for c in range(0, 19, 3)]
+        corners += [(half, r, c) for r in (0, 3) for c in (0, 3, 6)]
+        corners += [(halve(half), 0, 0)]
+        expected += [image[:, r : r + 3, c : c + 3] for image, r, c in corners[:count]]
+    (x,) = load(tmp_path, part, size=3, scales=scales)
+    assert torch.equal(x, torch.stack(expected))
+
+
+def test_scales_of_photos_are_all_that_there_are():
+    assert torch.equal(load("photos", "test", scales=1)[0], load("photos", "test", scales=3)[0])
+    assert message("photos", "test", scales=0) == "scales 0: need at least 1"
 
 
 @pytest.mark.parametrize("part", ["train", "test"])

@@ -19,12 +19,13 @@ from safetensors.torch import load_file
 from test_datasets import dump, pixels, write_cifar
 
 import easymain
-from flow.folder import open_model
+from flow.coding import TEST_SET, open_test_set
+from flow.folder import open_model, read_options, target_name
 from utils import training
 from utils.datasets import PHOTOS, load
 from utils.files import load_tensors
 from utils.integers import bits_per_dimension
-from utils.training import Trainer, Workers, epoch_batches, learning_rate
+from utils.training import Trainer, Workers, epoch_batches, learning_rate, mirror, mirrored
 
 ROOT = Path(__file__).parents[1]
 
@@ -109,7 +110,7 @@ def refused(capsys, *argv, status=2):
 
 def test_folder_of_a_training(whole, images, tmp_path):
     options = json.loads((whole / "parameter.json").read_text())
-    assert options.keys() == easymain.OPTIONS.keys() - {"folder", "load"}
+    assert options.keys() == easymain.OPTIONS.keys() - {"folder", "load"} | {"patch"}
     assert (options["target"], options["hchnl"], options["repeat"]) == (str(images), 4, 1)
     names = {path.name for path in (whole / "savings").iterdir()}
     assert names >= {f"{name}.safetensors" for name in ("latest", "best_test", "best_train", "epoch_00003")}
@@ -182,6 +183,48 @@ def test_batches_are_every_image_once_and_of_one_size(seed):
         return [(which, index.tolist()) for which, index in epoch_batches(sizes, 4, *args)]
 
     assert order(seed, 2) == order(seed, 2) != order(seed, 3) != order(seed + 1, 3)
+
+
+def test_half_of_the_images_are_mirrored():
+    large, small = mirrored([10_000, 7], 3, 2)
+    assert (len(large), len(small)) == (10_000, 7) and large.dtype == torch.bool
+    assert 4_800 < large.sum() < 5_200
+    assert all(map(torch.equal, (large, small), mirrored([10_000, 7], 3, 2)))
+    orders = [index for _, index in epoch_batches([10_000], 5_000, 3, 2)]
+    assert all(2_350 < large[index].sum() < 2_650 for index in orders)
+    for other in (mirrored([10_000], 3, 3), mirrored([10_000], 4, 2)):
+        assert 4_800 < (other[0] != large).sum() < 5_200
+
+
+def test_mirror():
+    x = torch.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    y = mirror(x, torch.tensor([False, True]))
+    assert torch.equal(y[0], x[0])
+    assert all(torch.equal(y[1, :, :, i], x[1, :, :, 4 - i]) for i in range(5))
+
+
+def test_flip_mirrors_images_where_they_train_and_only_there(command, images, tmp_path, monkeypatch):
+    steps = []
+
+    def step(self, batch, total, plain=Trainer.step):
+        steps.append(batch.clone())
+        return plain(self, batch, total)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    easymain.main([*command, "-folder", str(tmp_path), "-flip"])
+    (train,), (test,) = (load(images, part, size=8) for part in ("train", "test"))
+    epochs = []
+    for epoch in range(3):
+        (which,), flipped = mirrored([27], 0, epoch), torch.zeros(27, dtype=torch.bool)
+        for (_, index), batch in zip(epoch_batches([27], 8, 0, epoch), steps[4 * epoch :]):
+            flipped[index] = (batch == train[index].flip(-1)).flatten(1).all(1)
+            assert torch.equal(batch[~flipped[index]], train[index][~flipped[index]])
+        assert torch.equal(flipped, which) and 0 < which.sum() < 27
+        epochs.append(which)
+    assert not torch.equal(epochs[0], epochs[1])
+    model, _ = open_model(tmp_path, "latest")
+    bits = bits_per_dimension(-model.log_prob(test).double().mean().item(), 3 * 8 * 8)
+    assert history(tmp_path)[-1]["test_bpd"] == pytest.approx(bits, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -266,6 +309,80 @@ def test_joint_trains_on_several_sizes_batch_by_batch(tmp_path, capsys):
     assert history(folder)[1]["test_bpd"] == pytest.approx(bits_per_dimension(nats, dimensions), rel=1e-6)
 
 
+@pytest.fixture
+def joined(tmp_path, images):
+    """The arguments of a training on CIFAR, noise here, and the pieces of photographs, of side 8."""
+    write_cifar(tmp_path / "CIFAR")
+    return ["-target", f"CIFAR+{images}", "-data", str(tmp_path), *"-hchnl 4 -batch 4 -epoch 1".split()]
+
+
+def test_joined_targets_of_one_size_are_mixed(joined, images, tmp_path, monkeypatch, capsys):
+    for i in range(2):  # large enough for patches like CIFAR's
+        Image.new("RGB", (96, 32), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    joined[1], folder = f"CIFAR+{tmp_path}", tmp_path / "model"
+    seen = []
+
+    def step(self, batch, total, plain=Trainer.step):
+        seen.append([not image[1:].any() for image in batch])
+        return plain(self, batch, total)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    easymain.main([*joined, "-folder", str(folder), "-heavy"])
+    assert "13 images of CIFAR+" in capsys.readouterr().out
+    assert sum(map(sum, seen)) == 3 and any(0 < sum(batch) < len(batch) for batch in seen)
+    options = read_options(folder)
+    assert (options["size"], options["patch"]) == (32, 32)
+
+
+def test_joined_targets_of_several_sizes(joined, images, tmp_path, capsys):
+    folder = tmp_path / "model"
+    assert "-heavy and -diffDetail need" in refused(
+        capsys, *joined, *"-size 8 -heavy -folder".split(), folder
+    )
+    easymain.main([*joined, "-size", "8", "-folder", str(folder)])
+    assert "37 images of CIFAR+" in capsys.readouterr().out
+    options = json.loads((folder / "parameter.json").read_text())
+    assert (options["size"], options["patch"]) == (None, 8)
+    easymain.main(["-folder", str(folder), "-load", "-epoch", "2", "-size", "8"])
+    assert "-size 9: the model in" in refused(capsys, "-folder", folder, "-load", "-size", 9)
+    model, _ = open_model(folder, "latest")
+    test = load(joined[1], "test", tmp_path, size=8)
+    assert [x.shape for x in test] == [(3, 3, 32, 32), (6, 3, 8, 8)]
+    nats = sum(-model.log_prob(x).double().sum().item() for x in test)
+    bits = bits_per_dimension(nats, sum(x.numel() for x in test))
+    assert history(folder)[1]["test_bpd"] == pytest.approx(bits, rel=1e-6)
+
+    def batches(**typed):
+        options = {name: option.default for name, option in TEST_SET.items()}
+        _, batches = open_test_set(options | {"folder": folder, "data": tmp_path, "batch": 9} | typed)
+        return batches
+
+    for given in (batches(), batches(target=joined[1])):
+        assert len(given) == 2 and all(map(torch.equal, given, test))
+    assert [x.shape[-1] for x in batches(size=4, earlyStop=1)] == [32, 4]
+    assert [x.shape[-1] for x in batches(target=f"{PHOTOS}+CIFAR", earlyStop=1)] == [32]
+
+
+def test_default_folder_of_joined_targets(joined, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    easymain.main([*joined, "-size", "8"])
+    (folder,) = Path("opt").iterdir()
+    assert folder.name.startswith(f"default_easyMera_CIFAR+{images.name}_")
+    assert target_name(f"{images}/+photos+{images}") == f"{images.name}+photos+{images.name}"
+
+
+def test_scales_train_and_test_on_smaller_images_too(command, images, tmp_path, capsys):
+    argv = [*command, "-size", "4", "-scales", "2", "-folder", str(tmp_path)]
+    easymain.main([*argv, "-epoch", "1"])
+    train, test = (load(images, part, size=4, scales=2)[0] for part in ("train", "test"))
+    assert (len(train), len(test)) == (9 * (12 + 3), 2 * (12 + 3))
+    assert f"{len(train)} images of" in capsys.readouterr().out
+    model, options = open_model(tmp_path, "latest")
+    bits = bits_per_dimension(-model.log_prob(test).double().mean().item(), 3 * 4 * 4)
+    assert options["scales"] == 2 and history(tmp_path)[0]["test_bpd"] == pytest.approx(bits, rel=1e-6)
+    assert "-scales 1: the model in" in refused(capsys, "-folder", tmp_path, "-load", "-scales", 1)
+
+
 # -- going on ------------------------------------------------------------------------------------------------
 
 
@@ -277,15 +394,27 @@ def test_load_goes_on_to_more_epochs(command, whole, tmp_path):
     assert json.loads((tmp_path / "model" / "parameter.json").read_text())["epoch"] == 3
 
 
+def test_load_of_a_folder_from_before_some_options(trained, command, whole, tmp_path):
+    path = trained / "parameter.json"
+    options = json.loads(path.read_text())
+    for name in ("flip", "scales", "patch"):
+        del options[name]
+    path.write_text(json.dumps(options))
+    assert read_options(trained)["patch"] == 8
+    easymain.main(["-folder", str(trained), *"-load -epoch 4 -size 8 -scales 1".split()])
+    easymain.main([*command, "-epoch", "4", "-folder", str(tmp_path / "other")])
+    assert_same_training(trained, tmp_path / "other")
+
+
 def test_load_of_a_finished_training_changes_nothing(trained, whole):
     easymain.main(["-folder", str(trained), "-load"])
     assert_same_training(trained, whole)
 
 
-@pytest.mark.parametrize("ema", ["0", "0.9"])
+@pytest.mark.parametrize("extra", ["-ema 0", "-ema 0.9 -flip"])
 @pytest.mark.parametrize(("when", "number"), [(1, signal.SIGTERM), (6, signal.SIGINT), (12, signal.SIGINT)])
-def test_stopped_and_resumed(command, tmp_path, monkeypatch, capsys, when, number, ema):
-    argv = [*command, "-ema", ema, "-folder"]
+def test_stopped_and_resumed(command, tmp_path, monkeypatch, capsys, when, number, extra):
+    argv = [*command, *extra.split(), "-folder"]
     easymain.main([*argv, str(tmp_path / "whole")])
     steps = []
 
@@ -355,7 +484,7 @@ def test_signals_from_outside(command, tmp_path, number):
 
 
 def test_ctrl_c_before_the_training(command, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(easymain, "load", lambda *args: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(easymain, "load", lambda *args, **options: signal.raise_signal(signal.SIGINT))
     line = refused(capsys, *command, "-folder", tmp_path / "model", status=130)
     assert line == "easymain.py: interrupted"
 
@@ -384,8 +513,9 @@ def test_killed_before_any_of_its_writes(command, tmp_path, monkeypatch):
 # -- several processes ---------------------------------------------------------------------------------------
 
 
-def test_two_processes_are_one_with_the_same_batch(command, whole, tmp_path):
-    folder = tmp_path / "model"
+def test_two_processes_are_one_with_the_same_batch(command, tmp_path):
+    folder, whole, command = tmp_path / "model", tmp_path / "whole", [*command, "-flip"]
+    easymain.main([*command, "-folder", str(whole)])
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
     process = start([*launcher, "easymain.py", *command, "-folder", folder])
     out, err = process.communicate(timeout=120)
@@ -418,6 +548,12 @@ def test_only_the_first_process_writes(images, tmp_path):
     [
         ("-target nothing", "'nothing': neither one of photos, CIFAR"),
         ("-target CIFAR -size 16", "have their own size"),
+        ("-target CIFAR+ImageNet32 -size 16", "-size 16: the images of CIFAR+ImageNet32 have their own size"),
+        ("-target photos+nothing", "'nothing': neither one of photos, CIFAR"),
+        ("-target photos+", "'': neither one of photos, CIFAR"),
+        ("-target photos+joint -heavy", "need training images of one size"),
+        ("-target photos+CIFAR -size 0", "-size 0: need"),
+        ("-scales 0", "-scales 0: need"),
         ("-size 99", "no image holds 99x99 pixels"),
         ("-size 0", "-size 0: need"),
         ("-size -4 -simplePrior -diffDetail", "-size -4: need"),
@@ -469,7 +605,7 @@ def test_a_folder_that_holds_a_model_is_left_alone(command, trained, capsys):
 
 
 @pytest.mark.parametrize(
-    "argv", ["-hchnl 5", "-HUE", "-target photos", "-size 16", "-seed 1", "-ema 0.5", "-clamp 1"]
+    "argv", ["-hchnl 5", "-HUE", "-target photos", "-size 16", "-scales 2", "-seed 1", "-ema 0.5", "-clamp 1"]
 )
 def test_load_with_what_may_not_change(trained, capsys, argv):
     before = contents(trained)
@@ -493,6 +629,11 @@ def test_load_with_what_may_not_change(trained, capsys, argv):
         {"lifting": "db4"},
         {"size": "8"},
         {"size": -8},
+        {"patch": "8"},
+        {"patch": -8},
+        {"scales": 0},
+        {"scales": None},
+        {"flip": 1},
         {"epoch": None},
         {"batch": 0},
         {"lr": "much"},

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import math
 import pickle
 import re
 import shutil
@@ -25,30 +26,71 @@ CIFAR_MD5 = "c58f30108f718f92721af3b95e74349a"
 CIFAR_FOLDER = "cifar-10-batches-py"
 
 
-def load(target, part, data="data", size=32, workers=0, progress=True):
+def load(target, part, data="data", size=32, workers=0, progress=True, scales=1):
     """Load one part of a data set as uint8 tensors (N, 3, S, S), one tensor for each image size in it.
 
-    target: a name in TARGETS, or a folder of image files. A folder with subfolders train and test (or val)
-        has its parts there; any other is split by file: every tenth, sorted by path, is for testing.
+    target: a name in TARGETS, or a folder of image files, or several of them joined by "+". A folder with
+        subfolders train and test (or val) has its parts there; any other is split by file: every tenth,
+        sorted by path, is for testing.
     part: "train" or "test".
     data: the folder under which the published data sets lie; CIFAR is downloaded there if it is absent.
     size: the side of the patches into which photographs and folders are cut; published sets have their own.
     workers: the number of threads that decode the files of a folder.
     progress: whether to show a bar for what takes long.
-    Returns a tuple: three tensors for "joint" (CIFAR, ImageNet32, ImageNet64), one for any other target.
+    scales: how often the images of a folder are cut: at full size, half, a quarter, as far as a patch fits.
+    Returns a tuple: three tensors for "joint" (CIFAR, ImageNet32, ImageNet64), one for any other name; of
+    targets joined by "+", images of one size are in one tensor.
     Raises ValueError, in one line, if the data are absent, damaged or too small.
     """
     if part not in ("train", "test"):
         raise ValueError(f"part {part!r}: need train or test")
     if size < 1:
         raise ValueError(f"size {size}: need at least 1")
-    if target in TARGETS:
-        readers = TARGETS[target]
-    elif Path(target).is_dir():
-        readers = (partial(_read_folder, Path(target)),)
-    else:
-        raise ValueError(f"target {str(target)!r}: neither one of {', '.join(TARGETS)} nor a folder")
-    return tuple(read(part, Path(data), size, workers, progress) for read in readers)
+    if scales < 1:
+        raise ValueError(f"scales {scales}: need at least 1")
+    names = split_target(target)
+    readers = [read for name in names for read in _readers(name)]
+    sets = [read(part, Path(data), size, workers, progress, scales) for read in readers]
+    return tuple(sets) if len(names) == 1 else _joined(sets)
+
+
+def split_target(target):
+    """List the names and folders that a target joins by "+"; the name of one folder may hold a "+" too."""
+    target = str(target)
+    return [target] if target and Path(target).is_dir() else target.split("+")
+
+
+def choose_sides(target, size=None):
+    """Choose the side of the patches into which a target's photographs and folders are cut.
+
+    size: the side asked for; None: that of the published sets among them, or 32 if there is not just one.
+    Returns (patch, side): the size that `load` needs, and the side of all images, None if they differ.
+    Raises ValueError if a size is asked for, but published sets alone have another.
+    """
+    names = split_target(target)
+    own = {side for name in names for side in SIDES.get(name, ())}
+    cut = any(name not in SIDES for name in names)
+    if size and not cut and own != {size}:
+        raise ValueError(f"-size {size}: the images of {target} have their own size")
+    patch = size or (min(own) if len(own) == 1 else 32)
+    return patch, patch if own <= {patch} else None
+
+
+def _readers(name):
+    """Return the readers of a name in TARGETS or of a folder."""
+    if name in TARGETS:
+        return TARGETS[name]
+    if name and Path(name).is_dir():
+        return (partial(_read_folder, Path(name)),)
+    raise ValueError(f"target {name!r}: neither one of {', '.join(TARGETS)} nor a folder")
+
+
+def _joined(sets):
+    """Join the tensors of one size."""
+    same = {}
+    for images in sets:
+        same.setdefault(images.shape[1:], []).append(images)
+    return tuple(torch.cat(images) if len(images) > 1 else images[0] for images in same.values())
 
 
 def draw(count, target, data="data", size=32, seed=0):
@@ -62,7 +104,7 @@ def draw(count, target, data="data", size=32, seed=0):
     return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]]
 
 
-def _read_photos(part, data, size, workers, progress):
+def _read_photos(part, data, size, workers, progress, scales):
     """Read patches of the project's own photographs, at full size, half, a quarter, and so on."""
     files = [path for path in image_files(PHOTOS) if (path.stem in TEST_PHOTOS) == (part == "test")]
     # The photographs are few: where they train, patches overlap by a quarter.
@@ -70,13 +112,13 @@ def _read_photos(part, data, size, workers, progress):
     return _cut((scale for path in files for scale in _scales(read_rgb(path), size)), PHOTOS, size, stride)
 
 
-def _read_folder(folder, part, data, size, workers, progress):
-    """Read patches, side by side, of the image files in a folder."""
+def _read_folder(folder, part, data, size, workers, progress, scales):
+    """Read patches, side by side, of the image files in a folder, at so many scales."""
     files = _files_of_part(folder, part)
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         images = pool.map(read_rgb, files)
         bar = tqdm(images, folder.name, len(files), delay=1, leave=False, disable=not progress)
-        return _cut(bar, folder, size, size)
+        return _cut((scale for image in bar for scale in _scales(image, size, scales)), folder, size, size)
 
 
 def _files_of_part(folder, part):
@@ -94,11 +136,11 @@ def _files_of_part(folder, part):
     return [path for i, path in enumerate(files) if (i % 10 == 0) == (part == "test")]
 
 
-def _scales(image, size):
-    """Yield an image (3, H, W), its half, its quarter, and so on, as long as a patch fits."""
+def _scales(image, size, most=math.inf):
+    """Yield an image (3, H, W), its half, its quarter, and so on, `most` in all, as long as a patch fits."""
     yield image
-    while min(image.shape[1:]) >= 2 * size:
-        image = halve(image)
+    while most > 1 and min(image.shape[1:]) >= 2 * size:
+        image, most = halve(image), most - 1
         yield image
 
 
@@ -130,7 +172,7 @@ _IMAGENET32 = _Published("ImageNet32", 32, {"train": "train_data_batch", "test":
 _IMAGENET64 = _Published("ImageNet64", 64, {"train": "train_data_batch", "test": "val_data"}, 1)
 
 
-def _read_published(source, part, data, size, workers, progress):
+def _read_published(source, part, data, size, workers, progress, scales):
     """Read all the shards of one part of a published data set."""
     shape = (3, source.size, source.size)
     images = np.empty((0, *shape), np.uint8)
@@ -144,11 +186,11 @@ def _read_published(source, part, data, size, workers, progress):
     return torch.from_numpy(images)
 
 
-def _read_cifar(part, data, size, workers, progress):
+def _read_cifar(part, data, size, workers, progress, scales):
     """Read CIFAR-10, downloaded first where nothing of it is found."""
     if not any(_find_shards(_CIFAR, stem, data) for stem in _CIFAR.stems.values()):
         _download_cifar(data, progress)
-    return _read_published(_CIFAR, part, data, size, workers, progress)
+    return _read_published(_CIFAR, part, data, size, workers, progress, scales)
 
 
 def _list_shards(source, part, data):
@@ -298,7 +340,7 @@ def _reason(error):
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-# Each target's readers, one for each tensor: (part, data, size, workers, progress) -> (N, 3, S, S).
+# Each target's readers, one for each tensor: (part, data, size, workers, progress, scales) -> (N, 3, S, S).
 TARGETS = {
     "photos": (_read_photos,),
     "CIFAR": (_read_cifar,),
@@ -306,3 +348,5 @@ TARGETS = {
     "ImageNet64": (partial(_read_published, _IMAGENET64),),
 }
 TARGETS["joint"] = TARGETS["CIFAR"] + TARGETS["ImageNet32"] + TARGETS["ImageNet64"]
+# The sides of the images of the published sets.
+SIDES = {source.name: (source.size,) for source in (_CIFAR, _IMAGENET32, _IMAGENET64)} | {"joint": (32, 64)}

@@ -6,44 +6,70 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+SLOW = {"JPEG XL 9"}  # three to five times as long as effort 7, for two percent at most
+
 
 def _pillow(name, **options):
-    def size(pixels):
+    def encode(pixels):
         file = BytesIO()
         Image.fromarray(pixels).save(file, name, **options)
-        return file.tell()
+        return file.getvalue()
 
-    return size
+    return encode
 
 
-def _jpegxl():
-    """JPEG XL by the library that is installed; none without."""
+def _imagecodecs():
+    """What the library has, if it is installed: it may be built without some of these codecs."""
     try:
         import imagecodecs
+    except ImportError:
+        return {}
 
-        imagecodecs.jpegxl_encode(np.zeros((1, 1, 3), np.uint8), lossless=True)
-    except (ImportError, RuntimeError):  # imagecodecs may be built without it
-        pass
-    else:
-        return {"JPEG XL": lambda pixels: len(imagecodecs.jpegxl_encode(pixels, lossless=True))}
+    def jpegls(pixels):
+        return imagecodecs.jpegls_encode(pixels)
+
+    def jpeg2k(pixels):
+        options = dict(reversible=True, mct=True, codecformat="j2k")
+        files = (imagecodecs.jpeg2k_encode(pixels, resolutions=r, **options) for r in range(1, 7))
+        return min(files, key=len)  # two or three suit small images, five or six photographs
+
+    def jpegxl(effort):
+        return lambda pixels: imagecodecs.jpegxl_encode(pixels, lossless=True, effort=effort)
+
+    codecs = {"JPEG-LS": jpegls, "JPEG 2000": jpeg2k, "JPEG XL 7": jpegxl(7), "JPEG XL 9": jpegxl(9)}
+    return {name: encode for name, encode in codecs.items() if _works(encode)}
+
+
+def _pillow_jxl():
+    """JPEG XL by the plug-in of Pillow's, if that is installed."""
     try:
         import pillow_jxl  # noqa: F401
     except ImportError:
         return {}
-    return {"JPEG XL": _pillow("JXL", lossless=True)}
+    return {f"JPEG XL {effort}": _pillow("JXL", lossless=True, effort=effort) for effort in (7, 9)}
 
 
-# name -> how many bytes it needs for (H, W, 3) uint8
+def _works(encode):
+    try:
+        return bool(encode(np.zeros((8, 8, 3), np.uint8)))
+    except (ImportError, RuntimeError):
+        return False
+
+
+# name -> the file, in bytes, that it makes of (H, W, 3) uint8; the number of JPEG XL is its effort. JPEG-LS
+# has no transform of colours.
 RIVALS = {
     "PNG": _pillow("PNG", optimize=True),
     "WebP": _pillow("WEBP", lossless=True, quality=100, method=6),
-} | _jpegxl()
+} | (_imagecodecs() or _pillow_jxl())
+QUICK = tuple(name for name in RIVALS if name not in SLOW)
 
 
-def sizes(batches):
-    """Bits per dimension by each of RIVALS: the mean over images (B, 3, H, W), uint8."""
+def sizes(batches, names=tuple(RIVALS)):
+    """Bits per dimension by those of RIVALS with these names: means over images (B, 3, H, W), uint8."""
     images = [pixels for batch in batches for pixels in batch.permute(0, 2, 3, 1).contiguous().numpy()]
     return {
-        name: sum(8 * size(x) / x.size for x in tqdm(images, name, delay=1, leave=False)) / len(images)
-        for name, size in RIVALS.items()
+        name: sum(8 * len(RIVALS[name](x)) / x.size for x in tqdm(images, name, delay=1, leave=False))
+        / len(images)
+        for name in names
     }

@@ -36,6 +36,7 @@ TRAINING = {
     "ema": Option(0.0, "decay of the moving average of the weights that is tested and kept as best; 0: none"),
     "savePeriod": Option(10, "epochs between periodic savings"),
     "seed": Option(0, "seed of the initial weights and of the order of the images"),
+    "flip": Option(False, "mirror half of the images at random, left to right, while training"),
     "amp": Option(False, "compute the networks in bfloat16 while training (tests stay in float32)"),
     "compile": Option(False, "compile the training step with torch.compile"),
 }  # fmt: skip
@@ -85,6 +86,16 @@ def epoch_batches(sizes, batch, seed, epoch):
     if len(sizes) == 1:
         return batches
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def mirrored(sizes, seed, epoch):
+    """The images to mirror in an epoch: bool (N,) of each data set, the same for the same seed and epoch.
+
+    sizes: the number of images of each data set.
+    """
+    # another generator than that of epoch_batches, whose numbers have made the order
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) ^ 0xF11B)
+    return [torch.rand(n, generator=generator) < 0.5 for n in sizes]
 
 
 class Workers:
@@ -155,6 +166,11 @@ def place(images, device):
 def gather(images, index, device):
     """The images of an index as a batch on the device."""
     return images[index.to(images.device)].to(device, non_blocking=True)
+
+
+def mirror(images, which):
+    """Mirror, left to right, those of (B, 3, H, W) that `which`, bool (B,), tells."""
+    return torch.where(which.to(images.device)[:, None, None, None], images.flip(-1), images)
 
 
 class Trainer:
@@ -274,7 +290,9 @@ class Trainer:
     def run_epoch(self, asked, show):
         """Do the steps of an epoch that are left. Returns False if it was asked to stop before the last."""
         p, options, workers = self.progress, self.options, self.workers
-        batches = epoch_batches([len(t) for t in self.train], options["batch"], options["seed"], p.epoch)
+        sizes = [len(t) for t in self.train]
+        batches = epoch_batches(sizes, options["batch"], options["seed"], p.epoch)
+        flips = mirrored(sizes, options["seed"], p.epoch) if options["flip"] else None
         batches = [b for b in batches if len(b[1]) >= workers.count]
         counts = [len(index) for _, index in batches]
         bar = tqdm(
@@ -293,7 +311,10 @@ class Trainer:
                 for group in self.optimizer.param_groups:
                     group["lr"] = options["lr"] * learning_rate(options, p.epoch + p.step / len(batches))
                 share = index[workers.rank :: workers.count]
-                pending += self.step(gather(self.train[which], share, self.device), len(index))
+                images = gather(self.train[which], share, self.device)
+                if flips:
+                    images = mirror(images, flips[which][share])
+                pending += self.step(images, len(index))
                 p.step += 1
                 p.steps += 1
                 p.dimensions += len(index) * self.train[which][0].numel()
