@@ -8,6 +8,7 @@
 Writes a model folder that all other scripts read: see flow/folder.py.
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -33,7 +34,7 @@ FOLDER = {
     "load": Option(False, "go on with the training in the folder; architecture and data set are its own"),
 }
 OPTIONS = DATA | ARCHITECTURE | TRAINING | FOLDER | CUDA
-MAY_CHANGE = {"data", "workers", "cuda"} | TRAINING.keys() - {"ema", "seed"}
+MAY_CHANGE = {"data", "workers", "cuda"} | TRAINING.keys() - {"ema", "seed", "optimizer"}
 
 
 def resolve(argv):
@@ -58,6 +59,8 @@ def resolve(argv):
         options["patch"], options["size"] = sides
     if not options["lr"] > 0:
         raise ValueError(f"-lr {options['lr']}: need more than 0")
+    if not 0 <= options["clipNorm"] < math.inf:
+        raise ValueError(f"-clipNorm {options['clipNorm']}: need at least 0")
     if not 0 < options["decay"] <= 1:
         raise ValueError(f"-decay {options['decay']}: need more than 0 and at most 1")
     if not 0 <= options["seed"] < 2**32:

@@ -10,8 +10,7 @@ from torch import nn
 
 from flow.lifting import classical
 from flow.model import NeuralWavelet
-from source.logistic import cropped
-from source.prior import SimplePrior, TopPrior
+from source.prior import SimplePrior, TopPrior, against, gathered, walk
 from utils.integers import MIDDLE, centre
 from utils.polyphase import depth, level_sizes
 
@@ -52,11 +51,11 @@ def pyramid(model, images, levels):
     """
     coarse, details, residuals = model.enter(images), [], []
     for i in range(levels):
+        size = coarse.shape[-2:]
         coarse, detail = model.pyramid.level(i).split(coarse)
-        given = model.detail(coarse, i)
-        means = (cropped(given(detail[:k]), band.shape[-2:]).mode() for k, band in enumerate(detail))
         details.append(detail)
-        residuals.append(tuple(band - mean for band, mean in zip(detail, means)))
+        parts = against(model.detail, coarse, i, size, detail)
+        residuals.append(gathered(model.detail, [part - given.mode() for given, part in parts]))
     return coarse, details, residuals
 
 
@@ -90,15 +89,17 @@ def low_and_high(model, images, levels):
     sizes = level_sizes(*images.shape[-2:], levels)
     for i in reversed(range(levels)):
         low, plain = (model.refine(x, i, sizes[i]) for x in (low, plain))
-        rich = _enriched(model, rich, i, residuals[i])
+        rich = _enriched(model, rich, i, sizes[i], residuals[i])
     return model.leave(low), model.leave(rich) - model.leave(plain)
 
 
-def _enriched(model, coarse, level, residual):
+def _enriched(model, coarse, level, size, residual):
     """Merge a coarse band with the prior's means plus a residual (ur, dl, dr): undo a level of `pyramid`."""
-    given, detail = model.detail(coarse, level), ()
-    for band in residual:
-        detail = (*detail, cropped(given(detail), band.shape[-2:]).mode() + band)
+
+    def take(distribution, band, channels):
+        return distribution.mode() + residual[band][:, channels]
+
+    detail = walk(model.detail, coarse, level, size, take)
     return model.pyramid.level(level).merge(coarse, detail)
 
 

@@ -1,8 +1,8 @@
 """Images <-> bytes under a frozen model, coarse to fine in one stream.
 
 encode and decode walk through the same groups in the same order: the top, then for each level, coarsest
-first, the bands ur, dl, dr, each under its distribution given what is already known. The first part of a
-stream is a smaller image.
+first, the parts of its details in the prior's order, each under its distribution given what is already known.
+The first part of a stream is a smaller image.
 """
 
 from typing import NamedTuple
@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from source.logistic import cropped
+from source.prior import against, walk
 from source.rans import Encoder, Truncated
 from source.tables import Logistic, Mixture
 from utils.images import halve
-from utils.polyphase import band_sizes, channels_last, depth, extend, level_sizes
+from utils.polyphase import channels_last, depth, extend, level_sizes
 
 
 class Settings(NamedTuple):
@@ -49,13 +49,10 @@ def encode(model, images, settings=DEFAULT, watch=None):
     x = model.enter(images)
     groups = []
     for i in range(depth(*x.shape[-2:])):
+        size = x.shape[-2:]
         x, detail = model.pyramid.level(i).split(x)
-        given = model.detail(x, i)
-        bands = []
-        for k, band in enumerate(detail):
-            distribution = cropped(given(detail[:k]), band.shape[-2:])
-            bands.append((tuple(map(_integers, distribution)), _integers(band)))
-        groups[:0] = bands
+        parts = against(model.detail, x, i, size, detail)
+        groups[:0] = [(tuple(map(_integers, fields)), _integers(part)) for fields, part in parts]
         if watch:
             watch(i + 1, x)
     groups.insert(0, (tuple(map(_integers, model.top(len(x), x.shape[-2:]))), _integers(x)))
@@ -99,14 +96,17 @@ def stages(model, decoders, size, settings=DEFAULT, skip=0, partial=False):
     top, whole = _pop(decoders, model.top(len(decoders), sizes[-1]), settings, partial)
     x = top.to(**like)
     yield len(sizes) - 1, x, whole
+
+    def pop(distribution, band, channels):
+        nonlocal whole
+        part, there = _pop(decoders, distribution, settings, partial)
+        whole = whole and there
+        return channels_last(part.to(**like))
+
     for i in reversed(range(skip, len(sizes) - 1)):
-        given, known = model.detail(x, i), ()
-        for shape in band_sizes(*sizes[i])[1:]:
-            band, there = _pop(decoders, cropped(given(known), shape), settings, partial)
-            known, whole = (*known, channels_last(band.to(**like))), whole and there
-        del given, band  # larger than all that the images need
-        x = model.pyramid.level(i).merge(x, known)
-        del known
+        detail = walk(model.detail, x, i, sizes[i], pop)
+        x = model.pyramid.level(i).merge(x, detail)
+        del detail
         yield i, x, whole
 
 

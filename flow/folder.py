@@ -19,13 +19,28 @@ from utils.files import load_tensors, save_tensors, write_text
 from utils.options import Option, check_types
 
 ROOT = Path(__file__).resolve().parent.parent
+# The architecture options that names and identities always hold, in this order; those that came later count
+# only where they are not at their defaults, so that older models keep their identities.
+PAPER = (
+    *("repeat", "hchnl", "nhidden", "nMixing", "simplePrior"),
+    *("diffDetail", "HUE", "clamp", "heavy", "lifting"),
+)
 WEIGHTS = ("best_test", "best_train", "latest")
 
 
+def _later(options):
+    """The names of the architecture options after PAPER that are not at their defaults."""
+    later = ((name, option.default) for name, option in ARCHITECTURE.items() if name not in PAPER)
+    return [name for name, default in later if options.get(name, default) != default]
+
+
 def default_folder(options):
-    """opt/default_easyMera_TARGET_..., with every architecture option. Source: method 5."""
+    """opt/default_easyMera_TARGET_..., with the options of PAPER and what differs of the later ones.
+
+    Source: method 5.
+    """
     target = target_name(options["target"])
-    names = "_".join(f"{name}_{options[name]}" for name in ARCHITECTURE)
+    names = "_".join(f"{name}_{options[name]}" for name in (*PAPER, *_later(options)))
     return Path("opt") / f"default_easyMera_{target}_{names}"
 
 
@@ -103,7 +118,9 @@ def _fill(model, tensors, path):
 
 def identity(model, options):
     """A SHA-256, in hex, over the integers of a frozen model and the options that shape it."""
-    digest = hashlib.sha256(json.dumps([options.get(name) for name in (*ARCHITECTURE, "size")]).encode())
+    shape = [options.get(name) for name in (*PAPER, "size")]
+    shape += [[name, options[name]] for name in _later(options)]
+    digest = hashlib.sha256(json.dumps(shape).encode())
     for name, tensor in sorted(model.state_dict().items()):
         values = tensor.contiguous().cpu().numpy()
         digest.update(f"{name} {values.dtype} {values.shape}".encode())

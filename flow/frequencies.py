@@ -9,10 +9,11 @@ Source: method 6.
 import numpy as np
 import torch
 
-from source.logistic import MEAN_STEPS, cropped
+from source.logistic import MEAN_STEPS
+from source.prior import against, walk
 from source.rans import Encoder
 from source.tables import Histogram
-from utils.polyphase import band_sizes, channels_last, depth, level_sizes
+from utils.polyphase import channels_last, depth, level_sizes
 
 
 def _top_baseline(mixture):
@@ -26,11 +27,9 @@ def differences(model, images):
     """Images (B, 3, H, W) of one size -> all r: (B, 3 H W) int32. model: frozen. Inverse: restore."""
     x, bands = model.enter(images), []
     for i in range(depth(*x.shape[-2:])):
+        size = x.shape[-2:]
         x, detail = model.pyramid.level(i).split(x)
-        given = model.detail(x, i)
-        bands[:0] = [
-            band - cropped(given(detail[:k]), band.shape[-2:]).mode() for k, band in enumerate(detail)
-        ]
+        bands[:0] = [part - given.mode() for given, part in against(model.detail, x, i, size, detail)]
     bands.insert(0, x - _top_baseline(model.top(len(x), x.shape[-2:])))
     return torch.cat([band.to(torch.int32).flatten(1) for band in bands], 1).cpu().numpy()
 
@@ -39,16 +38,23 @@ def differences(model, images):
 def restore(model, r, size):
     """All r (B, 3 H W) -> images (B, 3, H, W), uint8; size: (H, W). Inverse: differences."""
     sizes = level_sizes(*size, depth(*size))
-    details = [band_sizes(*s)[1:] for s in sizes[:-1]]
-    shapes = [(3, *s) for s in (sizes[-1], *(s for level in reversed(details) for s in level))]
-    r = torch.from_numpy(r).to(model.device, model.dtype).split([c * h * w for c, h, w in shapes], 1)
-    bands = (channels_last(band.unflatten(1, shape)) for band, shape in zip(r, shapes))
-    x = _top_baseline(model.top(len(r[0]), sizes[-1])) + next(bands)
-    for i in reversed(range(len(details))):
-        given, known = model.detail(x, i), ()
-        for shape in details[i]:
-            known = (*known, cropped(given(known), shape).mode() + next(bands))
-        x = model.pyramid.level(i).merge(x, known)
+    r, start = torch.from_numpy(r).to(model.device, model.dtype), 0
+
+    def following(like):
+        """The next r, in the shape of what they are to be added to."""
+        nonlocal start
+        start, end = start + like[0].numel(), start
+        return channels_last(r[:, end:start].view(len(r), *like.shape[1:]))
+
+    top = _top_baseline(model.top(len(r), sizes[-1]))
+    x = top + following(top)
+    for i in reversed(range(len(sizes) - 1)):
+
+        def take(distribution, band, channels):
+            mode = distribution.mode()
+            return mode + following(mode)
+
+        x = model.pyramid.level(i).merge(x, walk(model.detail, x, i, sizes[i], take))
     return model.leave(x).clamp(0, 255).to(torch.uint8)
 
 

@@ -8,12 +8,13 @@ from torch import nn
 from flow.coupling import CouplingLevel
 from flow.lifting import CLASSICAL, lifting_level
 from flow.pyramid import Pyramid
-from source.logistic import cropped, flat, joint
-from source.prior import ConditionalPrior, PositionPrior, SimplePrior, TopPrior
+from source.bands import BandPrior
+from source.logistic import flat, joint
+from source.prior import ConditionalPrior, PositionPrior, SimplePrior, TopPrior, against, walk
 from utils.colour import rgb_to_ycocg, ycocg_to_rgb
 from utils.integers import centre
 from utils.options import Option, check_least
-from utils.polyphase import band_sizes, channels_last, depth, level_sizes
+from utils.polyphase import channels_last, depth, level_sizes
 
 # What the user types and parameter.json holds; translated to arguments in `build` alone.
 ARCHITECTURE = {
@@ -30,6 +31,15 @@ ARCHITECTURE = {
         "none", "scheme 1, lifting of rows and columns, started as this classical wavelet; none: scheme 2",
         ("none", *CLASSICAL),
     ),
+    "prior": Option(
+        "paper",
+        "of the details: paper, one network's means and scales; bands, mixtures, band by band and channel by "
+        "channel; simple: as -simplePrior",
+        ("paper", "bands", "simple"),
+    ),
+    "width": Option(64, "channels of the networks of -prior bands"),
+    "blocks": Option(1, "residual blocks for each band of -prior bands; the coarse band has twice as many"),
+    "components": Option(3, "logistic components of the mixtures of -prior bands"),
 }  # fmt: skip
 
 
@@ -92,11 +102,11 @@ class NeuralWavelet(nn.Module):
         x = self.enter(images)
         distributions, symbols = [], []
         for i in range(depth(*x.shape[-2:]) if levels is None else levels):
+            size = x.shape[-2:]
             x, detail = self.pyramid.level(i).split(x)
-            given = self.detail(x, i)
-            for k, band in enumerate(detail):
-                distributions.append(cropped(given(detail[:k]), band.shape[-2:]))
-                symbols.append(flat(band))
+            for distribution, part in against(self.detail, x, i, size, detail):
+                distributions.append(distribution)
+                symbols.append(flat(part))
         total = self.top(len(x), x.shape[-2:]).log_prob(x).flatten(1).sum(1)
         if symbols:
             total = total + joint(distributions).log_prob(torch.cat(symbols, -1)).sum(1)
@@ -120,12 +130,11 @@ class NeuralWavelet(nn.Module):
 
     def refine(self, coarse, level, size, base_scale=None, generator=None):
         """Merge a coarse band with details from the prior; size: (height, width) of the result."""
-        given, known = self.detail(coarse, level), ()
-        for shape in band_sizes(*size)[1:]:
-            distribution = cropped(given(known), shape)
-            band = distribution.mode() if base_scale is None else distribution.sample(base_scale, generator)
-            known = (*known, band)
-        return self.pyramid.level(level).merge(coarse, known)
+
+        def draw(distribution, band, channels):
+            return distribution.mode() if base_scale is None else distribution.sample(base_scale, generator)
+
+        return self.pyramid.level(level).merge(coarse, walk(self.detail, coarse, level, size, draw))
 
 
 def build(options):
@@ -135,9 +144,14 @@ def build(options):
     Raises ValueError for values that make no model.
     """
     o = {name: option.default for name, option in ARCHITECTURE.items()} | options
-    check_least(o, 1, "hchnl", "nMixing")
-    check_least(o, 0, "repeat", "nhidden")
-    if o["diffDetail"] and not o["simplePrior"]:
+    check_least(o, 1, "hchnl", "nMixing", "width", "components")
+    check_least(o, 0, "repeat", "nhidden", "blocks")
+    if o["prior"] not in ("paper", "bands", "simple"):
+        raise ValueError(f"-prior {o['prior']}: need one of paper, bands, simple")
+    if o["simplePrior"] and o["prior"] == "bands":
+        raise ValueError("-simplePrior and -prior bands: need one of them at most")
+    simple = o["simplePrior"] or o["prior"] == "simple"
+    if o["diffDetail"] and not simple:
         raise ValueError("-diffDetail is a form of the simple prior: give -simplePrior too")
     if o["lifting"] not in ("none", *CLASSICAL):
         raise ValueError(f"-lifting {o['lifting']}: need one of none, {', '.join(CLASSICAL)}")
@@ -157,8 +171,10 @@ def build(options):
     start = 0.0 if o["lifting"] == "none" else centre(0)
     if o["diffDetail"]:
         detail = PositionPrior((side, side), depth(side, side), start)
-    elif o["simplePrior"]:
+    elif simple:
         detail = SimplePrior(start)
+    elif o["prior"] == "bands":
+        detail = BandPrior(o["width"], o["blocks"], o["components"])
     else:
         detail = ConditionalPrior(o["hchnl"], o["nhidden"], start)
     return NeuralWavelet(pyramid, TopPrior(o["nMixing"], o["clamp"]), detail, o["HUE"])

@@ -2,10 +2,11 @@
 
 Every prior of details is a module with
     given = prior(coarse, level)        level 0 is the finest
-    distribution = given(known)         of the next detail band, `known` being those known of ur, dl, dr
-so that evaluation, sampling and coding walk through the bands in the same way, and a prior may let a band
-depend on those before it. Distributions have the size of the coarse band; whoever uses them crops. `start` is
-where means start, in the networks' range.
+    distribution = given(known)         of the next part of the details; known: a list of those before
+    prior.parts                         what the parts are: (band 0 ur, 1 dl, 2 dr; slice of its channels)
+so that evaluation, sampling and coding take the same `walk`, and a prior may let a part depend on those
+before it. Distributions have the size of the coarse band; `walk` crops them. `start` is where means start, in
+the networks' range.
 Source: method 3.
 """
 
@@ -14,13 +15,13 @@ import math
 import torch
 from torch import nn
 
-from source.logistic import FixedLogistic, FixedMixture, Logistic, Mixture
+from source.logistic import FixedLogistic, FixedMixture, Logistic, Mixture, cropped
 from source.rans import MEAN_BITS, WEIGHT_BITS
 from source.tables import MIN_OCTAVE, SCALES_PER_OCTAVE
 from utils.fixed import FixedNetwork
 from utils.integers import MIDDLE, STEPS, centre
 from utils.network import ConvNet
-from utils.polyphase import level_sizes
+from utils.polyphase import band_sizes, channels_last, level_sizes
 
 BANDS = 3
 LOGSCALE_START = -3.0
@@ -29,6 +30,36 @@ MEAN_FACTOR, MEAN_OFFSET = STEPS << MEAN_BITS, MIDDLE << MEAN_BITS
 SCALE_FACTOR = SCALES_PER_OCTAVE / math.log(2)
 SCALE_OFFSET = SCALES_PER_OCTAVE * (math.log2(STEPS) - MIN_OCTAVE)
 TOP_WEIGHTS = 1 << WEIGHT_BITS
+
+
+def walk(prior, coarse, level, size, take):
+    """Go through the details of a level, part by part, in the prior's order.
+
+    size: (height, width) of what coarse and details make. take(distribution, band, channels): the values of a
+    part, (B, c, h, w), known from now on. Returns the details, (ur, dl, dr).
+    """
+    given, known, sizes = prior(coarse, level), [], band_sizes(*size)[1:]
+    for band, channels in prior.parts:
+        known.append(take(cropped(given(known), sizes[band]), band, channels))
+    return gathered(prior, known)
+
+
+def gathered(prior, parts):
+    """What a list holds for each part of a prior's details, (B, c, h, w), as bands: (ur, dl, dr)."""
+    bands = ([part for part, (k, _) in zip(parts, prior.parts) if k == band] for band in range(BANDS))
+    return tuple(channels_last(torch.cat(band, 1)) if len(band) > 1 else band[0] for band in bands)
+
+
+def against(prior, coarse, level, size, detail):
+    """Known details (ur, dl, dr) part by part, in the prior's order: a list of (distribution, values)."""
+    parts = []
+
+    def take(distribution, band, channels):
+        parts.append((distribution, detail[band][:, channels]))
+        return parts[-1][1]
+
+    walk(prior, coarse, level, size, take)
+    return parts
 
 
 class TopPrior(nn.Module):
@@ -97,6 +128,7 @@ class _IndependentPrior(nn.Module):
     """A prior whose bands do not depend on each other: one mean and one logscale for each detail value."""
 
     kind = Logistic
+    parts = tuple((band, slice(None)) for band in range(BANDS))
 
     def _given(self, mean, logscale):
         """The bands' distributions from nine channels of each, (B, 9, h, w)."""

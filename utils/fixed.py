@@ -19,6 +19,9 @@ INPUT_MAX = 2**12
 OUTPUT_MAX = 2**24
 EXPONENT_MAX = 28
 EXACT = 2**53
+# What lies between the layers of the band-wise prior counts GRID, up to LIMIT as a convolution gives it.
+GRID = 2.0**-ACTIVATION_BITS
+LIMIT = 2.0**9
 # Pixels computed at a time: what bounds the memory, and keeps the activations in the processor's cache.
 PIXELS = 1 << 12
 
@@ -152,3 +155,102 @@ class FixedNetwork(nn.Module):
                     total += shares[:, i : i + bottom - top, j : j + width, i, j]
             y[:, top:bottom] = total.floor_().clamp_(-OUTPUT_MAX, OUTPUT_MAX)
         return y.permute(0, 3, 1, 2) / self.unit
+
+
+def frozen(module):
+    """Turn a module to fixed point: every part of it that has a `freeze` into what that gives."""
+    for name, part in module.named_children():
+        setattr(module, name, part.freeze() if hasattr(part, "freeze") else frozen(part))
+    return module
+
+
+def on_grid(x):
+    """The multiple of GRID nearest to x, halves upwards."""
+    return torch.floor(x / GRID + 0.5) * GRID
+
+
+class FixedCompand(nn.Module):
+    """A function whose results are brought to the grid."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        """See the class."""
+        return on_grid(self.function(x))
+
+
+class FixedConv(nn.Module):
+    """A Conv in integers: on_grid(W x + b) within +-LIMIT, in float64; x on the grid, within +-INPUT_MAX.
+
+    W and b, in GRID, are integers times 2^-e, e for each output channel. Made by `of`; as a module it
+    holds what is stored: W (out, channels, size, size), b and e as int16, int64 and int8.
+    """
+
+    def __init__(self, shape):
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(shape, dtype=torch.int16))
+        self.register_buffer("exponent", torch.zeros(shape[0], dtype=torch.int8))
+        self.register_buffer("bias", torch.zeros(shape[0], dtype=torch.int64))
+        self.table = None
+
+    @classmethod
+    def of(cls, conv):
+        """Freeze a Conv. Raises ValueError if its weights are too large."""
+        weight, bias = conv.weight.detach().double(), conv.bias.detach().double()
+        if not (weight.isfinite().all() and bias.isfinite().all()):
+            raise ValueError("these weights are not finite")
+        fixed = cls(weight.shape)
+        integers, exponent, bias = _quantise(weight.flatten(1), bias / GRID)
+        for name, value in (("weight", integers.view_as(weight)), ("exponent", exponent), ("bias", bias)):
+            getattr(fixed, name).copy_(value)
+        fixed.check()
+        return fixed
+
+    def check(self):
+        """Raise ValueError unless every partial sum, in any order, is exact in float64: see FixedNetwork."""
+        sums, bias = self.weight.double().abs().flatten(1).sum(1), self.bias.double().abs()
+        exponent = self.exponent.double()
+        bound = sums * (INPUT_MAX / GRID) + bias + torch.exp2(exponent.clamp(min=0))
+        if not (bound.max() < EXACT and exponent.abs().max() <= EXPONENT_MAX):
+            raise ValueError("these weights are too large to be frozen: a sum could pass 2^53")
+
+    def _prepare(self, device):
+        """W for each tap, (channels, out), and b + 1/2, both in GRID."""
+        if self.table is None or self.table[1].device != device:
+            self.check()
+            weight, exponent, bias = (
+                t.to(device, torch.float64) for t in (self.weight, self.exponent, self.bias)
+            )
+            scale = torch.exp2(-exponent)
+            taps = (weight * scale.view(-1, 1, 1, 1) / GRID).permute(2, 3, 1, 0).flatten(0, 1)
+            self.table = taps.contiguous(), bias * scale + 0.5
+        return self.table
+
+    def forward(self, x):
+        """x (B, channels, H, W) -> (B, out, H, W), both stored channels last.
+
+        With the borders in place, a tap is the same list of pixels further on: no copies for taps.
+        """
+        taps, bias = self._prepare(x.device)
+        x, size = x.permute(0, 2, 3, 1), self.weight.shape[-1]
+        (batch, height, width, _), border = x.shape, size // 2
+        if border:
+            rows, columns = (
+                torch.arange(-1, n + 1, device=x.device).clamp(0, n - 1) for n in (height, width)
+            )
+            x = x[:, rows][:, :, columns]
+        x = x.reshape(-1, x.shape[-1])
+        across = width + 2 * border
+        shifts = [i * across + j for i in range(size) for j in range(size)]
+        y = x.new_empty(len(x), len(bias))
+        for start in range(0, len(x) - shifts[-1], PIXELS):
+            end = min(start + PIXELS, len(x) - shifts[-1])
+            part = y[start:end]
+            torch.addmm(bias, x[start:end], taps[0], out=part)
+            for shift, tap in zip(shifts[1:], taps[1:]):
+                part.addmm_(x[start + shift : end + shift], tap)
+            part.floor_().mul_(GRID).clamp_(-LIMIT, LIMIT)
+        y = y.view(batch, height + 2 * border, across, -1)
+        return y[:, :height, :width].permute(0, 3, 1, 2)

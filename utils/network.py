@@ -1,9 +1,10 @@
-"""The one form of network of the method, for couplings and for the prior."""
+"""Networks: the form of the method, for couplings and the paper's prior, and parts of the band-wise prior."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils.fixed import FixedCompand, FixedConv
 from utils.polyphase import channels_last
 
 
@@ -121,3 +122,72 @@ class ConvNet(nn.Module):
             h = layer(h).relu_()
         shares = F.conv2d(h, self.last.weight.permute(3, 2, 0, 1).flatten(0, 2)[..., None, None])
         return shift_sum(shares.to(x.dtype), self.kernel) + self.last.bias[:, None, None]
+
+
+class Conv(nn.Conv2d):
+    """A convolution of kernel size 1 or 3, borders replicated; `freeze` gives it in fixed point.
+
+    gain: factor on He's initial weights. precise: float32 also where autocast computes in bfloat16.
+    """
+
+    def __init__(self, channels, out, size, gain=1.0, precise=False):
+        super().__init__(channels, out, size)
+        self.precise = precise
+        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+        nn.init.zeros_(self.bias)
+        with torch.no_grad():
+            self.weight *= gain
+
+    def forward(self, x):
+        """x (B, channels, H, W) -> (B, out, H, W)."""
+        if self.kernel_size != (1, 1):
+            x = replicate_pad(x, self.kernel_size)
+        if not self.precise:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x)
+
+    def freeze(self):
+        """The same in fixed point. Raises ValueError if the weights are too large."""
+        return FixedConv.of(self)
+
+
+class _Compand(torch.autograd.Function):
+    """The bits of a float, read as an integer, are its logarithm with lines drawn between powers of two."""
+
+    @staticmethod
+    def forward(ctx, u):
+        v = u.abs() + 1
+        ctx.save_for_backward(v)
+        integer, one, unit = _BITS[u.dtype]
+        y = (v.view(integer) - one).to(u.dtype).mul_(unit)
+        return torch.copysign(y, u, out=y)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (v,) = ctx.saved_tensors
+        integer, one, unit = _BITS[v.dtype]
+        exponent = v.view(integer) & -round(1 / unit)
+        return gradient * (2 * one - exponent).view(v.dtype)
+
+
+_BITS = {
+    torch.float32: (torch.int32, 127 << 23, 2.0**-23),
+    torch.float64: (torch.int64, 1023 << 52, 2.0**-52),
+}
+
+
+class Compand(nn.Module):
+    """u -> sign(u) log2(1 + |u|), linear between powers of two: small differences count beside large ones.
+
+    In autocast's type, where that is on.
+    """
+
+    def forward(self, u):
+        """See the class."""
+        y, device = _Compand.apply(u), u.device.type
+        return y.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else y
+
+    def freeze(self):
+        """The same in fixed point."""
+        return FixedCompand(_Compand.apply)

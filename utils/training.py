@@ -25,7 +25,9 @@ from utils.plots import loss_curve
 TRAINING = {
     "epoch": Option(400, "epochs to train, from the start"),
     "batch": Option(200, "images a step, over all processes"),
-    "lr": Option(0.001, "learning rate of Adamax"),
+    "lr": Option(0.001, "learning rate"),
+    "optimizer": Option("adamax", "adamax, the paper's, or adam", ("adamax", "adam")),
+    "clipNorm": Option(0.0, "limit of the gradient's norm, in bits per dimension; 0: none"),
     "lrSchedule": Option(
         "paper",
         "paper: warm-up over ten epochs, times -decay each epoch; "
@@ -173,6 +175,13 @@ def mirror(images, which):
     return torch.where(which.to(images.device)[:, None, None, None], images.flip(-1), images)
 
 
+def _optimizer(options, parameters):
+    """The optimiser of -optimizer. Source of the paper's: method 5."""
+    if options["optimizer"] == "adam":
+        return torch.optim.Adam(parameters, lr=options["lr"], betas=(0.9, 0.99))
+    return torch.optim.Adamax(parameters, lr=options["lr"], eps=1e-7)
+
+
 class Trainer:
     """A model in training, with everything that a saving must hold to go on exactly.
 
@@ -188,7 +197,7 @@ class Trainer:
         self.model, self.options, self.folder = model.to(device), options, Path(folder)
         self.train, self.test = ([place(part, device) for part in parts] for parts in (train, test))
         self.device, self.workers, self.progress = device, workers, Progress()
-        self.optimizer = torch.optim.Adamax(model.parameters(), lr=options["lr"], eps=1e-7)
+        self.optimizer = _optimizer(options, model.parameters())
         self.average = None
         if options["ema"]:
             self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -226,7 +235,8 @@ class Trainer:
                 p.data.copy_(tensors[f"model.{n}"])
                 if self.average:
                     self.average[n].copy_(tensors[f"average.{n}"])
-                marks = {key: f"optimizer.{key}.{n}" for key in ("step", "exp_avg", "exp_inf")}
+                second = "exp_avg_sq" if self.options["optimizer"] == "adam" else "exp_inf"
+                marks = {key: f"optimizer.{key}.{n}" for key in ("step", "exp_avg", second)}
                 if marks["step"] in tensors:
                     state = {key: tensors[mark].to(p.device) for key, mark in marks.items()}
                     self.optimizer.state[p] = state | {"step": state["step"].cpu()}
@@ -259,6 +269,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         # DistributedDataParallel takes the mean over processes: scaled so that it is the mean over the batch
         (nats * (self.workers.count / total)).backward()
+        if self.options["clipNorm"]:
+            limit = self.options["clipNorm"] * images[0].numel() * math.log(2)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         self.optimizer.step()
         if self.average:
             parameters = [p.detach() for p in self.model.parameters()]
