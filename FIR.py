@@ -84,7 +84,7 @@ def main(argv=None):
     if not 0 < options["step"] <= math.pi:
         raise ValueError(f"-step {options['step']}: need more than 0 and at most pi")
     check_least(options, 1, "num")
-    folder, device = find_folder(options["folder"]), pick_device(options["cuda"])
+    folder, device = find_folder(options["folder"], "paper"), pick_device(options["cuda"])
     model, _ = open_model(folder, device=device)
     images = model.enter(patches(options["num"], options["seed"]).to(device))
     parts = tqdm(images.split(4), "Jacobians", delay=1, leave=False)

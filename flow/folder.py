@@ -49,11 +49,11 @@ def target_name(target):
     return "+".join(Path(name).name for name in split_target(target))
 
 
-def find_folder(folder=None):
-    """The model folder to use: the one given, or the model in the box, or what `make demo` trained."""
+def find_folder(folder=None, box="model"):
+    """The model folder to use: the one given, or that in the box, etc/BOX, or what `make demo` trained."""
     if folder is not None:
         return Path(folder)
-    for path in (ROOT / "etc" / "model", ROOT / "opt" / "demo"):
+    for path in (ROOT / "etc" / box, ROOT / "opt" / "demo"):
         if (path / "parameter.json").exists():
             return path
     raise ValueError("no model yet: give -folder, or train one with `make demo`")
@@ -129,16 +129,17 @@ def identity(model, options):
 
 
 def freeze(folder, weights=None):
-    """Write the fixed-point form of weights beside them, if it is absent or older; returns its path.
+    """Write the fixed-point form of weights beside them, unless theirs is there; returns its path.
 
     Raises ValueError if the weights are too large to be frozen.
     """
     path = _weights_path(folder, weights)
     frozen = path.with_name(f"{path.stem}_frozen.safetensors")
-    if not frozen.exists() or frozen.stat().st_mtime_ns < path.stat().st_mtime_ns:
+    source = hashlib.sha256(path.read_bytes()).hexdigest()
+    if not frozen.exists() or load_tensors(frozen)[1].get("weights") != source:
         model, options = open_model(folder, path.stem)
         model = model.freeze()
-        save_tensors(frozen, model.state_dict(), {"identity": identity(model, options)})
+        save_tensors(frozen, model.state_dict(), {"identity": identity(model, options), "weights": source})
     return frozen
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from flow.coupling import CouplingLevel
 from flow.lifting import CLASSICAL, lifting_level
 from flow.pyramid import Pyramid
-from source.bands import BandPrior
+from source.bands import MAX_BLOCKS, BandPrior
 from source.logistic import flat, joint
 from source.prior import ConditionalPrior, PositionPrior, SimplePrior, TopPrior, against, walk
 from utils.colour import rgb_to_ycocg, ycocg_to_rgb
@@ -146,6 +146,8 @@ def build(options):
     o = {name: option.default for name, option in ARCHITECTURE.items()} | options
     check_least(o, 1, "hchnl", "nMixing", "width", "components")
     check_least(o, 0, "repeat", "nhidden", "blocks")
+    if o["blocks"] > MAX_BLOCKS:
+        raise ValueError(f"-blocks {o['blocks']}: need {MAX_BLOCKS} at most, to be exact in fixed point")
     if o["prior"] not in ("paper", "bands", "simple"):
         raise ValueError(f"-prior {o['prior']}: need one of paper, bands, simple")
     if o["simplePrior"] and o["prior"] == "bands":
@@ -174,7 +176,7 @@ def build(options):
     elif simple:
         detail = SimplePrior(start)
     elif o["prior"] == "bands":
-        detail = BandPrior(o["width"], o["blocks"], o["components"])
+        detail = BandPrior(o["width"], o["blocks"], o["components"], start=start)
     else:
         detail = ConditionalPrior(o["hchnl"], o["nhidden"], start)
     return NeuralWavelet(pyramid, TopPrior(o["nMixing"], o["clamp"]), detail, o["HUE"])

@@ -15,13 +15,15 @@ from torch import nn
 from source.logistic import FixedMixture, Mixture
 from source.rans import MEAN_BITS, SCALE_BITS, WEIGHT_BITS
 from source.tables import MAX_OCTAVE, MIN_OCTAVE, SCALE, SCALES, SCALES_PER_OCTAVE
-from utils.fixed import INPUT_MAX, frozen, on_grid
+from utils.fixed import INPUT_MAX, frozen, in_tiles, on_grid
 from utils.integers import MIDDLE, STEPS
 from utils.network import Compand, Conv
 from utils.polyphase import extend
 
 # Levels with a bias of their own: the finest ones; the last serves all deeper levels.
 LEVELS = 5
+# What the proof of FixedConv admits: as many sums of its results stay within its inputs.
+MAX_BLOCKS = 6
 # Where the samples of a band lie between those of the coarse band: their (row, column) offsets in its 3x3
 # neighbourhood, of which the mean is the prediction to start from.
 NEAREST = ((1, 1), (1, 2)), ((1, 1), (2, 1)), ((1, 1), (1, 2), (2, 1), (2, 2))
@@ -35,11 +37,12 @@ class Residual(nn.Module):
 
     def __init__(self, width):
         super().__init__()
-        self.wide, self.last = Conv(width, width, 3), Conv(width, width, 1, gain=0.1)
+        self.wide = Conv(width, width, 3, rectify=True)
+        self.last = Conv(width, width, 1, gain=0.1, rectify=True)
 
     def forward(self, h):
         """See the class."""
-        return h + self.last(self.wide(h.relu()).relu_())
+        return h + self.last(self.wide(h))
 
 
 class Mixer(nn.Module):
@@ -85,28 +88,29 @@ class FixedMixer(Mixer):
 class Band(nn.Module):
     """What one detail band is given: `features` of all that is known before it, then `mixture` by channel.
 
-    index: which of ur, dl, dr; before: the number of bands known, the coarse one included.
+    index: which of ur, dl, dr; before: the number of bands known, the coarse one included; start: as in
+    source/prior.py; at 0, where details are pixels, means start as the mean of the nearest coarse ones.
     """
 
-    def __init__(self, index, before, width, blocks, components, channels=3):
+    def __init__(self, index, before, width, blocks, components, start=0.0, channels=3):
         super().__init__()
         known, self.channels = before * channels, channels
         self.base = Conv(known, channels, 3, precise=True)
         self.enter = Conv(known + channels, width, 3, INPUT_GAIN, precise=True)
         self.compand = Compand()
-        self.trunk = Conv(width, width, 1, 0.5)
+        self.trunk = Conv(width, width, 1, 0.5, rectify=True)
         self.blocks = nn.Sequential(*(Residual(width) for _ in range(blocks)))
         hidden = max(width // 2, 1)
         self.hidden = nn.ModuleList(Conv(width, hidden, 1) for _ in range(channels))
         self.beside = nn.ModuleList(Conv(2 * c, hidden, 1) for c in range(1, channels))
         self.linear = nn.ModuleList(Conv(c, 1, 1, 0.0, precise=True) for c in range(1, channels))
-        self.out = nn.ModuleList(Conv(hidden, 3 * components, 1, 0.05) for _ in range(channels))
+        self.out = nn.ModuleList(Conv(hidden, 3 * components, 1, 0.05, rectify=True) for _ in range(channels))
         self.mixer = Mixer(components)
         with torch.no_grad():
             self.base.weight.zero_()
-            for channel in range(channels):
-                for row, column in NEAREST[index]:
-                    self.base.weight[channel, channel, row, column] = 1 / len(NEAREST[index])
+            self.base.bias.fill_(STEPS * start)
+            for row, column in NEAREST[index] if not start else ():
+                self.base.weight[range(channels), range(channels), row, column] = 1 / len(NEAREST[index])
             spread = torch.linspace(-1, 1, components) if components > 1 else torch.zeros(1)
             for out in self.out:
                 _, mean, octaves = out.bias.view(3, components)
@@ -120,28 +124,28 @@ class Band(nn.Module):
         """
         base = self.base(planes)
         entered = self.compand(self.enter(torch.cat([planes, base], 1)))
-        return base, self.blocks(self.trunk(trunk.relu()) + entered).relu()
+        return base, self.blocks(self.trunk(trunk) + entered).relu()
 
     def mixture(self, base, features, values):
-        """The distribution of the channel that comes after `values`, a list of (B, 1, H, W) around 0."""
-        c = len(values)
+        """The distribution of the channel that comes after `values`, (B, c, H, W) around 0."""
+        c = values.shape[1]
         hidden, mean = self.hidden[c](features), base[:, c : c + 1]
         if c:
-            errors = (torch.cat(values, 1) - base[:, :c]).clamp(-INPUT_MAX, INPUT_MAX)
+            errors = (values - base[:, :c]).clamp(-INPUT_MAX, INPUT_MAX)
             companded = self.compand(errors)
             hidden = hidden + self.beside[c - 1](torch.cat([companded, companded.abs()], 1))
             mean = mean + self.linear[c - 1](errors)
-        return self.mixer(self.out[c](hidden.relu()), mean)
+        return self.mixer(self.out[c](hidden), mean)
 
 
 class BandPrior(nn.Module):
-    """A trunk that sees the coarse band alone, then a network for each band; but for a bias, levels share them.
+    """A trunk that sees the coarse band alone, then a network for each band; levels share all but a bias.
 
     width: channels of the networks; blocks: residual blocks of each band, and twice as many of the trunk;
     components: of each mixture; order: of the bands, 0 ur, 1 dl, 2 dr.
     """
 
-    def __init__(self, width, blocks, components, order=(0, 1, 2), channels=3):
+    def __init__(self, width, blocks, components, order=(0, 1, 2), start=0.0, channels=3):
         super().__init__()
         self.parts = tuple((band, slice(c, c + 1)) for band in order for c in range(channels))
         self.channels = channels
@@ -150,36 +154,40 @@ class BandPrior(nn.Module):
         self.level = nn.Parameter(torch.zeros(LEVELS, width, 1, 1))
         self.trunk = nn.Sequential(*(Residual(width) for _ in range(2 * blocks)))
         self.bands = nn.ModuleList(
-            Band(index, k + 1, width, blocks, components, channels) for k, index in enumerate(order)
+            Band(index, k + 1, width, blocks, components, start, channels) for k, index in enumerate(order)
         )
 
     def forward(self, coarse, level):
         """See source/prior.py."""
-        size, planes = coarse.shape[-2:], [_plane(coarse)]
-        entered = self.compand(self.enter(planes[0]))
-        trunk = self.trunk(entered + self.level[min(level, LEVELS - 1)].to(entered.dtype))
-        state = None
+        size, blocks = coarse.shape[-2:], len(self.trunk) // 2
+        planes, state = self._planes(coarse, size), None
+        (trunk,) = in_tiles(lambda x: (self._look(x, level),), 1 + 2 * blocks, planes)
 
         def given(known):
-            nonlocal state
-            k, c = divmod(len(known), self.channels)
-            beside = [_plane(extend(part, size, MIDDLE)) for part in known[k * self.channels :]]
-            if not c:
-                if k:
-                    last = known[(k - 1) * self.channels : k * self.channels]
-                    planes.append(torch.cat([_plane(extend(part, size, MIDDLE)) for part in last], 1))
-                state = self.bands[k].features(trunk, torch.cat(planes, 1))
-            return self.bands[k].mixture(*state, beside)
+            nonlocal planes, state
+            if known:
+                planes = torch.cat([planes, self._planes(known[-1], size)], 1)
+            band, channel = divmod(len(known), self.channels)
+            if not channel:
+                state = in_tiles(self.bands[band].features, 2 + blocks, trunk, planes)
+            values = planes[:, planes.shape[1] - channel :]
+            return in_tiles(self.bands[band].mixture, 0, *state, values)
 
         return given
 
+    @staticmethod
+    def _planes(band, size):
+        """A band as the networks see it: as large as the coarse band, around 0, within what is exact."""
+        return (extend(band, size, MIDDLE) - MIDDLE).clamp(-INPUT_MAX, INPUT_MAX)
+
+    def _look(self, coarse, level):
+        entered = self.compand(self.enter(coarse))
+        return self.trunk(entered + self.level[min(level, LEVELS - 1)].to(entered.dtype))
+
     def freeze(self):
         """Turn to fixed point: from now on, distributions are FixedMixture."""
+        if not self.level.isfinite().all():
+            raise ValueError("these weights are not finite")
         frozen(self)
         self.level.data = on_grid(self.level.detach().double())
         return self
-
-
-def _plane(band):
-    """A band as the networks see it: around 0, within what fixed point admits."""
-    return (band - MIDDLE).clamp(-INPUT_MAX, INPUT_MAX)

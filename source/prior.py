@@ -2,7 +2,7 @@
 
 Every prior of details is a module with
     given = prior(coarse, level)        level 0 is the finest
-    distribution = given(known)         of the next part of the details; known: a list of those before
+    distribution = given(known)         of the next part, each in its turn; known: a list of those before
     prior.parts                         what the parts are: (band 0 ur, 1 dl, 2 dr; slice of its channels)
 so that evaluation, sampling and coding take the same `walk`, and a prior may let a part depend on those
 before it. Distributions have the size of the coarse band; `walk` crops them. `start` is where means start, in

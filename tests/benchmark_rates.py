@@ -29,17 +29,18 @@ from utils.rivals import RIVALS, sizes  # noqa: E402
 
 OPTIONS = {name: option for name, option in TEST_SET.items() if name != "earlyStop"} | {
     "img": Option(None, "these image files, and those in these folders", many=True),
+    "others": Option(None, "only these of the other codecs, such as PNG", many=True),
     "count": Option(0, "only the first so many pictures; 0: all"),
     "nbins": Option(DEFAULT.nbins, "integers around the mean that need no escape"),
 }
 REFERENCE = "JPEG XL 9"
-COLUMNS = ("ours", *RIVALS, "over XL 9", "encode s", "decode s")
+COLUMNS = "over XL 9", "encode s", "decode s"
 WIDTH = 28
 
 
-def show(name, rates, encoding, decoding):
-    """Print a row of the table. rates: bits per dimension by ours and RIVALS, in this order."""
-    ours, others = rates[0], dict(zip(RIVALS, rates[1:]))
+def show(options, name, rates, encoding, decoding):
+    """Print a row of the table. rates: bits per dimension by ours and -others, in this order."""
+    ours, others = rates[0], dict(zip(options["others"], rates[1:]))
     over = f"{ours / others[REFERENCE] - 1:+.1%}" if REFERENCE in others else "-"
     cells = [*(f"{rate:.4f}" for rate in rates), over, f"{encoding:.3f}", f"{decoding:.3f}"]
     print(f"{name:{WIDTH}.{WIDTH}}" + "".join(f"{cell:>10}" for cell in cells), flush=True)
@@ -65,12 +66,12 @@ def measure_pictures(options):
         if back.mode != "RGB" or not np.array_equal(np.asarray(back), np.asarray(picture)):
             print(f"{file}: came back changed", file=sys.stderr)
             sound = False
-        rates = 8 * len(data) / pixels.numel(), *sizes([pixels[None]]).values()
+        rates = 8 * len(data) / pixels.numel(), *sizes([pixels[None]], options["others"]).values()
         rows.append((rates, middle - start, end - middle))
-        show(file.name, *rows[-1])
+        show(options, file.name, *rows[-1])
     if len(rows) > 1:
         means = (np.mean(column, axis=0) for column in zip(*rows))
-        show(f"mean of {len(rows)}", *means)
+        show(options, f"mean of {len(rows)}", *means)
     return sound
 
 
@@ -83,10 +84,10 @@ def measure_data_set(options):
         return torch.zeros(1, len(images))
 
     figures = code(batches, *streams_of(model, settings), theory, model.device)
-    rates = figures.actual, *sizes(batches).values()
+    rates = figures.actual, *sizes(batches, options["others"]).values()
     target = options["target"] or read_options(find_folder(options["folder"]))["target"]
     name = f"{Path(target).name}, {sum(map(len, batches))} images"
-    show(name, rates, 1 / figures.encoding, 1 / figures.decoding)
+    show(options, name, rates, 1 / figures.encoding, 1 / figures.decoding)
     if figures.error:
         print(f"images came back changed: mean error {figures.error}", file=sys.stderr)
     return not figures.error
@@ -99,7 +100,12 @@ def main(argv=None):
     if "img" in typed and "target" in typed:
         raise ValueError("-img measures pictures, -target a data set: need one of them at most")
     check_least(options, 0, "count")
-    print(f"{'bits per dimension':{WIDTH}}" + "".join(f"{column:>10}" for column in COLUMNS))
+    options["others"] = options["others"] or list(RIVALS)
+    unknown = [name for name in options["others"] if name not in RIVALS]
+    if unknown:
+        raise ValueError(f"-others {unknown[0]}: not one of {', '.join(RIVALS)}, the codecs installed")
+    columns = ("ours", *options["others"], *COLUMNS)
+    print(f"{'bits per dimension':{WIDTH}}" + "".join(f"{column:>10}" for column in columns))
     if not (measure_pictures if "img" in typed else measure_data_set)(options):
         sys.exit(1)
 

@@ -25,7 +25,10 @@ OPTIONS = {
     "haar": dict(hchnl=4, lifting="haar", simplePrior=True, HUE=True),
     "heavy": dict(hchnl=4, heavy=True, size=16),
     "no couplings": dict(hchnl=4, repeat=0),
+    "bands": dict(prior="bands", width=6, components=2, repeat=0, HUE=True),
+    "bands, couplings": dict(prior="bands", width=5, components=3, hchnl=4),
 }
+PRIORS = ("paper", "bands")
 
 
 def frozen(name, std=0.2):
@@ -87,8 +90,9 @@ def test_frozen_likelihood_is_near_the_float_model(photo):
     assert fixed == pytest.approx(exact, rel=2e-3)
 
 
-def test_same_bytes_for_every_batch_and_layout():
-    model, images = frozen("paper"), noise(14, 3, 16, 12)
+@pytest.mark.parametrize("name", PRIORS)
+def test_same_bytes_for_every_batch_and_layout(name):
+    model, images = frozen(name), noise(14, 3, 16, 12)
     streams = coded(model, images)
     assert [stream for image in images for stream in coded(model, image[None])] == streams
     assert coded(model, images[:7]) + coded(model, images[7:]) == streams
@@ -111,10 +115,10 @@ print(hashlib.sha256(b"".join(streams)).hexdigest())
 """
 
 
-@pytest.fixture
-def folder(tmp_path):
-    model = make_wild(build(OPTIONS["paper"]), 0.2)
-    write_options(tmp_path, OPTIONS["paper"])
+@pytest.fixture(params=PRIORS)
+def folder(request, tmp_path):
+    model = make_wild(build(OPTIONS[request.param]), 0.2)
+    write_options(tmp_path, OPTIONS[request.param])
     tensors = {f"model.{name}": p for name, p in model.state_dict().items()}
     save_tensors(tmp_path / "savings" / "best_test.safetensors", tensors, {})
     return tmp_path
@@ -128,9 +132,10 @@ def test_same_bytes_in_a_fresh_process(folder, threads, onednn):
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == expected
 
 
-def test_coarse_to_fine(photo):
+@pytest.mark.parametrize("name", PRIORS)
+def test_coarse_to_fine(name, photo):
     """Leaving out the finest levels gives the coarse bands, from the first part of the stream."""
-    model, x = frozen("paper", 0.02), photo[..., :64, :48]
+    model, x = frozen(name, 0.02), photo[..., :64, :48]
     (stream,) = coded(model, x)
     coarse = model.enter(x)
     for skip in range(1, 4):
@@ -159,8 +164,9 @@ def test_reduced_images_have_the_colours_of_the_image(photo):
         assert (band.mean() - means.mean()).abs() > 30 * level
 
 
-def test_cut_stream(photo):
-    model, x = frozen("paper", 0.02), photo[..., :64, :48]
+@pytest.mark.parametrize("name", PRIORS)
+def test_cut_stream(name, photo):
+    model, x = frozen(name, 0.02), photo[..., :64, :48]
     (stream,) = coded(model, x)
     cut = stream[: len(stream) // 2]
     with pytest.raises(Truncated):

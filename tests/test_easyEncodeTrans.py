@@ -26,6 +26,7 @@ OPTIONS = {
     "heavy": dict(hchnl=4, heavy=True, size=16),
     "every position": dict(hchnl=4, simplePrior=True, diffDetail=True, size=32),
     "no couplings": dict(hchnl=8, repeat=0),
+    "bands": dict(prior="bands", width=6, components=2, repeat=0, HUE=True),
 }
 LAST_LINE = r"Actual Mean BPD: ([\d.]+) Theory Mean BPD: ([\d.]+) Mean Error: ([\d.]+)\n$"
 
@@ -67,7 +68,10 @@ def test_other_resolutions(folder, capsys, size):
 
 
 @given(
-    st.sampled_from(["paper", "rgb", "legall"]), st.integers(1, 33), st.integers(1, 33), st.integers(0, 255)
+    st.sampled_from(["paper", "rgb", "legall", "bands"]),
+    st.integers(1, 33),
+    st.integers(1, 33),
+    st.integers(0, 255),
 )
 @settings(max_examples=30)
 def test_any_size(name, height, width, seed):

@@ -205,6 +205,13 @@ def test_samples_go_on_from_a_given_top(scheme, middle, photo):
         ({"lifting": "haar", "repeat": 0}, "-repeat 0"),
         ({"heavy": True}, "images of one size"),
         ({"simplePrior": True, "diffDetail": True}, "images of one size"),
+        ({"prior": "simple", "diffDetail": True}, "images of one size"),
+        ({"prior": "bands", "diffDetail": True, "size": 8}, "give -simplePrior too"),
+        ({"prior": "bands", "simplePrior": True}, "-simplePrior and -prior bands: need one"),
+        ({"prior": "pixels"}, "-prior pixels: need one of paper, bands, simple"),
+        ({"prior": "bands", "width": 0}, "-width 0: need at least 1"),
+        ({"prior": "bands", "components": 0}, "-components 0: need at least 1"),
+        ({"prior": "bands", "blocks": -1}, "-blocks -1: need at least 0"),
     ],
 )
 def test_options_that_make_no_model(options, message):

@@ -1,7 +1,9 @@
 """Training from the command line: exact resumption, one-line errors, folders that stay whole."""
 
+import copy
 import csv
 import json
+import math
 import os
 import resource
 import shutil
@@ -20,7 +22,7 @@ from test_datasets import dump, pixels, write_cifar
 
 import easymain
 from flow.coding import TEST_SET, open_test_set
-from flow.folder import open_model, read_options, target_name
+from flow.folder import PAPER, open_model, read_options, target_name
 from utils import training
 from utils.datasets import PHOTOS, load
 from utils.files import load_tensors
@@ -149,13 +151,13 @@ def test_savings_are_periodic_and_few_are_kept(command, tmp_path):
     assert load_tensors(tmp_path / "savings" / names[0])[1]["epoch"] == 6
 
 
-def test_default_folder_has_every_option_of_the_architecture(command, tmp_path, monkeypatch):
+def test_default_folder_has_the_options_of_the_architecture(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     easymain.main([*command, "-epoch", "1", "-HUE"])
     (folder,) = Path("opt").iterdir()
     assert folder.name.startswith("default_easyMera_images")
     for name in easymain.ARCHITECTURE:
-        assert f"_{name}_" in folder.name
+        assert (f"_{name}_" in folder.name) == (name in PAPER)
     assert "_hchnl_4_" in folder.name and "_HUE_True_" in folder.name
     easymain.main([*command, "-epoch", "2", "-HUE", "-load"])
     assert len(history(folder)) == 2
@@ -270,6 +272,39 @@ def test_averaged_weights_are_tested_and_kept(command, tmp_path, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), best.parameters()))
 
 
+@pytest.mark.parametrize("optimizer", ["adamax", "adam"])
+@pytest.mark.parametrize("limit", [0.0, 1e-3, 1e3])
+def test_steps_are_those_of_torch_with_a_limited_gradient(images, tmp_path, optimizer, limit):
+    torch.manual_seed(0)
+    model, (train,), (test,) = (
+        easymain.build({"hchnl": 4}),
+        *(load(images, p, size=8) for p in ("train", "test")),
+    )
+    options = {name: option.default for name, option in training.TRAINING.items()}
+    options |= {"optimizer": optimizer, "clipNorm": limit}
+    plain = copy.deepcopy(model)
+    made = {"adamax": (torch.optim.Adamax, {"eps": 1e-7}), "adam": (torch.optim.Adam, {"betas": (0.9, 0.99)})}
+    kind, how = made[optimizer]
+    wanted = kind(plain.parameters(), lr=options["lr"], **how)
+    trainer = Trainer(model, [train], [test], options, tmp_path, torch.device("cpu"), Workers())
+    for batch in train[:16].split(8):
+        trainer.step(batch, len(batch))
+        wanted.zero_grad()
+        (-plain.log_prob(batch).mean()).backward()
+        gradients = [p.grad for p in plain.parameters()]
+        norm = torch.cat([g.flatten() for g in gradients]).norm().item()
+        most = limit * 3 * 8 * 8 * math.log(2)
+        assert norm > 2 * 1e-3 * 192 * math.log(2)
+        for p, g in zip(model.parameters(), gradients):
+            g *= min(1, most / norm) if limit else 1
+            torch.testing.assert_close(p.grad, g, rtol=1e-4, atol=1e-6 * norm)
+        given = torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()
+        assert given == pytest.approx(most if limit == 1e-3 else norm, rel=1e-3)
+        wanted.step()
+        for p, q in zip(model.parameters(), plain.parameters()):
+            torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
 def test_bfloat16_on_the_cpu(command, whole, tmp_path):
     easymain.main([*command, "-folder", str(tmp_path), "-amp"])
     for row, wanted in zip(history(tmp_path), history(whole)):
@@ -283,7 +318,8 @@ def test_bfloat16_on_the_cpu(command, whole, tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    ["-heavy -HUE", "-simplePrior -diffDetail -clamp 0.1", "-lifting legall -repeat 2", "-repeat 0"],
+    ["-heavy -HUE", "-simplePrior -diffDetail -clamp 0.1", "-lifting legall -repeat 2", "-repeat 0"]
+    + ["-prior bands -width 6 -repeat 0 -HUE -optimizer adam -amp"],
 )
 def test_other_architectures_learn(command, tmp_path, options):
     easymain.main([*command, "-folder", str(tmp_path), *options.split()])
@@ -397,7 +433,17 @@ def test_load_goes_on_to_more_epochs(command, whole, tmp_path):
 def test_load_of_a_folder_from_before_some_options(trained, command, whole, tmp_path):
     path = trained / "parameter.json"
     options = json.loads(path.read_text())
-    for name in ("flip", "scales", "patch"):
+    for name in (
+        "flip",
+        "scales",
+        "patch",
+        "optimizer",
+        "clipNorm",
+        "prior",
+        "width",
+        "blocks",
+        "components",
+    ):
         del options[name]
     path.write_text(json.dumps(options))
     assert read_options(trained)["patch"] == 8
@@ -411,7 +457,7 @@ def test_load_of_a_finished_training_changes_nothing(trained, whole):
     assert_same_training(trained, whole)
 
 
-@pytest.mark.parametrize("extra", ["-ema 0", "-ema 0.9 -flip"])
+@pytest.mark.parametrize("extra", ["-ema 0", "-ema 0.9 -flip -optimizer adam -clipNorm 1"])
 @pytest.mark.parametrize(("when", "number"), [(1, signal.SIGTERM), (6, signal.SIGINT), (12, signal.SIGINT)])
 def test_stopped_and_resumed(command, tmp_path, monkeypatch, capsys, when, number, extra):
     argv = [*command, *extra.split(), "-folder"]
@@ -565,6 +611,13 @@ def test_only_the_first_process_writes(images, tmp_path):
         ("-lr nan", "-lr nan: need"),
         ("-decay -1", "-decay -1.0: need"),
         ("-ema 1", "-ema 1.0: need"),
+        ("-clipNorm -1", "-clipNorm -1.0: need at least 0"),
+        ("-clipNorm nan", "-clipNorm nan: need at least 0"),
+        ("-clipNorm inf", "-clipNorm inf: need at least 0"),
+        ("-optimizer sgd", "-optimizer: invalid choice: 'sgd'"),
+        ("-prior bands -simplePrior", "-simplePrior and -prior bands: need one"),
+        ("-prior pixels", "-prior: invalid choice: 'pixels'"),
+        ("-width 0", "-width 0: need"),
         ("-seed -1", "-seed -1: need"),
         ("-seed 99999999999999999999999", "-seed 9999"),
         ("-hchnl 0", "-hchnl 0: need"),
@@ -605,7 +658,9 @@ def test_a_folder_that_holds_a_model_is_left_alone(command, trained, capsys):
 
 
 @pytest.mark.parametrize(
-    "argv", ["-hchnl 5", "-HUE", "-target photos", "-size 16", "-scales 2", "-seed 1", "-ema 0.5", "-clamp 1"]
+    "argv",
+    ["-hchnl 5", "-HUE", "-target photos", "-size 16", "-scales 2", "-seed 1", "-ema 0.5", "-clamp 1"]
+    + ["-prior bands", "-width 5", "-optimizer adam"],
 )
 def test_load_with_what_may_not_change(trained, capsys, argv):
     before = contents(trained)

@@ -22,6 +22,8 @@ EXACT = 2**53
 # What lies between the layers of the band-wise prior counts GRID, up to LIMIT as a convolution gives it.
 GRID = 2.0**-ACTIVATION_BITS
 LIMIT = 2.0**9
+# The side of the tiles in which the band-wise prior is computed.
+TILE = 128
 # Pixels computed at a time: what bounds the memory, and keeps the activations in the processor's cache.
 PIXELS = 1 << 12
 
@@ -166,7 +168,27 @@ def frozen(module):
 
 def on_grid(x):
     """The multiple of GRID nearest to x, halves upwards."""
-    return torch.floor(x / GRID + 0.5) * GRID
+    return (x / GRID).add_(0.5).floor_().mul_(GRID)
+
+
+def in_tiles(function, halo, *maps):
+    """function(*maps) tile by tile: bounds the memory, and keeps a network's activations in caches.
+
+    maps: (B, C, H, W). The function gives a tuple, perhaps named, of (..., H, W), of which every value depends
+    on those of the maps no more than `halo` pixels away. At the edges of an image a tile has that edge.
+    """
+    height, width = maps[0].shape[-2:]
+    rows = []
+    for top in range(0, height, TILE):
+        row, above = [], max(top - halo, 0)
+        for left in range(0, width, TILE):
+            before = max(left - halo, 0)
+            part = function(*(m[..., above : top + TILE + halo, before : left + TILE + halo] for m in maps))
+            kept = slice(top - above, top - above + TILE), slice(left - before, left - before + TILE)
+            row.append([field[(..., *kept)] for field in part])
+        rows.append([torch.cat(fields, -1) if len(fields) > 1 else fields[0] for fields in zip(*row)])
+    whole = [torch.cat(fields, -2) if len(fields) > 1 else fields[0] for fields in zip(*rows)]
+    return type(part)(*whole) if hasattr(part, "_fields") else tuple(whole)
 
 
 class FixedCompand(nn.Module):
@@ -188,8 +210,9 @@ class FixedConv(nn.Module):
     holds what is stored: W (out, channels, size, size), b and e as int16, int64 and int8.
     """
 
-    def __init__(self, shape):
+    def __init__(self, shape, rectify=False):
         super().__init__()
+        self.rectify = rectify
         self.register_buffer("weight", torch.zeros(shape, dtype=torch.int16))
         self.register_buffer("exponent", torch.zeros(shape[0], dtype=torch.int8))
         self.register_buffer("bias", torch.zeros(shape[0], dtype=torch.int64))
@@ -201,7 +224,7 @@ class FixedConv(nn.Module):
         weight, bias = conv.weight.detach().double(), conv.bias.detach().double()
         if not (weight.isfinite().all() and bias.isfinite().all()):
             raise ValueError("these weights are not finite")
-        fixed = cls(weight.shape)
+        fixed = cls(weight.shape, conv.rectify)
         integers, exponent, bias = _quantise(weight.flatten(1), bias / GRID)
         for name, value in (("weight", integers.view_as(weight)), ("exponent", exponent), ("bias", bias)):
             getattr(fixed, name).copy_(value)
@@ -234,14 +257,17 @@ class FixedConv(nn.Module):
         With the borders in place, a tap is the same list of pixels further on: no copies for taps.
         """
         taps, bias = self._prepare(x.device)
-        x, size = x.permute(0, 2, 3, 1), self.weight.shape[-1]
-        (batch, height, width, _), border = x.shape, size // 2
-        if border:
-            rows, columns = (
-                torch.arange(-1, n + 1, device=x.device).clamp(0, n - 1) for n in (height, width)
-            )
-            x = x[:, rows][:, :, columns]
-        x = x.reshape(-1, x.shape[-1])
+        x, border = x.permute(0, 2, 3, 1), self.weight.shape[-1] // 2
+        batch, height, width, channels = x.shape
+        if border or self.rectify:
+            padded = x.new_empty(batch, height + 2 * border, width + 2 * border, channels)
+            inside = padded[:, border : border + height, border : border + width]
+            torch.clamp(x, 0 if self.rectify else -INPUT_MAX, INPUT_MAX, out=inside)
+            if border:
+                padded[:, :, 0], padded[:, :, -1] = padded[:, :, 1], padded[:, :, -2]
+                padded[:, 0], padded[:, -1] = padded[:, 1], padded[:, -2]
+            x = padded
+        x, size = x.reshape(-1, channels), 1 + 2 * border
         across = width + 2 * border
         shifts = [i * across + j for i in range(size) for j in range(size)]
         y = x.new_empty(len(x), len(bias))

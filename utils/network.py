@@ -127,12 +127,13 @@ class ConvNet(nn.Module):
 class Conv(nn.Conv2d):
     """A convolution of kernel size 1 or 3, borders replicated; `freeze` gives it in fixed point.
 
-    gain: factor on He's initial weights. precise: float32 also where autocast computes in bfloat16.
+    gain: factor on He's initial weights. rectify: put ReLU in front. precise: float32 also where autocast
+    computes in bfloat16.
     """
 
-    def __init__(self, channels, out, size, gain=1.0, precise=False):
+    def __init__(self, channels, out, size, gain=1.0, rectify=False, precise=False):
         super().__init__(channels, out, size)
-        self.precise = precise
+        self.rectify, self.precise = rectify, precise
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
         nn.init.zeros_(self.bias)
         with torch.no_grad():
@@ -140,6 +141,8 @@ class Conv(nn.Conv2d):
 
     def forward(self, x):
         """x (B, channels, H, W) -> (B, out, H, W)."""
+        if self.rectify:
+            x = x.relu()
         if self.kernel_size != (1, 1):
             x = replicate_pad(x, self.kernel_size)
         if not self.precise:

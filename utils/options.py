@@ -29,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; -h shows the options")
 
 
-FOLDER = {"folder": Option(None, "model folder (default: etc/model, or opt/demo that `make demo` trains)")}
+FOLDER = {"folder": Option(None, "model folder (default: one in etc, or opt/demo that `make demo` trains)")}
 FIGURE = {
     "out": Option(None, "folder for the pictures (default: pic/ in the model folder)"),
     "show": Option(False, "open the pictures in a window too"),

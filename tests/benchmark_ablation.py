@@ -1,0 +1,299 @@
+"""What each part of the band-wise prior is worth: bits per dimension, size and time, beside the paper's.
+
+    python tests/benchmark_ablation.py                                  all rows, on the photographs
+    python tests/benchmark_ablation.py -target CIFAR -threads 1         on another data set
+    python tests/benchmark_ablation.py -rows full full-bands            some of the rows
+
+Every row is a model trained from the same seed for as many steps on the same images in the same order, by
+Adam with a cosine rate, and measured on the same test images. Rows:
+    paper   the paper's prior on the lazy wavelet; +couplings: the method as published; +wide: that with as
+            many multiply-adds as full
+    blind   the band-wise prior without any of the parts below; +PART: with this one alone
+    full    with all of them; -PART: without this one; +couplings: behind couplings; +wide: without couplings,
+            but widened to as many multiply-adds; +drfirst: the diagonal band first
+Parts, and what stands in their place:
+    bands     sight of the detail bands before; the coarse band alone
+    channels  sight of the channels before, in the same band; none
+    mixtures  several logistic components; one
+    compand   logarithmic inputs and errors; linear ones of about the same range
+    levels    a bias for each of the finest levels; one for all
+    scales    means counted in scales; in steps
+    ycocg     YCoCg-R; red, green and blue
+What a row is blind to is left out of its networks, so that nothing multiplies zeros. Multiply-adds are those
+of convolutions, at all levels, for each value of an image. "change" is against the row before the first sign.
+Finished rows are kept in -out, with their settings, and not trained again: delete it when models change.
+"""
+
+import csv
+import math
+import re
+import sys
+import tempfile
+from bisect import bisect_left
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from flow.model import build  # noqa: E402
+from source.bands import LEVELS, START_OCTAVES, Band, BandPrior, Mixer  # noqa: E402
+from source.logistic import Mixture  # noqa: E402
+from utils.datasets import choose_sides, draw, load  # noqa: E402
+from utils.files import write_table  # noqa: E402
+from utils.integers import STEPS  # noqa: E402
+from utils.network import ConvNet  # noqa: E402
+from utils.options import CUDA, Option, check_least, parse, pick_device, script, seeded  # noqa: E402
+from utils.training import TRAINING, Trainer, Workers  # noqa: E402
+
+# What makes a figure, and stands beside it in the table.
+SETTINGS = {
+    "target": Option("photos", "photos, CIFAR, ImageNet32, ImageNet64, or a folder of image files"),
+    "size": Option(32, "side of the patches of photos or folders"),
+    "steps": Option(800, "training steps of each model"),
+    "batch": Option(24, "images a step"),
+    "lr": Option(0.004, "Adam's learning rate"),
+    "count": Option(256, "test images"),
+    "seed": Option(0, "seed of the initial weights and of all that is drawn"),
+    "width": Option(32, "channels of the hidden layers"),
+    "blocks": Option(1, "residual blocks of each band's network"),
+    "components": Option(3, "logistic components of a mixture"),
+    "hchnl": Option(16, "channels of couplings before the band-wise prior"),
+}
+OPTIONS = SETTINGS | CUDA | {
+    "data": Option("data", "folder of the data sets; CIFAR is downloaded to it if absent"),
+    "rows": Option(None, "these rows only", many=True),
+    "out": Option("output/ablation.csv", "table of finished rows"),
+    "threads": Option(torch.get_num_threads(), "threads to compute with"),
+}  # fmt: skip
+FIGURES = ("bits", "parameters", "multiply_adds", "seconds")
+KEY = ("row", *SETTINGS)
+WIDTH = 24
+# A value 255 away from the middle comes out as 8, as companded.
+PLAIN = 2.0**-5
+
+PARTS = "bands", "channels", "mixtures", "compand", "levels", "scales", "ycocg"
+
+
+class Row(NamedTuple):
+    """How a row's model is built.
+
+    parts: those it has; bands: whether its prior is band-wise, or the paper's; order: of the bands; like: the
+    row that it is widened to, in multiply-adds.
+    """
+
+    parts: frozenset = frozenset()
+    bands: bool = True
+    couplings: bool = False
+    order: tuple = (0, 1, 2)
+    like: str | None = None
+
+
+ALL, COLOUR = frozenset(PARTS), frozenset({"ycocg"})
+ROWS = {
+    "paper": Row(bands=False),
+    "paper+ycocg": Row(COLOUR, bands=False),
+    "paper+couplings": Row(bands=False, couplings=True),
+    "paper+couplings+ycocg": Row(COLOUR, bands=False, couplings=True),
+    "paper+couplings+ycocg+wide": Row(COLOUR, bands=False, couplings=True, like="full"),
+    "blind": Row(),
+    **{f"blind+{part}": Row(frozenset({part})) for part in PARTS},
+    "full": Row(ALL),
+    **{f"full-{part}": Row(ALL - {part}) for part in PARTS},
+    "full+drfirst": Row(ALL, order=(2, 0, 1)),
+    "full+couplings": Row(ALL, couplings=True),
+    "full+wide": Row(ALL, like="full+couplings"),
+}
+
+
+class Plain(nn.Module):
+    """In place of Compand: linear, of about the same range."""
+
+    def forward(self, u):
+        return PLAIN * u
+
+
+class PlainMixer(Mixer):
+    """A Mixer whose means are base + m steps, times the scale that scales start from."""
+
+    def forward(self, outputs, base):
+        logits, mean, octaves = self.fields(outputs.to(base.dtype))
+        mean = base + mean * 2**START_OCTAVES
+        return Mixture(logits * math.log(2), mean / STEPS, (octaves - math.log2(STEPS)) * math.log(2))
+
+
+class Nothing(nn.Module):
+    """In place of a convolution whose output is added: adds nothing."""
+
+    def forward(self, u):
+        return 0.0
+
+
+class PartialBand(Band):
+    """A Band with only some of PARTS."""
+
+    def __init__(self, parts, index, before, width, blocks, components):
+        super().__init__(index, before if "bands" in parts else 1, width, blocks, components)
+        if "channels" not in parts:
+            self.beside, self.linear = (
+                nn.ModuleList(Nothing() for _ in convolutions) for convolutions in (self.beside, self.linear)
+            )
+        if "compand" not in parts:
+            self.compand = Plain()
+        if "scales" not in parts:
+            self.mixer = PlainMixer(components)
+
+    def features(self, trunk, planes):
+        return super().features(trunk, planes[:, : self.base.in_channels])
+
+
+class PartialPrior(BandPrior):
+    """A BandPrior with only some of PARTS."""
+
+    def __init__(self, parts, width, blocks, components, order=(0, 1, 2)):
+        components = components if "mixtures" in parts else 1
+        super().__init__(width, blocks, components, order)
+        self.bands = nn.ModuleList(
+            PartialBand(parts, index, k + 1, width, blocks, components) for k, index in enumerate(order)
+        )
+        if "compand" not in parts:
+            self.compand = Plain()
+        if "levels" not in parts:
+            del self.level
+            self.register_buffer("level", torch.zeros(LEVELS, width, 1, 1))
+
+
+def make_model(name, options):
+    """The untrained model of a row."""
+    row, width = ROWS[name], options["width"]
+
+    def cost(width):
+        return multiply_adds(_model(row, width, options), options["size"])
+
+    if row.like:
+        wanted = multiply_adds(make_model(row.like, options), options["size"])
+        width = bisect_left(range(8 * width), wanted, width, key=cost)
+    return _model(row, width, options)
+
+
+def _model(row, width, options):
+    torch.manual_seed(options["seed"])
+    architecture = {"repeat": int(row.couplings), "HUE": "ycocg" in row.parts}
+    if not row.bands:
+        return build(architecture | {"hchnl": width, "prior": "paper"})
+    # a prior that costs nothing, until the right one replaces it
+    model = build(architecture | {"hchnl": options["hchnl"], "prior": "simple"})
+    model.detail = PartialPrior(row.parts, width, options["blocks"], options["components"], row.order)
+    return model
+
+
+@torch.no_grad()
+def multiply_adds(model, size):
+    """Multiply-adds of all convolutions for each of the 3 size^2 values of an image."""
+    total = 0
+
+    def convolution(module, inputs, output):
+        nonlocal total
+        total += module.weight.numel() * output.shape[-2] * output.shape[-1]
+
+    def network(module, inputs, output):
+        # its last layer is not called as a module, but at as many positions
+        convolution(module.last, inputs, output)
+
+    hooks = [m.register_forward_hook(convolution) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    hooks += [m.register_forward_hook(network) for m in model.modules() if isinstance(m, ConvNet)]
+    images = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=model.device)
+    model(images)
+    for hook in hooks:
+        hook.remove()
+    return total / images.numel()
+
+
+def open_images(options):
+    """As many training images as all steps take, and the test images: uint8 (N, 3, S, S)."""
+    images, *others = load(options["target"], "train", options["data"], options["size"])
+    if others:
+        raise ValueError(f"-target {options['target']}: need images of one size")
+    needed, generator = options["steps"] * options["batch"], seeded(options["seed"])
+    turns = -(-needed // len(images))
+    order = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(turns)])
+    where = {name: options[name] for name in ("target", "data", "size", "seed")}
+    return images[order[:needed]], draw(options["count"], **where)
+
+
+def train(model, images, test, options):
+    """Train for one epoch of the images. Returns (bits per dimension of the test images, seconds)."""
+    training = {name: option.default for name, option in TRAINING.items()}
+    training |= {name: options[name] for name in ("batch", "lr", "seed")}
+    training |= {"epoch": 1, "optimizer": "adam", "lrSchedule": "cosine", "clipNorm": 1.0}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(model, [images], [test], training, folder, pick_device(options["cuda"]), Workers())
+        try:
+            trainer.run_epoch([False], show=True)
+            return trainer.evaluate(), trainer.progress.seconds
+        except FloatingPointError:
+            return math.nan, trainer.progress.seconds
+
+
+def read_rows(path):
+    """The finished rows in a file: a dict from what makes each of them to the row, all as text."""
+    if not Path(path).exists():
+        return {}
+    with Path(path).open(newline="") as file:
+        table = csv.DictReader(file)
+        rows = list(table)
+        if tuple(table.fieldnames or ()) != (*KEY, *FIGURES):
+            raise ValueError(f"{path}: not a table of this script")
+    return {tuple(row[name] for name in KEY): row for row in rows}
+
+
+def show(row, shown):
+    """Print a row of the table; shown: bits by row, of those before it."""
+    name, bits = row["row"], float(row["bits"])
+    beside = re.split("[+-]", name)[0]
+    change = f"{bits - shown[beside]:+.4f}" if beside in shown else ""
+    shown[name] = bits
+    cells = f"{bits:.4f}", change, f"{int(row['parameters']):,}", f"{float(row['multiply_adds']):,.0f}"
+    line = "".join(f"{cell:>13}" for cell in (*cells, f"{float(row['seconds']):.0f}"))
+    tqdm.write(f"{name:{WIDTH + 3}}{line}")
+    sys.stdout.flush()
+
+
+@script
+def main(argv=None):
+    """Train the rows that are not in the table yet, and print it."""
+    options, typed = parse(__doc__, OPTIONS, argv)
+    names = list(dict.fromkeys(options["rows"] or ROWS))
+    for name in names:
+        if name not in ROWS:
+            raise ValueError(f"-rows {name}: need some of {', '.join(ROWS)}")
+    check_least(options, 1, "size", "steps", "batch", "count", "width", "components", "hchnl", "threads")
+    check_least(options, 0, "blocks")
+    if not options["lr"] > 0:
+        raise ValueError(f"-lr {options['lr']}: need more than 0")
+    options["size"] = choose_sides(options["target"], typed.get("size"))[0]
+    torch.set_num_threads(options["threads"])
+    torch.set_float32_matmul_precision("high")
+    done, device, data, shown = read_rows(options["out"]), pick_device(options["cuda"]), None, {}
+    columns = "bits/dim", "change", "parameters", "mul-adds/val", "train s"
+    tqdm.write(f"{'':{WIDTH + 3}}" + "".join(f"{column:>13}" for column in columns))
+    bar = tqdm(names, unit="row", disable=len(names) < 2, leave=False)
+    for name in bar:
+        bar.set_description(name)
+        row = {"row": name} | {setting: str(options[setting]) for setting in SETTINGS}
+        key = tuple(row.values())
+        if key not in done:
+            data = data or open_images(options)
+            model = make_model(name, options).to(device)
+            cost = multiply_adds(model, options["size"])
+            size = sum(p.numel() for p in model.parameters())
+            bits, seconds = train(model, *data, options)
+            done[key] = row | dict(zip(FIGURES, (f"{bits:.6f}", size, f"{cost:.1f}", f"{seconds:.2f}")))
+            write_table(options["out"], (*KEY, *FIGURES), done.values())
+        show(done[key], shown)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Draw the test bits per dimension of several trainings over the images that they have seen.
+
+    python tests/benchmark_curve.py -folder opt/A opt/B -names "paper's prior" bands -out etc
+
+The folders are of trainings on one data set, which is read to count its images. Writes curve.png and
+curve.csv. Horizontal lines: JPEG XL and the like on the same test images, given as NAME=BITS by -lines.
+"""
+
+import csv
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from flow.folder import read_options  # noqa: E402
+from utils.datasets import load  # noqa: E402
+from utils.options import Option, parse, script  # noqa: E402
+from utils.plots import plt, save_figure, save_rows  # noqa: E402
+
+OPTIONS = {
+    "folder": Option(None, "model folders", many=True),
+    "names": Option(None, "a name for each of them in the legend (default: the folders' names)", many=True),
+    "lines": Option(None, "horizontal lines, NAME=BITS", many=True),
+    "data": Option("data", "folder of the data sets"),
+    "out": Option("etc", "folder of the figure"),
+}
+
+
+def read_curve(folder, images):
+    """(images seen, test bits per dimension) of every epoch of a training; ValueError without a record."""
+    path = Path(folder) / "records" / "losses.csv"
+    try:
+        with path.open() as file:
+            return [(int(row["epoch"]) * images, float(row["test_bpd"])) for row in csv.DictReader(file)]
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: not the record of a training ({error})") from None
+
+
+def read_lines(lines):
+    """NAME=BITS -> (name, bits). Raises ValueError for anything else."""
+    pairs = [line.rpartition("=") for line in lines or ()]
+    try:
+        return [(name, float(bits)) for name, _, bits in pairs]
+    except ValueError:
+        raise ValueError(f"-lines {' '.join(lines)}: need NAME=BITS") from None
+
+
+@script
+def main(argv=None):
+    """Read the records, draw and save."""
+    options, _ = parse(__doc__, OPTIONS, argv)
+    folders = options["folder"] or []
+    names = options["names"] or [Path(folder).name for folder in folders]
+    if not folders or len(names) != len(folders):
+        raise ValueError("need -folder, and as many -names as folders if any")
+    lines, trained = read_lines(options["lines"]), [read_options(folder) for folder in folders]
+    targets = {o["target"] for o in trained}
+    if len(targets) > 1:
+        raise ValueError(f"trained on {', '.join(sorted(targets))}: need one data set")
+    first = trained[0]
+    sets = load(first["target"], "train", options["data"], first["patch"], scales=first.get("scales", 1))
+    curves = [read_curve(folder, sum(map(len, sets))) for folder in folders]
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for name, curve in zip(names, curves):
+        seen, bits = zip(*curve)
+        axes.plot(seen, bits, marker=".", label=f"{name}: {bits[-1]:.3f}")
+    for name, bits in lines:
+        axes.axhline(bits, color="grey", linestyle="--", linewidth=1)
+        axes.annotate(
+            f"{name} {bits:.2f}", (1, bits), xycoords=("axes fraction", "data"), ha="right", va="bottom"
+        )
+    # the first epochs of slow ones would press the rest together
+    last = max(curve[-1][1] for curve in curves)
+    axes.set_ylim(top=last + 3 * (last - min(min(bits for _, bits in curve) for curve in curves)) + 0.2)
+    axes.set(xlabel="images seen", ylabel="bits per dimension, test images", xlim=(0, None))
+    axes.set_title(f"{first['target']}, test images")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    rows = [
+        {"name": name, "images": seen, "test_bpd": bits} for name, c in zip(names, curves) for seen, bits in c
+    ]
+    save_rows(options["out"], "curve", rows)
+    save_figure(figure, options["out"], "curve")
+
+
+if __name__ == "__main__":
+    main()
