@@ -248,6 +248,17 @@ def test_learning_rates(schedule, done, factor):
     assert learning_rate(options, done) == pytest.approx(factor, abs=1e-9)
 
 
+def test_a_training_goes_on_from_the_best_weights_where_nothing_else_is_left(trained):
+    before, state = load_tensors(trained / "savings" / "best_test.safetensors")
+    for path in (trained / "savings").iterdir():
+        if path.name != "best_test.safetensors":
+            path.unlink()
+    easymain.main(["-folder", str(trained), "-load", "-epoch", str(state["epoch"] + 1), "-lr", "1e-9"])
+    after, again = load_tensors(trained / "savings" / "latest.safetensors")
+    assert again["epoch"] == state["epoch"] + 1 and again["steps"] > state["steps"]
+    assert all(torch.allclose(after[name], tensor, atol=1e-6) for name, tensor in before.items())
+
+
 def test_averaged_weights_are_tested_and_kept(command, tmp_path, monkeypatch):
     passed = []
 
@@ -725,7 +736,8 @@ def test_damaged_savings(trained, capsys):
         assert contents(trained) == before
         with pytest.raises(ValueError, match=r"latest\.safetensors"):
             open_model(trained, "latest")
-    latest.unlink()
+    for path in latest.parent.iterdir():
+        path.unlink()
     assert str(latest) in refused(capsys, "-folder", trained, "-load")
     with pytest.raises(ValueError, match=r"none of latest\.safetensors is there"):
         open_model(trained, "latest")

@@ -174,7 +174,7 @@ def on_grid(x):
 def in_tiles(function, halo, *maps):
     """function(*maps) tile by tile: bounds the memory, and keeps a network's activations in caches.
 
-    maps: (B, C, H, W). The function gives a tuple, perhaps named, of (..., H, W), of which every value depends
+    maps: (B, C, H, W). The function gives a tuple, perhaps named, of (..., H, W); every value of it depends
     on those of the maps no more than `halo` pixels away. At the edges of an image a tile has that edge.
     """
     height, width = maps[0].shape[-2:]

@@ -44,6 +44,7 @@ TRAINING = {
 }  # fmt: skip
 
 KEPT_SAVINGS = 3
+RESUMABLE = "latest.safetensors", "best_test.safetensors", "best_train.safetensors"
 SAVE_SECONDS, SHOW_SECONDS, DRAW_SECONDS = 300, 0.5, 20
 # A working model costs 8 bits or less; one that costs this much never comes back.
 DIVERGED = 1000.0
@@ -221,11 +222,15 @@ class Trainer:
         save_tensors(self.folder / "savings" / f"{name}.safetensors", tensors, asdict(self.progress))
         self.saved = time.monotonic()
 
-    def load(self, name="latest"):
-        """Go on exactly where `save` was. Raises ValueError if the saving is of another model."""
+    def load(self):
+        """Go on exactly where the last `save` was; without one, from the best weights, the optimiser afresh.
+
+        Raises ValueError if the saving is of another model.
+        """
+        savings = self.folder / "savings"
         if not self.workers.rank:
-            remove_unfinished(self.folder / "savings")
-        path = self.folder / "savings" / f"{name}.safetensors"
+            remove_unfinished(savings)
+        path = next((p for p in map(savings.joinpath, RESUMABLE) if p.exists()), savings / RESUMABLE[0])
         tensors, state = load_tensors(path)
         try:
             if sum(n.startswith("model.") for n in tensors) != len(list(self.model.parameters())):
@@ -234,7 +239,7 @@ class Trainer:
             for n, p in self.model.named_parameters():
                 p.data.copy_(tensors[f"model.{n}"])
                 if self.average:
-                    self.average[n].copy_(tensors[f"average.{n}"])
+                    self.average[n].copy_(tensors.get(f"average.{n}", p))
                 second = "exp_avg_sq" if self.options["optimizer"] == "adam" else "exp_inf"
                 marks = {key: f"optimizer.{key}.{n}" for key in ("step", "exp_avg", second)}
                 if marks["step"] in tensors:
