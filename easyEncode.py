@@ -21,7 +21,6 @@ from utils.integers import bits_per_dimension
 from utils.jobs import Row, plan, run
 from utils.options import Option, parse, pick_device, script
 from utils.pictures import png_size, read_picture, write_png
-from utils.rivals import QUICK, sizes
 
 FILES = {
     "img": Option(None, "encode these image files, and those in these folders", many=True),
@@ -84,6 +83,8 @@ def open_named(options):
 
 def encode_data_set(options):
     """Code the test set, compare, and print the figures."""
+    from utils.rivals import QUICK, sizes  # here, as it tries all codecs that are installed
+
     if options["earlyStop"] <= 0:
         options["earlyStop"] = -1
     model, batches = open_test_set(options)

@@ -54,6 +54,8 @@ def resolve(argv):
     elif (Path(folder) / "parameter.json").exists():
         raise ValueError(f"{folder} holds a model: -load goes on with it, -folder names another place")
     check_least(options, 1, "epoch", "batch", "savePeriod", "size", "scales")
+    if options["prior"] == "simple":  # one model, one name
+        options |= {"prior": "paper", "simplePrior": True}
     sides = choose_sides(options["target"], typed.get("size"))
     if not resume:
         options["patch"], options["size"] = sides

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from flow.frequencies import less_mode
 from flow.lifting import classical
 from flow.model import NeuralWavelet
 from source.prior import SimplePrior, TopPrior, against, gathered, walk
@@ -54,8 +55,7 @@ def pyramid(model, images, levels):
         size = coarse.shape[-2:]
         coarse, detail = model.pyramid.level(i).split(coarse)
         details.append(detail)
-        parts = against(model.detail, coarse, i, size, detail)
-        residuals.append(gathered(model.detail, [part - given.mode() for given, part in parts]))
+        residuals.append(gathered(model.detail, against(model.detail, coarse, i, size, detail, less_mode)))
     return coarse, details, residuals
 
 

@@ -32,6 +32,10 @@ def _integers(x):
     return x.to(torch.int32).movedim(-3, -1).contiguous().cpu().numpy()
 
 
+def _group(distribution, values):
+    return tuple(map(_integers, distribution)), _integers(values)
+
+
 def _table(distribution, image, settings):
     """The coder's distribution of one image of a batch: arrays (B, ...) or, of a mixture, (K, B, ...)."""
     if len(distribution) == 3:
@@ -51,11 +55,10 @@ def encode(model, images, settings=DEFAULT, watch=None):
     for i in range(depth(*x.shape[-2:])):
         size = x.shape[-2:]
         x, detail = model.pyramid.level(i).split(x)
-        parts = against(model.detail, x, i, size, detail)
-        groups[:0] = [(tuple(map(_integers, fields)), _integers(part)) for fields, part in parts]
+        groups[:0] = against(model.detail, x, i, size, detail, _group)
         if watch:
             watch(i + 1, x)
-    groups.insert(0, (tuple(map(_integers, model.top(len(x), x.shape[-2:]))), _integers(x)))
+    groups.insert(0, _group(model.top(len(x), x.shape[-2:]), x))
     encoders = [Encoder() for _ in images]
     for distribution, symbols in groups:
         for image, encoder in enumerate(encoders):

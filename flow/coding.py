@@ -20,7 +20,7 @@ TEST_SET = (
         "target": Option(None, "data set as in easymain.py (default: that of the training)"),
         "data": Option("data", "folder of the data sets; CIFAR is downloaded to it if absent"),
         "size": Option(-1, "side of the patches of photos or folders; -1: the training's, or else as there"),
-        "scales": Option(1, "scales at which images of folders are cut: full size, half, a quarter, ..."),
+        "scales": Option(-1, "scales at which images of folders are cut; -1: the training's, or else 1"),
         "batch": Option(10, "images coded together"),
         "earlyStop": Option(-1, "stop after so many batches; -1: code the whole test set"),
         "precision": Option(24, "probabilities are integers out of 2^precision"),
@@ -65,7 +65,10 @@ def open_test_set(options, count=None):
     if side == -1:
         side = trained["patch"] if target == trained.get("target") else choose_sides(target)[0]
     stop = None if options["earlyStop"] < 0 else options["earlyStop"]
-    sets = load(target, "test", options["data"], side, scales=options["scales"])
+    scales = options["scales"]
+    if scales == -1:
+        scales = trained.get("scales", 1) if target == trained.get("target") else 1
+    sets = load(target, "test", options["data"], side, scales=scales)
     return model, [batch for images in sets for batch in images[:count].split(options["batch"])[:stop]]
 
 

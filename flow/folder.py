@@ -13,6 +13,8 @@ import hashlib
 import json
 from pathlib import Path
 
+import torch
+
 from flow.model import ARCHITECTURE, build
 from utils.datasets import split_target
 from utils.files import load_tensors, save_tensors, write_text
@@ -152,6 +154,12 @@ def open_frozen(folder, weights=None, device="cpu"):
     tensors, state = load_tensors(path)
     model = build(options).freeze()
     _fill(model, tensors, path)
+    for part in model.modules():
+        if hasattr(part, "check"):
+            part.check()
+    # what is not checked above: whole numbers, and the taps of lifting
+    if not all(torch.equal(p * 2**16, torch.round(p * 2**16)) for p in model.parameters()):
+        raise ValueError(f"{path}: damaged: its numbers are not in fixed point")
     name = identity(model, options)
     if name != state.get("identity"):
         raise ValueError(f"{path}: damaged: its integers are not those that it was stored with")

@@ -16,6 +16,11 @@ from source.tables import Histogram
 from utils.polyphase import channels_last, depth, level_sizes
 
 
+def less_mode(distribution, values):
+    """Values minus the prior's rounded means."""
+    return values - distribution.mode()
+
+
 def _top_baseline(mixture):
     """The mean of the components' means, rounded, halves upwards: exact, as it stays in integers."""
     unit = MEAN_STEPS * len(mixture.mean)
@@ -29,7 +34,7 @@ def differences(model, images):
     for i in range(depth(*x.shape[-2:])):
         size = x.shape[-2:]
         x, detail = model.pyramid.level(i).split(x)
-        bands[:0] = [part - given.mode() for given, part in against(model.detail, x, i, size, detail)]
+        bands[:0] = against(model.detail, x, i, size, detail, less_mode)
     bands.insert(0, x - _top_baseline(model.top(len(x), x.shape[-2:])))
     return torch.cat([band.to(torch.int32).flatten(1) for band in bands], 1).cpu().numpy()
 

@@ -33,14 +33,15 @@ ARCHITECTURE = {
     ),
     "prior": Option(
         "paper",
-        "of the details: paper, one network's means and scales; bands, mixtures, band by band and channel by "
-        "channel; simple: as -simplePrior",
+        "of the details: paper, means and scales by two networks of the coarse band; bands, mixtures, band "
+        "by band and channel by channel; simple, as -simplePrior",
         ("paper", "bands", "simple"),
     ),
     "width": Option(64, "channels of the networks of -prior bands"),
-    "blocks": Option(1, "residual blocks for each band of -prior bands; the coarse band has twice as many"),
+    "blocks": Option(1, "residual blocks of -prior bands for each band, 0 to 6; twice as many before"),
     "components": Option(3, "logistic components of the mixtures of -prior bands"),
 }  # fmt: skip
+BANDS = {"width", "blocks", "components"}
 
 
 class NeuralWavelet(nn.Module):
@@ -100,15 +101,14 @@ class NeuralWavelet(nn.Module):
     def log_prob(self, images, levels=None):
         """Log-likelihood of images in nats: (B,). levels: as depth in transform."""
         x = self.enter(images)
-        distributions, symbols = [], []
+        parts = []
         for i in range(depth(*x.shape[-2:]) if levels is None else levels):
             size = x.shape[-2:]
             x, detail = self.pyramid.level(i).split(x)
-            for distribution, part in against(self.detail, x, i, size, detail):
-                distributions.append(distribution)
-                symbols.append(flat(part))
+            parts += against(self.detail, x, i, size, detail, lambda given, values: (given, flat(values)))
         total = self.top(len(x), x.shape[-2:]).log_prob(x).flatten(1).sum(1)
-        if symbols:
+        if parts:
+            distributions, symbols = zip(*parts)
             total = total + joint(distributions).log_prob(torch.cat(symbols, -1)).sum(1)
         return total
 
@@ -148,15 +148,16 @@ def build(options):
     check_least(o, 0, "repeat", "nhidden", "blocks")
     if o["blocks"] > MAX_BLOCKS:
         raise ValueError(f"-blocks {o['blocks']}: need {MAX_BLOCKS} at most, to be exact in fixed point")
-    if o["prior"] not in ("paper", "bands", "simple"):
-        raise ValueError(f"-prior {o['prior']}: need one of paper, bands, simple")
+    for name, option in ARCHITECTURE.items():
+        if option.choices and o[name] not in option.choices:
+            raise ValueError(f"-{name} {o[name]}: need one of {', '.join(option.choices)}")
+        if name in BANDS and o["prior"] != "bands" and o[name] != option.default:
+            raise ValueError(f"-{name} is of -prior bands: give that too")
     if o["simplePrior"] and o["prior"] == "bands":
         raise ValueError("-simplePrior and -prior bands: need one of them at most")
     simple = o["simplePrior"] or o["prior"] == "simple"
     if o["diffDetail"] and not simple:
         raise ValueError("-diffDetail is a form of the simple prior: give -simplePrior too")
-    if o["lifting"] not in ("none", *CLASSICAL):
-        raise ValueError(f"-lifting {o['lifting']}: need one of none, {', '.join(CLASSICAL)}")
     if o["lifting"] != "none" and not o["repeat"]:
         raise ValueError("-repeat 0: lifting needs at least one predict and update")
     side = o.get("size")

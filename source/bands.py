@@ -15,20 +15,21 @@ from torch import nn
 from source.logistic import FixedMixture, Mixture
 from source.rans import MEAN_BITS, SCALE_BITS, WEIGHT_BITS
 from source.tables import MAX_OCTAVE, MIN_OCTAVE, SCALE, SCALES, SCALES_PER_OCTAVE
-from utils.fixed import INPUT_MAX, frozen, in_tiles, on_grid
+from utils.fixed import CONV_MAX, GRID, INPUT_MAX, frozen, in_tiles, on_grid
 from utils.integers import MIDDLE, STEPS
 from utils.network import Compand, Conv
 from utils.polyphase import extend
 
 # Levels with a bias of their own: the finest ones; the last serves all deeper levels.
 LEVELS = 5
-# What the proof of FixedConv admits: as many sums of its results stay within its inputs.
+# With more, sums of what FixedConv gives could pass what it takes: 2^9 (MAX_BLOCKS + 1) + 10 < 2^12.
 MAX_BLOCKS = 6
 # Where the samples of a band lie between those of the coarse band: their (row, column) offsets in its 3x3
 # neighbourhood, of which the mean is the prediction to start from.
 NEAREST = ((1, 1), (1, 2)), ((1, 1), (2, 1)), ((1, 1), (1, 2), (2, 1), (2, 2))
-# Outputs count so much, so that they move as fast as the weights inside.
+# A factor on outputs, so that they move as fast as the weights inside; on the first layers' initial weights.
 OUTPUT_GAIN, INPUT_GAIN = 4.0, 2.0
+# Scales start at 2^2 steps.
 START_OCTAVES = 2.0
 
 
@@ -169,6 +170,7 @@ class BandPrior(nn.Module):
                 planes = torch.cat([planes, self._planes(known[-1], size)], 1)
             band, channel = divmod(len(known), self.channels)
             if not channel:
+                state = None  # before the next: each is as large as the trunk
                 state = in_tiles(self.bands[band].features, 2 + blocks, trunk, planes)
             values = planes[:, planes.shape[1] - channel :]
             return in_tiles(self.bands[band].mixture, 0, *state, values)
@@ -181,13 +183,18 @@ class BandPrior(nn.Module):
         return (extend(band, size, MIDDLE) - MIDDLE).clamp(-INPUT_MAX, INPUT_MAX)
 
     def _look(self, coarse, level):
+        bias = self.level[min(level, LEVELS - 1)]
         entered = self.compand(self.enter(coarse))
-        return self.trunk(entered + self.level[min(level, LEVELS - 1)].to(entered.dtype))
+        return self.trunk(
+            entered + (bias.to(entered.dtype) if bias.is_floating_point() else bias.double() * GRID)
+        )
 
     def freeze(self):
-        """Turn to fixed point: from now on, distributions are FixedMixture."""
+        """Turn to fixed point: from now on, distributions are FixedMixture. May raise ValueError."""
         if not self.level.isfinite().all():
             raise ValueError("these weights are not finite")
+        level = self.level.detach().double().clamp(-CONV_MAX, CONV_MAX)
         frozen(self)
-        self.level.data = on_grid(self.level.detach().double())
+        del self.level
+        self.register_buffer("level", (on_grid(level) / GRID).to(torch.int32))
         return self

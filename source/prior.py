@@ -2,7 +2,7 @@
 
 Every prior of details is a module with
     given = prior(coarse, level)        level 0 is the finest
-    distribution = given(known)         of the next part, each in its turn; known: a list of those before
+    distribution = given(known)         of each part, once and in turn; known: a list of those before
     prior.parts                         what the parts are: (band 0 ur, 1 dl, 2 dr; slice of its channels)
 so that evaluation, sampling and coding take the same `walk`, and a prior may let a part depend on those
 before it. Distributions have the size of the coarse band; `walk` crops them. `start` is where means start, in
@@ -50,13 +50,14 @@ def gathered(prior, parts):
     return tuple(channels_last(torch.cat(band, 1)) if len(band) > 1 else band[0] for band in bands)
 
 
-def against(prior, coarse, level, size, detail):
-    """Known details (ur, dl, dr) part by part, in the prior's order: a list of (distribution, values)."""
+def against(prior, coarse, level, size, detail, function):
+    """A list of function(distribution, values) for the parts of known details (ur, dl, dr), in turn."""
     parts = []
 
     def take(distribution, band, channels):
-        parts.append((distribution, detail[band][:, channels]))
-        return parts[-1][1]
+        values = detail[band][:, channels]
+        parts.append(function(distribution, values))
+        return values
 
     walk(prior, coarse, level, size, take)
     return parts

@@ -30,7 +30,10 @@ def read_curve(folder, images):
     path = Path(folder) / "records" / "losses.csv"
     try:
         with path.open() as file:
-            return [(int(row["epoch"]) * images, float(row["test_bpd"])) for row in csv.DictReader(file)]
+            curve = [(int(row["epoch"]) * images, float(row["test_bpd"])) for row in csv.DictReader(file)]
+            if not curve:
+                raise ValueError("no epochs")
+            return curve
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: not the record of a training ({error})") from None
 
@@ -53,9 +56,9 @@ def main(argv=None):
     if not folders or len(names) != len(folders):
         raise ValueError("need -folder, and as many -names as folders if any")
     lines, trained = read_lines(options["lines"]), [read_options(folder) for folder in folders]
-    targets = {o["target"] for o in trained}
+    targets = {(o["target"], o["patch"], o.get("scales", 1)) for o in trained}
     if len(targets) > 1:
-        raise ValueError(f"trained on {', '.join(sorted(targets))}: need one data set")
+        raise ValueError(f"trained on {', '.join(sorted(map(str, targets)))}: need one data set")
     first = trained[0]
     sets = load(first["target"], "train", options["data"], first["patch"], scales=first.get("scales", 1))
     curves = [read_curve(folder, sum(map(len, sets))) for folder in folders]

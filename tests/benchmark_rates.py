@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from flow.codec import DEFAULT, Settings  # noqa: E402
 from flow.coding import TEST_SET, code, open_test_set, streams_of, weights_of  # noqa: E402
 from flow.container import pack, unpack  # noqa: E402
-from flow.folder import find_folder, open_frozen, read_options  # noqa: E402
+from flow.folder import find_folder, open_frozen, read_options, target_name  # noqa: E402
 from utils.images import image_files, read_rgb  # noqa: E402
 from utils.options import Option, check_least, parse, pick_device, script  # noqa: E402
 from utils.rivals import RIVALS, sizes  # noqa: E402
@@ -86,7 +86,7 @@ def measure_data_set(options):
     figures = code(batches, *streams_of(model, settings), theory, model.device)
     rates = figures.actual, *sizes(batches, options["others"]).values()
     target = options["target"] or read_options(find_folder(options["folder"]))["target"]
-    name = f"{Path(target).name}, {sum(map(len, batches))} images"
+    name = f"{target_name(target)}, {sum(map(len, batches))} images"
     show(options, name, rates, 1 / figures.encoding, 1 / figures.decoding)
     if figures.error:
         print(f"images came back changed: mean error {figures.error}", file=sys.stderr)

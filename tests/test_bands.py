@@ -25,7 +25,7 @@ from source.prior import SimplePrior, walk
 from source.rans import MEAN_BITS, WEIGHT_BITS, Decoder
 from source.tables import MAX_OCTAVE, MIN_OCTAVE, SCALES
 from utils.files import load_tensors, save_tensors
-from utils.fixed import GRID, INPUT_MAX, LIMIT, FixedConv, on_grid
+from utils.fixed import CONV_MAX, GRID, INPUT_MAX, FixedConv, on_grid
 from utils.integers import bits_per_dimension
 from utils.network import Compand, Conv
 from utils.polyphase import band_sizes
@@ -161,11 +161,11 @@ def test_fixed_conv_is_the_rounded_conv(size, shape, std):
     assert (weight.abs().amax((1, 2, 3)) / unit >= 2**14 - 1).all() or std < 1e-3
     # every sum is exact in float64: equal, not near
     y = fixed(x)
-    assert torch.equal(y, on_grid(plain(x, weight, bias)).clamp(-LIMIT, LIMIT))
+    assert torch.equal(y, on_grid(plain(x, weight, bias)).clamp(-CONV_MAX, CONV_MAX))
     exact = plain(x, module.weight.double(), module.bias.double())
     bound = x.abs().max() * fixed.weight[0].numel() * unit.max() + GRID
-    assert (y - exact.clamp(-LIMIT, LIMIT)).abs().max() <= bound
-    assert std < 40 or y.abs().max() == LIMIT
+    assert (y - exact.clamp(-CONV_MAX, CONV_MAX)).abs().max() <= bound
+    assert std < 40 or y.abs().max() == CONV_MAX
 
 
 def test_on_grid_rounds_halves_upwards():
@@ -179,7 +179,7 @@ def test_fixed_conv_does_not_depend_on_the_order_of_its_sums(size, monkeypatch):
     with torch.no_grad():
         module.weight /= 1000  # so that not all is at the limit
     y = module.freeze()(x)
-    assert 0.2 < (y.abs() < LIMIT).double().mean()
+    assert 0.2 < (y.abs() < CONV_MAX).double().mean()
     order = torch.randperm(37, generator=seeded())
     permuted = conv(37, 5, size)
     with torch.no_grad():
@@ -199,7 +199,7 @@ def test_fixed_conv_does_not_depend_on_the_order_of_its_sums(size, monkeypatch):
 def test_fixed_conv_at_the_ends_of_its_range():
     module = conv(std=1e3)
     y = module.freeze()(steps(1, 4, 5, 5).sign() * INPUT_MAX)
-    assert y.abs().max() == LIMIT and y.isfinite().all()
+    assert y.abs().max() == CONV_MAX and y.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_fixed_conv_refuses_sums_beyond_2_53(channels, fits):
     assert exact < 2**53
     y = (x * weight[0, :, :1, :1] * 9).sum() + bias
     assert y.item() == exact * GRID * 2.0 ** -fixed.exponent.item() + bias.item()
-    assert torch.equal(fixed(x).flatten(), torch.tensor([LIMIT], dtype=torch.float64))
+    assert torch.equal(fixed(x).flatten(), torch.tensor([CONV_MAX], dtype=torch.float64))
 
 
 def test_fixed_conv_checks_the_bound_of_stored_integers():
@@ -297,10 +297,10 @@ def test_fixed_mixer_is_near_the_float_mixer(components):
 @pytest.mark.parametrize("components", [1, 5])
 @pytest.mark.parametrize("high", [1, 2**14, 2**23])
 def test_fixed_mixer_stays_within_what_the_coder_admits(components, high):
-    """LIMIT is 2^23 GRID: outputs as wild as a FixedConv gives them."""
+    """CONV_MAX is 2^23 GRID: outputs as wild as a FixedConv gives them."""
     outputs, base = steps(2, 3 * components, 4, 50, high=high), steps(2, 1, 4, 50, high=2**24, seed=2)
     if high > 2**20:
-        outputs[0] = outputs[0].sign() * LIMIT
+        outputs[0] = outputs[0].sign() * CONV_MAX
     weight, mean, scale = Mixer(components).freeze()(outputs, base)
     assert weight.min() >= 0 and (weight.amax(0) == 1 << WEIGHT_BITS).all()
     assert scale.min() >= 0 and scale.max() < SCALES

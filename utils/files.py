@@ -61,6 +61,9 @@ def load_tensors(path):
     try:
         with safe_open(path, framework="pt") as file:
             tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, json.loads(file.metadata()["state"])
+            state = json.loads(file.metadata()["state"])
+            if not isinstance(state, dict):
+                raise TypeError("its state is not a table")
+            return tensors, state
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not weights of this project, or damaged ({error})") from None

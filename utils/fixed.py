@@ -19,13 +19,36 @@ INPUT_MAX = 2**12
 OUTPUT_MAX = 2**24
 EXPONENT_MAX = 28
 EXACT = 2**53
-# What lies between the layers of the band-wise prior counts GRID, up to LIMIT as a convolution gives it.
+# What lies between the layers of the band-wise prior are multiples of GRID; a FixedConv's, up to CONV_MAX.
 GRID = 2.0**-ACTIVATION_BITS
-LIMIT = 2.0**9
+CONV_MAX = 2.0**9
 # The side of the tiles in which the band-wise prior is computed.
 TILE = 128
 # Pixels computed at a time: what bounds the memory, and keeps the activations in the processor's cache.
 PIXELS = 1 << 12
+
+
+def _power(exponent):
+    """2^exponent of integers, float64, from its bits: no library's exponential, which need not be exact."""
+    return (1023 + exponent.long() << 52).view(torch.float64)
+
+
+def _check_finite(*tensors):
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        raise ValueError("these weights are not finite")
+
+
+def _check_exact(sums, exponent, bias):
+    """Raise ValueError unless every partial sum, in any order, is exact in float64.
+
+    sums: of |W| max|a|, of each output channel; W, e and b as integers. In units of 2^-e (of 1/2, if e < 1)
+    all partial sums are integers; the largest is below sums + |b| + 2^e, which must not reach 2^53.
+    """
+    if exponent.abs().max() <= EXPONENT_MAX:
+        bound = sums + bias.double().abs() + _power(exponent.clamp(min=0))
+        if (bound * torch.where(exponent < 1, 2, 1)).max() < EXACT:
+            return
+    raise ValueError("these weights are too large to be frozen: a sum could pass 2^53")
 
 
 def _quantise(weight, bias):
@@ -35,7 +58,7 @@ def _quantise(weight, bias):
     in the same unit.
     """
     exponent = (WEIGHT_BITS - torch.frexp(weight.abs().amax(1))[1]).clamp(max=EXPONENT_MAX)
-    scale = torch.exp2(exponent.double())
+    scale = _power(exponent)
     return (
         torch.round(weight * scale[:, None]).clamp(-WEIGHT_MAX, WEIGHT_MAX),
         exponent,
@@ -70,8 +93,7 @@ class FixedNetwork(nn.Module):
     @classmethod
     def of(cls, net, factor, offset=0.0, unit=1):
         """Freeze a ConvNet. Raises ValueError if its weights are too large."""
-        if not all(parameter.isfinite().all() for parameter in net.parameters()):
-            raise ValueError("these weights are not finite")
+        _check_finite(*net.parameters())
         fixed = cls(net, unit)
         rows, columns = fixed.kernel
         first, last = net.first.weight.detach().double(), net.last.weight.detach().double()
@@ -96,21 +118,13 @@ class FixedNetwork(nn.Module):
         return (getattr(self, f"{name}{i}") for name in ("weight", "exponent", "bias"))
 
     def check(self):
-        """Raise ValueError unless every partial sum, in any order, is exact in float64.
-
-        In units of 2^-e all of them are integers; the largest is below sum |W| max|a| + |b| + 2^e, which must
-        not reach 2^53. The last layer sums its taps too.
-        """
+        """Raise ValueError unless every partial sum, in any order, is exact in float64."""
         for i in range(self.layers):
-            weight, exponent, bias = (t.to(torch.float64) for t in self.layer(i))
-            sums = weight.abs().sum(1)
-            if i == self.layers - 1:
+            weight, exponent, bias = self.layer(i)
+            sums = weight.double().abs().sum(1)
+            if i == self.layers - 1:  # which sums its taps too
                 sums, exponent = sums.view(-1, len(bias)).sum(0), exponent[: len(bias)]
-            bound = (
-                sums * (ACTIVATION_MAX if i else INPUT_MAX) + bias.abs() + torch.exp2(exponent.clamp(min=0))
-            )
-            if not (bound.max() < EXACT and exponent.abs().max() <= EXPONENT_MAX):
-                raise ValueError("these weights are too large to be frozen: a sum could pass 2^53")
+            _check_exact(sums * (ACTIVATION_MAX if i else INPUT_MAX), exponent, bias)
 
     def _prepare(self, device):
         """Weights and biases as float64 multiples of 2^-e, the 1/2 of the rounding included."""
@@ -118,8 +132,8 @@ class FixedNetwork(nn.Module):
             self.check()
             self.tables = []
             for i in range(self.layers):
-                weight, exponent, bias = (t.to(device, torch.float64) for t in self.layer(i))
-                scale = torch.exp2(-exponent)
+                weight, exponent, bias = (t.to(device) for t in self.layer(i))
+                scale = _power(-exponent)
                 self.tables.append(
                     ((weight * scale[:, None]).T.contiguous(), bias * scale[: len(bias)] + 0.5)
                 )
@@ -172,39 +186,32 @@ def on_grid(x):
 
 
 def in_tiles(function, halo, *maps):
-    """function(*maps) tile by tile: bounds the memory, and keeps a network's activations in caches.
+    """function(*maps) tile by tile: bounds the memory within the function, and keeps it in the caches.
 
     maps: (B, C, H, W). The function gives a tuple, perhaps named, of (..., H, W); every value of it depends
     on those of the maps no more than `halo` pixels away. At the edges of an image a tile has that edge.
     """
     height, width = maps[0].shape[-2:]
-    rows = []
+    whole = None
     for top in range(0, height, TILE):
-        row, above = [], max(top - halo, 0)
         for left in range(0, width, TILE):
-            before = max(left - halo, 0)
+            above, before = max(top - halo, 0), max(left - halo, 0)
             part = function(*(m[..., above : top + TILE + halo, before : left + TILE + halo] for m in maps))
-            kept = slice(top - above, top - above + TILE), slice(left - before, left - before + TILE)
-            row.append([field[(..., *kept)] for field in part])
-        rows.append([torch.cat(fields, -1) if len(fields) > 1 else fields[0] for fields in zip(*row)])
-    whole = [torch.cat(fields, -2) if len(fields) > 1 else fields[0] for fields in zip(*rows)]
+            if max(height, width) <= TILE:
+                return part
+            if whole is None:
+                shapes = ((*field.shape[:-3], height, width, field.shape[-3]) for field in part)
+                whole = [field.new_empty(shape).movedim(-1, -3) for field, shape in zip(part, shapes)]
+            for field, all_of_it in zip(part, whole):
+                inside = field[..., top - above :, left - before :][..., :TILE, :TILE]
+                all_of_it[..., top : top + TILE, left : left + TILE] = inside
     return type(part)(*whole) if hasattr(part, "_fields") else tuple(whole)
 
 
-class FixedCompand(nn.Module):
-    """A function whose results are brought to the grid."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        """See the class."""
-        return on_grid(self.function(x))
-
-
 class FixedConv(nn.Module):
-    """A Conv in integers: on_grid(W x + b) within +-LIMIT, in float64; x on the grid, within +-INPUT_MAX.
+    """A Conv in integers: on_grid(W x + b) within +-CONV_MAX, in float64; x on the grid, within +-INPUT_MAX.
+
+    Where it has a border or rectifies, x is clamped to that; elsewhere it is the caller's to see to.
 
     W and b, in GRID, are integers times 2^-e, e for each output channel. Made by `of`; as a module it
     holds what is stored: W (out, channels, size, size), b and e as int16, int64 and int8.
@@ -222,8 +229,7 @@ class FixedConv(nn.Module):
     def of(cls, conv):
         """Freeze a Conv. Raises ValueError if its weights are too large."""
         weight, bias = conv.weight.detach().double(), conv.bias.detach().double()
-        if not (weight.isfinite().all() and bias.isfinite().all()):
-            raise ValueError("these weights are not finite")
+        _check_finite(weight, bias)
         fixed = cls(weight.shape, conv.rectify)
         integers, exponent, bias = _quantise(weight.flatten(1), bias / GRID)
         for name, value in (("weight", integers.view_as(weight)), ("exponent", exponent), ("bias", bias)):
@@ -232,21 +238,16 @@ class FixedConv(nn.Module):
         return fixed
 
     def check(self):
-        """Raise ValueError unless every partial sum, in any order, is exact in float64: see FixedNetwork."""
-        sums, bias = self.weight.double().abs().flatten(1).sum(1), self.bias.double().abs()
-        exponent = self.exponent.double()
-        bound = sums * (INPUT_MAX / GRID) + bias + torch.exp2(exponent.clamp(min=0))
-        if not (bound.max() < EXACT and exponent.abs().max() <= EXPONENT_MAX):
-            raise ValueError("these weights are too large to be frozen: a sum could pass 2^53")
+        """Raise ValueError unless every partial sum, in any order, is exact in float64."""
+        sums = self.weight.double().abs().flatten(1).sum(1) * (INPUT_MAX / GRID)
+        _check_exact(sums, self.exponent, self.bias)
 
     def _prepare(self, device):
         """W for each tap, (channels, out), and b + 1/2, both in GRID."""
         if self.table is None or self.table[1].device != device:
             self.check()
-            weight, exponent, bias = (
-                t.to(device, torch.float64) for t in (self.weight, self.exponent, self.bias)
-            )
-            scale = torch.exp2(-exponent)
+            weight, exponent, bias = (t.to(device) for t in (self.weight, self.exponent, self.bias))
+            scale = _power(-exponent)
             taps = (weight * scale.view(-1, 1, 1, 1) / GRID).permute(2, 3, 1, 0).flatten(0, 1)
             self.table = taps.contiguous(), bias * scale + 0.5
         return self.table
@@ -277,6 +278,6 @@ class FixedConv(nn.Module):
             torch.addmm(bias, x[start:end], taps[0], out=part)
             for shift, tap in zip(shifts[1:], taps[1:]):
                 part.addmm_(x[start + shift : end + shift], tap)
-            part.floor_().mul_(GRID).clamp_(-LIMIT, LIMIT)
+            part.floor_().mul_(GRID).clamp_(-CONV_MAX, CONV_MAX)
         y = y.view(batch, height + 2 * border, across, -1)
         return y[:, :height, :width].permute(0, 3, 1, 2)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from utils.files import whole
+from utils.options import memory_message
 
 
 class Row(NamedTuple):
@@ -53,8 +54,12 @@ def run(pairs, work, force=False):
             with whole(target) as temporary:
                 row = work(source, temporary)
             rows.append((str(target), *row, perf_counter() - start))
-        except (ValueError, OSError, MemoryError) as error:
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
             message = " ".join(str(error).split()) or "out of memory"
+            if isinstance(error, RuntimeError):
+                message = memory_message(error)
+                if not message:
+                    raise
             tqdm.write(message if str(source) in message else f"{source}: {message}", sys.stderr)
             failed += 1
     if rows:

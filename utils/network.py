@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.fixed import FixedCompand, FixedConv
+from utils.fixed import FixedConv, on_grid
 from utils.polyphase import channels_last
 
 
@@ -193,4 +193,12 @@ class Compand(nn.Module):
 
     def freeze(self):
         """The same in fixed point."""
-        return FixedCompand(_Compand.apply)
+        return FixedCompand()
+
+
+class FixedCompand(Compand):
+    """A Compand whose results are brought to the grid: see utils/fixed.py."""
+
+    def forward(self, u):
+        """See the class."""
+        return on_grid(_Compand.apply(u))

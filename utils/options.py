@@ -92,12 +92,10 @@ def script(main):
         status = 2
         try:
             return main(argv)
-        except torch.OutOfMemoryError:
-            message = "the GPU's memory is full: give a smaller -batch"
         except RuntimeError as error:
-            if "can't allocate memory" not in str(error):
+            message = memory_message(error)
+            if not message:
                 raise
-            message = "this machine's memory does not hold a model or a batch of that size"
         except (ValueError, OSError, FloatingPointError) as error:
             message = " ".join(str(error).split())
         except KeyboardInterrupt:
@@ -106,6 +104,15 @@ def script(main):
         raise SystemExit(status)
 
     return run
+
+
+def memory_message(error):
+    """What to say of a RuntimeError of torch's for want of memory; None for any other."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU's memory is full: give a smaller -batch, or compute on the CPU"
+    if "can't allocate memory" in str(error):
+        return "this machine's memory does not hold a model, picture or batch of that size"
+    return None
 
 
 def check_least(options, least, *names):

@@ -52,7 +52,7 @@ def _pillow_jxl():
 def _works(encode):
     try:
         return bool(encode(np.zeros((8, 8, 3), np.uint8)))
-    except (ImportError, RuntimeError):
+    except Exception:  # whatever a build of theirs lacks
         return False
 
 
@@ -61,7 +61,8 @@ def _works(encode):
 RIVALS = {
     "PNG": _pillow("PNG", optimize=True),
     "WebP": _pillow("WEBP", lossless=True, quality=100, method=6),
-} | (_imagecodecs() or _pillow_jxl())
+}
+RIVALS |= _pillow_jxl() | _imagecodecs()
 QUICK = tuple(name for name in RIVALS if name not in SLOW)
 
 
