@@ -1,0 +1,65 @@
+"""The models in the box: whole, small enough, as their cards say, better than older codecs on photographs."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmark_ablation import multiply_adds
+from PIL import Image
+
+from flow.container import pack, unpack
+from flow.folder import find_folder, identity, open_frozen, open_model
+from flow.model import build
+from utils.files import load_tensors
+from utils.images import PHOTOS
+from utils.rivals import RIVALS
+
+BOX = PHOTOS.parent
+LARGEST = {"model": 4e6, "cifar": 8e6, "paper": 1e6}
+BANDS = Path(__file__).parent / "fixtures" / "bands"
+
+
+def test_the_default_is_the_model_in_the_box():
+    assert find_folder() == BOX / "model" and find_folder(box="paper") == BOX / "paper"
+
+
+@pytest.mark.parametrize("name", LARGEST)
+def test_a_model_is_whole_small_and_already_frozen(name):
+    folder = BOX / name
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < LARGEST[name]
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    _, options, _ = open_frozen(folder)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    card = (folder / "README.md").read_text()
+    assert (
+        f"-epoch {options['epoch']}" in card and f"-lr {options['lr']}" in card and options["data"] == "data"
+    )
+
+
+def test_the_arithmetic_of_the_default_stays_within_bounds():
+    model, _ = open_model(BOX / "model")
+    assert multiply_adds(model, 64) < 60_000
+
+
+@pytest.mark.parametrize("photo", ["lake-sherburne", "oakland-zoo-otters", "roman-colosseum"])
+def test_photographs_kept_for_testing_take_less_than_by_other_codecs(photo):
+    model, _, name = open_frozen(BOX / "model")
+    picture = Image.open(PHOTOS / f"{photo}.png").convert("RGB").crop((120, 200, 280, 297))
+    data = pack(picture, model, name)
+    assert unpack(data, model, name).tobytes() == picture.tobytes()
+    others = {codec: len(encode(np.array(picture))) for codec, encode in RIVALS.items() if codec != "WebP"}
+    assert all(len(data) < others[codec] for codec in others if not codec.startswith("JPEG XL")), others
+
+
+def test_files_of_a_band_wise_prior_decode_as_when_it_was_made():
+    options = json.loads((BANDS / "parameter.json").read_text())
+    tensors, state = load_tensors(BANDS / "frozen.safetensors")
+    model = build(options).freeze()
+    model.load_state_dict(tensors)
+    assert identity(model, options) == state["identity"]
+    data, picture = (BANDS / "flow.nwf").read_bytes(), Image.open(BANDS / "flow.png").convert("RGB")
+    assert unpack(data, model, state["identity"]).tobytes() == picture.tobytes()
+    assert pack(picture, model, state["identity"]) == data
+    assert 8 * len(data) / math.prod(np.array(picture).shape) < 7
