@@ -1,24 +1,21 @@
 """The models in the box: whole, small enough, as their cards say, better than older codecs on photographs."""
 
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 from benchmark_ablation import multiply_adds
 from PIL import Image
+from test_container import FIXTURES, tiny_model
 
 from flow.container import pack, unpack
-from flow.folder import find_folder, identity, open_frozen, open_model
-from flow.model import build
-from utils.files import load_tensors
+from flow.folder import find_folder, open_frozen, open_model
 from utils.images import PHOTOS
 from utils.rivals import RIVALS
 
 BOX = PHOTOS.parent
 LARGEST = {"model": 4e6, "cifar": 8e6, "paper": 1e6}
-BANDS = Path(__file__).parent / "fixtures" / "bands"
+BANDS = FIXTURES / "bands"
 
 
 def test_the_default_is_the_model_in_the_box():
@@ -54,12 +51,8 @@ def test_photographs_kept_for_testing_take_less_than_by_other_codecs(photo):
 
 
 def test_files_of_a_band_wise_prior_decode_as_when_it_was_made():
-    options = json.loads((BANDS / "parameter.json").read_text())
-    tensors, state = load_tensors(BANDS / "frozen.safetensors")
-    model = build(options).freeze()
-    model.load_state_dict(tensors)
-    assert identity(model, options) == state["identity"]
+    model, name = tiny_model(BANDS)
     data, picture = (BANDS / "flow.nwf").read_bytes(), Image.open(BANDS / "flow.png").convert("RGB")
-    assert unpack(data, model, state["identity"]).tobytes() == picture.tobytes()
-    assert pack(picture, model, state["identity"]) == data
+    assert unpack(data, model, name).tobytes() == picture.tobytes()
+    assert pack(picture, model, name) == data
     assert 8 * len(data) / math.prod(np.array(picture).shape) < 7

@@ -28,10 +28,10 @@ GOLDEN = ("flow", "alpha", "deflate", "raw")
 EDITS = {"flow": 350, "alpha": 250, "deflate": 3000, "raw": 3000}
 
 
-def tiny_model():
-    """The frozen model in the fixtures, and its identity."""
-    options = json.loads((FIXTURES / "parameter.json").read_text())
-    tensors, state = load_tensors(FIXTURES / "frozen.safetensors")
+def tiny_model(folder=FIXTURES):
+    """A frozen model in the fixtures, and its identity."""
+    options = json.loads((folder / "parameter.json").read_text())
+    tensors, state = load_tensors(folder / "frozen.safetensors")
     model = build(options).freeze()
     model.load_state_dict(tensors)
     assert identity(model, options) == state["identity"]
