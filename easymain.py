@@ -61,8 +61,9 @@ def resolve(argv):
         options["patch"], options["size"] = sides
     if not options["lr"] > 0:
         raise ValueError(f"-lr {options['lr']}: need more than 0")
-    if not 0 <= options["clipNorm"] < math.inf:
-        raise ValueError(f"-clipNorm {options['clipNorm']}: need at least 0")
+    for name in ("clipNorm", "noise"):
+        if not 0 <= options[name] < math.inf:
+            raise ValueError(f"-{name} {options[name]}: need at least 0")
     if not 0 < options["decay"] <= 1:
         raise ValueError(f"-decay {options['decay']}: need more than 0 and at most 1")
     if not 0 <= options["seed"] < 2**32:

@@ -27,7 +27,7 @@ from utils import training
 from utils.datasets import PHOTOS, load
 from utils.files import load_tensors
 from utils.integers import bits_per_dimension
-from utils.training import Trainer, Workers, epoch_batches, learning_rate, mirror, mirrored
+from utils.training import Trainer, Workers, epoch_batches, grainy, learning_rate, mirror, mirrored
 
 ROOT = Path(__file__).parents[1]
 
@@ -203,6 +203,21 @@ def test_mirror():
     y = mirror(x, torch.tensor([False, True]))
     assert torch.equal(y[0], x[0])
     assert all(torch.equal(y[1, :, :, i], x[1, :, :, 4 - i]) for i in range(5))
+
+
+def test_a_third_of_the_images_become_grainy():
+    x = torch.full((3000, 3, 8, 8), 100, dtype=torch.uint8)
+    y = grainy(x, 6.0, torch.Generator().manual_seed(3))
+    assert y.dtype == torch.uint8 and y.shape == x.shape
+    assert torch.equal(y, grainy(x, 6.0, torch.Generator().manual_seed(3)))
+    assert not torch.equal(y, grainy(x, 6.0, torch.Generator().manual_seed(4)))
+    spread = y.float().std((1, 2, 3))
+    assert 850 < (spread > 0).sum() < 1150 and spread.max() < 7
+    assert spread[spread > 0].mean().item() == pytest.approx(3, abs=0.3)
+    assert abs(y.float().mean().item() - 100) < 0.05
+    ends = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2).expand(300, 3, 8, 2)
+    edges = grainy(ends, 20.0, torch.Generator().manual_seed(3))
+    assert edges[..., 0].max() < 100 and edges[..., 1].min() > 155
 
 
 def test_flip_mirrors_images_where_they_train_and_only_there(command, images, tmp_path, monkeypatch):
@@ -450,6 +465,7 @@ def test_load_of_a_folder_from_before_some_options(trained, command, whole, tmp_
         "patch",
         "optimizer",
         "clipNorm",
+        "noise",
         "prior",
         "width",
         "blocks",
@@ -468,7 +484,7 @@ def test_load_of_a_finished_training_changes_nothing(trained, whole):
     assert_same_training(trained, whole)
 
 
-@pytest.mark.parametrize("extra", ["-ema 0", "-ema 0.9 -flip -optimizer adam -clipNorm 1"])
+@pytest.mark.parametrize("extra", ["-ema 0", "-ema 0.9 -flip -optimizer adam -clipNorm 1 -noise 2"])
 @pytest.mark.parametrize(("when", "number"), [(1, signal.SIGTERM), (6, signal.SIGINT), (12, signal.SIGINT)])
 def test_stopped_and_resumed(command, tmp_path, monkeypatch, capsys, when, number, extra):
     argv = [*command, *extra.split(), "-folder"]
@@ -622,6 +638,7 @@ def test_only_the_first_process_writes(images, tmp_path):
         ("-lr nan", "-lr nan: need"),
         ("-decay -1", "-decay -1.0: need"),
         ("-ema 1", "-ema 1.0: need"),
+        ("-noise -1", "-noise -1.0: need at least 0"),
         ("-clipNorm -1", "-clipNorm -1.0: need at least 0"),
         ("-clipNorm nan", "-clipNorm nan: need at least 0"),
         ("-clipNorm inf", "-clipNorm inf: need at least 0"),

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.func import functional_call
@@ -39,6 +40,9 @@ TRAINING = {
     "savePeriod": Option(10, "epochs between periodic savings"),
     "seed": Option(0, "seed of the initial weights and of the order of the images"),
     "flip": Option(False, "mirror half of the images at random, left to right, while training"),
+    "noise": Option(
+        0.0, "add noise of up to so many tones to a third of the images while training, for cameras' grain"
+    ),
     "amp": Option(False, "compute the networks in bfloat16 while training (tests stay in float32)"),
     "compile": Option(False, "compile the training step with torch.compile"),
 }  # fmt: skip
@@ -174,6 +178,17 @@ def gather(images, index, device):
 def mirror(images, which):
     """Mirror, left to right, those of (B, 3, H, W) that `which`, bool (B,), tells."""
     return torch.where(which.to(images.device)[:, None, None, None], images.flip(-1), images)
+
+
+def grainy(images, most, generator):
+    """Add Gaussian noise to a third of (B, 3, H, W) uint8; its deviation is drawn from 0 .. `most` tones.
+
+    Small photographs, and those from JPEG files, lack the grain of a camera's pixels.
+    """
+    some = torch.rand(len(images), generator=generator) < 1 / 3
+    deviation = (most * torch.rand(len(images), generator=generator) * some)[:, None, None, None]
+    noise = (deviation * torch.randn(images.shape, generator=generator)).to(images.device)
+    return (images + noise).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _optimizer(options, parameters):
@@ -332,6 +347,10 @@ class Trainer:
                 images = gather(self.train[which], share, self.device)
                 if flips:
                     images = mirror(images, flips[which][share])
+                if options["noise"]:
+                    draw = np.random.SeedSequence((options["seed"], p.epoch, p.step, workers.rank))
+                    generator = torch.Generator().manual_seed(int(draw.generate_state(1)[0]))
+                    images = grainy(images, options["noise"], generator)
                 pending += self.step(images, len(index))
                 p.step += 1
                 p.steps += 1
