@@ -14,14 +14,13 @@ rounding is taken as 1, as in training.
 """
 
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from flow.analysis import COLOURS, TITLES, classical_response, down_tap, frequency_response, impulse_responses
-from flow.folder import find_folder, open_model, trained
+from flow.folder import find_folder, open_model, picture_folder, trained
 from utils.images import PHOTOS, image_files, read_rgb
 from utils.options import CUDA, FIGURE, FOLDER, Option, check_least, parse, pick_device, script
 from utils.plots import plt, save_arrays, save_figure
@@ -91,7 +90,7 @@ def main(argv=None):
     parts = [impulse_responses(model.pyramid.level(0), part, PLACES) for part in parts]
     low, high = (torch.cat(sides).cpu() for sides in zip(*parts))
     omega = np.arange(0, math.pi, options["step"])
-    out, channel = Path(options["out"] or folder / "pic"), "luma (Y)" if model.ycocg else "red"
+    out, channel = picture_folder(options["out"], folder), "luma (Y)" if model.ycocg else "red"
     for varied, text in (("row", "first row of pixels"), ("columns", "whole columns of pixels")):
         taps = {
             kind: (side[:, :, 0] if varied == "row" else side.sum(2)).flatten(0, 1)

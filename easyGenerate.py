@@ -9,13 +9,11 @@ The top is drawn from its mixture, then each level's details from the prior: mea
 the grid as a PNG of whole pixels, and the samples as .npz.
 """
 
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import torch
 from tqdm import tqdm
 
-from flow.folder import find_folder, open_model, trained
+from flow.folder import find_folder, open_model, picture_folder, trained
 from flow.zoom import coarse_bands
 from utils.datasets import draw
 from utils.options import CUDA, FIGURE, FOLDER, Option, check_least, parse, pick_device, script, seeded
@@ -65,7 +63,7 @@ def main(argv=None):
     generator = seeded(options["seed"], device)
     folder = find_folder(options["folder"])
     model, architecture = open_model(folder, device=device)
-    out = Path(options["out"] or folder / "pic")
+    out = picture_folder(options["out"], folder)
     side, real, count = options["size"] or architecture.get("size") or SIDE, None, options["num"]
     if options["from"] == "coarse":
         real = draw(count**2, options["target"], options["data"], side, options["seed"])

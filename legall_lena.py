@@ -27,7 +27,7 @@ from flow.analysis import (
     radial,
     spectrum,
 )
-from flow.folder import find_folder, open_model, trained
+from flow.folder import find_folder, open_model, picture_folder, trained
 from utils.datasets import load
 from utils.images import IN_THE_BOX, picture
 from utils.options import CUDA, FIGURE, FOLDER, PICTURE, Option, parse, pick_device, script
@@ -118,7 +118,7 @@ def main(argv=None):
             images[f"{wavelet}_{kind}"] = parts[0].cpu()
     spectra = {name: spectrum(x) for name, x in images.items()}
     curves = {name: radial(*s) for name, s in spectra.items()}
-    out, name = Path(options["out"] or folder / "pic"), f"legall_{stem}_deltaDepth_{levels}"
+    out, name = picture_folder(options["out"], folder), f"legall_{stem}_deltaDepth_{levels}"
     numbers = {key: values.numpy() for key, (values, _, _) in spectra.items()}
     numbers |= {f"{key}_radial": mean.numpy() for key, (_, mean) in curves.items()}
     save_arrays(out, name, **numbers, radius=curves["original"][0].numpy())

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from flow.folder import find_folder, open_frozen, trained
+from flow.folder import find_folder, open_frozen, picture_folder, trained
 from flow.zoom import enlarge, load_file, load_image, measure
 from utils.datasets import draw
 from utils.images import picture
@@ -165,7 +165,7 @@ def main(argv=None):
     generator = seeded(options["seed"], device)
     folder = find_folder(options["folder"])
     model, architecture, name = open_frozen(folder, device=device)
-    out, size = Path(options["out"] or folder / "pic"), architecture.get("size")
+    out, size = picture_folder(options["out"], folder), architecture.get("size")
     origin = f"; model: {trained(folder)}"
     if options["measure"]:
         return show_measures(model, test_images(options, options["measure"], size), out)

@@ -23,7 +23,7 @@ from flow.analysis import (
     mosaic,
     pyramid,
 )
-from flow.folder import find_folder, open_frozen, trained
+from flow.folder import find_folder, open_frozen, picture_folder, trained
 from utils.images import IN_THE_BOX, picture
 from utils.integers import MIDDLE
 from utils.options import CUDA, FIGURE, FOLDER, PICTURE, Option, parse, pick_device, script
@@ -121,7 +121,7 @@ def main(argv=None):
     stem = Path(options["img"] or IN_THE_BOX).stem
     colours = "YCoCg-R" if model.ycocg else "RGB"
     caption = f"{stem}, in {colours}; learned details less the prior's means; model: {trained(folder)}"
-    out, name = Path(options["out"] or folder / "pic"), f"simpleBigWavelet_{stem}_depth_{options['depth']}"
+    out, name = picture_folder(options["out"], folder), f"simpleBigWavelet_{stem}_depth_{options['depth']}"
     print_table(tables)
     save_rows(out, name, [row for rows in tables.values() for row in rows])
     save_figure(draw(model, bands, tables, caption), out, name, options["show"])

@@ -61,6 +61,14 @@ def find_folder(folder=None, box="model"):
     raise ValueError("no model yet: give -folder, or train one with `make demo`")
 
 
+def picture_folder(out, folder):
+    """Where pictures of a model go: -out, or pic/ in its folder; output/NAME/ for a model in the box."""
+    if out is not None:
+        return Path(out)
+    folder = Path(folder)
+    return Path("output") / folder.name if folder.resolve().parent == ROOT / "etc" else folder / "pic"
+
+
 def write_options(folder, options):
     """Write parameter.json."""
     write_text(Path(folder) / "parameter.json", json.dumps(options, indent=1) + "\n")

@@ -31,7 +31,9 @@ class _Parser(argparse.ArgumentParser):
 
 FOLDER = {"folder": Option(None, "model folder (default: one in etc, or opt/demo that `make demo` trains)")}
 FIGURE = {
-    "out": Option(None, "folder for the pictures (default: pic/ in the model folder)"),
+    "out": Option(
+        None, "folder for the pictures (default: pic/ in the model folder, output/ for those in etc)"
+    ),
     "show": Option(False, "open the pictures in a window too"),
     "seed": Option(0, "seed of everything that is drawn at random"),
 }
