@@ -18,12 +18,15 @@ sys.path.insert(0, ".")
 from flow.codec import decode, encode  # noqa: E402
 from flow.folder import open_frozen  # noqa: E402
 from flow.model import build  # noqa: E402
+from source.bands import Band, BandPrior  # noqa: E402
 from source.rans import Decoder  # noqa: E402
 from utils.datasets import PHOTOS, load  # noqa: E402
 from utils.fixed import FixedNetwork  # noqa: E402
 from utils.images import read_rgb  # noqa: E402
 from utils.options import CUDA, Option, parse, pick_device, script  # noqa: E402
 
+# The methods in which networks compute.
+NETWORKS = (FixedNetwork, "forward"), (BandPrior, "_look"), (Band, "features"), (Band, "mixture")
 MODELS = {
     "paper": dict(hchnl=350, repeat=3, nhidden=3, HUE=True),
     "small": dict(hchnl=64, repeat=2, nhidden=1, HUE=True),
@@ -44,28 +47,33 @@ def peak():
 
 def timed(device, work):
     """Run work(); return its result, its seconds, and those spent in networks."""
-    inside, forward = [0.0], FixedNetwork.forward
+    inside, plain = [0.0], {(kind, name): getattr(kind, name) for kind, name in NETWORKS}
 
     def wait():
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    def timed_forward(self, x):
-        wait()
-        start = time.perf_counter()
-        y = forward(self, x)
-        wait()
-        inside[0] += time.perf_counter() - start
-        return y
+    def watched(forward):
+        def timed_forward(*args):
+            wait()
+            start = time.perf_counter()
+            y = forward(*args)
+            wait()
+            inside[0] += time.perf_counter() - start
+            return y
 
-    FixedNetwork.forward = timed_forward
+        return timed_forward
+
+    for (kind, name), forward in plain.items():
+        setattr(kind, name, watched(forward))
     try:
         start = time.perf_counter()
         result = work()
         wait()
         return result, time.perf_counter() - start, inside[0]
     finally:
-        FixedNetwork.forward = forward
+        for (kind, name), forward in plain.items():
+            setattr(kind, name, forward)
 
 
 def measure(options):
