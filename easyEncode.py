@@ -12,6 +12,7 @@ changed. A file that fails is reported, the others are done: exit status 2.
 
 import sys
 
+from flow import codec
 from flow.codec import DEFAULT, Settings
 from flow.coding import TEST_SET, code, open_test_set, report, streams_of, weights_of
 from flow.container import pack, unpack
@@ -94,7 +95,7 @@ def encode_data_set(options):
     def theory(images):
         return [bits_per_dimension(-m.log_prob(images), 1).tolist() for m in (model, learned)]
 
-    figures = code(batches, *streams_of(model, settings), theory, model.device)
+    figures = code(batches, *streams_of(codec, model, settings), theory, model.device)
     others = sizes(batches, QUICK)
     print(f"before the weights were rounded: {figures.theory[1]:.4f} bits per dimension")
     print("other codecs: " + ", ".join(f"{name} {size:.4f}" for name, size in others.items()))

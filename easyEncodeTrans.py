@@ -9,8 +9,7 @@ entropy of the differences; the histogram comes on top of it. An image that came
 """
 
 from flow import frequencies
-from flow.coding import TEST_SET, code, open_test_set, report
-from source.rans import Decoder
+from flow.coding import TEST_SET, code, open_test_set, report, streams_of
 from utils.options import parse, script
 
 
@@ -21,20 +20,10 @@ def main(argv=None):
     precision = options["precision"]
     model, batches = open_test_set(options)
 
-    def encode(images):
-        return [encoder.finish(seal=None) for encoder in frequencies.encode(model, images, precision)]
-
-    def decode(streams, size):
-        decoders = [Decoder(stream) for stream in streams]
-        images = frequencies.decode(model, decoders, size, precision)
-        for decoder in decoders:
-            decoder.finish(sealed=False)
-        return images
-
     def theory(images):
         return frequencies.theory(model, images, precision)
 
-    figures = code(batches, encode, decode, theory, model.device)
+    figures = code(batches, *streams_of(frequencies, model, precision), theory, model.device)
     entropy, histogram = figures.theory
     excess = figures.actual / (entropy + histogram) - 1
     print(f"histogram {histogram:.4f} bits per dimension; actual {excess:.2%} over entropy and histogram")

@@ -31,7 +31,6 @@ OPTIONS = FOLDER | {
     "target": Option("photos", "with -from coarse: data set or folder of the test images"),
     "data": Option("data", "folder of the data sets"),
 } | FIGURE | CUDA  # fmt: skip
-SIDE = 32
 
 
 def check(options):
@@ -64,7 +63,7 @@ def main(argv=None):
     folder = find_folder(options["folder"])
     model, architecture = open_model(folder, device=device)
     out = picture_folder(options["out"], folder)
-    side, real, count = options["size"] or architecture.get("size") or SIDE, None, options["num"]
+    side, real, count = options["size"] or architecture["patch"], None, options["num"]
     if options["from"] == "coarse":
         real = draw(count**2, options["target"], options["data"], side, options["seed"])
         side, levels = real.shape[-1], options["depth"]

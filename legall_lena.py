@@ -27,7 +27,7 @@ from flow.analysis import (
     radial,
     spectrum,
 )
-from flow.folder import find_folder, open_model, picture_folder, trained
+from flow.folder import find_folder, open_model, picture_folder, target_name, trained
 from utils.datasets import load
 from utils.images import IN_THE_BOX, picture
 from utils.options import CUDA, FIGURE, FOLDER, PICTURE, Option, parse, pick_device, script
@@ -51,9 +51,9 @@ def choose(options, trained_with):
         return picture(options["img"]), Path(options["img"] or IN_THE_BOX).stem
     data = options["data"] or trained_with.get("data", "data")
     target = trained_with.get("target", "photos")
-    images = load(target, "test", data, trained_with.get("size") or 32)[0]
+    images = load(target, "test", data, trained_with["patch"])[0]
     index = np.random.default_rng(options["seed"]).integers(len(images))
-    return images[index], f"{Path(target).name}_test_{index}"
+    return images[index], f"{target_name(target)}_test_{index}"
 
 
 def title(name):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from flow.folder import find_folder, open_frozen, picture_folder, trained
+from flow.folder import find_folder, open_frozen, picture_folder, target_name, trained
 from flow.zoom import enlarge, load_file, load_image, measure
 from utils.datasets import draw
 from utils.images import picture
@@ -37,7 +37,6 @@ OPTIONS = FOLDER | {
     "exsize": Option(128, "super-resolution is of the middle of an image, at most so many pixels a side"),
     "measure": Option(0, "measure super-resolution on so many test images, in place of all else"),
 } | FIGURE | CUDA  # fmt: skip
-SIDE = 32
 
 
 def check(options):
@@ -51,14 +50,14 @@ def check(options):
 
 def test_images(options, count, size):
     """Draw test images of the target."""
-    return draw(count, options["target"], options["data"], options["size"] or size or SIDE, options["seed"])
+    return draw(count, options["target"], options["data"], options["size"] or size, options["seed"])
 
 
 def sources(options, model, name, size, generator):
     """The images to load: a name for each, and its Stages, made as they are asked for."""
     base_scale = None if options["mean"] else options["baseScale"]
     if options["img"] is None:
-        target = Path(options["target"]).name
+        target = target_name(options["target"])
         for i, image in enumerate(test_images(options, options["num"], size)):
             yield f"{target}_{i}", load_image(model, image, base_scale, generator)
     for i, path in enumerate(map(Path, options["img"] or ())):
@@ -165,7 +164,7 @@ def main(argv=None):
     generator = seeded(options["seed"], device)
     folder = find_folder(options["folder"])
     model, architecture, name = open_frozen(folder, device=device)
-    out, size = picture_folder(options["out"], folder), architecture.get("size")
+    out, size = picture_folder(options["out"], folder), architecture["patch"]
     origin = f"; model: {trained(folder)}"
     if options["measure"]:
         return show_measures(model, test_images(options, options["measure"], size), out)

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from flow import codec
 from flow.folder import find_folder, open_frozen
 from source.rans import Decoder
 from utils.datasets import choose_sides, load
@@ -72,15 +71,18 @@ def open_test_set(options, count=None):
     return model, [batch for images in sets for batch in images[:count].split(options["batch"])[:stop]]
 
 
-def streams_of(model, settings=codec.DEFAULT):
-    """The `encode` and `decode` that `code` asks for: a stream is all there is, without head and seal."""
+def streams_of(coder, model, settings):
+    """The `encode` and `decode` that `code` asks for: a stream is all there is, without head and seal.
+
+    coder: flow.codec, with its Settings, or flow.frequencies, with a precision.
+    """
 
     def encode(images):
-        return [encoder.finish(seal=None) for encoder in codec.encode(model, images, settings)]
+        return [encoder.finish(seal=None) for encoder in coder.encode(model, images, settings)]
 
     def decode(streams, size):
         decoders = [Decoder(stream) for stream in streams]
-        images = codec.decode(model, decoders, size, settings)
+        images = coder.decode(model, decoders, size, settings)
         for decoder in decoders:
             decoder.finish(sealed=False)
         return images

@@ -15,7 +15,7 @@ from torch import nn
 from source.logistic import FixedMixture, Mixture
 from source.rans import MEAN_BITS, SCALE_BITS, WEIGHT_BITS
 from source.tables import MAX_OCTAVE, MIN_OCTAVE, SCALE, SCALES, SCALES_PER_OCTAVE
-from utils.fixed import CONV_MAX, GRID, INPUT_MAX, frozen, in_tiles, on_grid
+from utils.fixed import CONV_MAX, GRID, INPUT_MAX, check_finite, frozen, in_tiles, on_grid
 from utils.integers import MIDDLE, STEPS
 from utils.network import Compand, Conv
 from utils.polyphase import extend
@@ -75,14 +75,17 @@ class Mixer(nn.Module):
 class FixedMixer(Mixer):
     """A Mixer that gives a FixedMixture: exact, as its inputs are on the grid and its powers in a table."""
 
+    def __init__(self, components):
+        super().__init__(components)
+        self.register_buffer("table", torch.from_numpy(SCALE), persistent=False)
+
     def forward(self, outputs, base):
         """See Mixer."""
         logits, mean, octaves = self.fields(outputs)
         scale = torch.floor((octaves - MIN_OCTAVE) * SCALES_PER_OCTAVE + 0.5).long()
-        table = torch.from_numpy(SCALE).to(base.device)
-        mean = base + MIDDLE + mean * table[scale].double() * 2.0**-SCALE_BITS
+        mean = base + MIDDLE + mean * self.table[scale].double() * 2.0**-SCALE_BITS
         below = torch.floor((logits.amax(0) - logits) * SCALES_PER_OCTAVE + 0.5).long()
-        weight = table[(SCALES - 1 - below).clamp(min=0)] >> SCALE_BITS + MAX_OCTAVE - WEIGHT_BITS
+        weight = self.table[(SCALES - 1 - below).clamp(min=0)] >> SCALE_BITS + MAX_OCTAVE - WEIGHT_BITS
         return FixedMixture(weight, torch.floor(mean * (1 << MEAN_BITS) + 0.5).int(), scale.int())
 
 
@@ -191,8 +194,7 @@ class BandPrior(nn.Module):
 
     def freeze(self):
         """Turn to fixed point: from now on, distributions are FixedMixture. May raise ValueError."""
-        if not self.level.isfinite().all():
-            raise ValueError("these weights are not finite")
+        check_finite(self.level)
         level = self.level.detach().double().clamp(-CONV_MAX, CONV_MAX)
         frozen(self)
         del self.level

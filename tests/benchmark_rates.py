@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from flow import codec  # noqa: E402
 from flow.codec import DEFAULT, Settings  # noqa: E402
 from flow.coding import TEST_SET, code, open_test_set, streams_of, weights_of  # noqa: E402
 from flow.container import pack, unpack  # noqa: E402
@@ -83,7 +84,7 @@ def measure_data_set(options):
     def theory(images):
         return torch.zeros(1, len(images))
 
-    figures = code(batches, *streams_of(model, settings), theory, model.device)
+    figures = code(batches, *streams_of(codec, model, settings), theory, model.device)
     rates = figures.actual, *sizes(batches, options["others"]).values()
     target = options["target"] or read_options(find_folder(options["folder"]))["target"]
     name = f"{target_name(target)}, {sum(map(len, batches))} images"

@@ -25,9 +25,9 @@ from source.prior import SimplePrior, walk
 from source.rans import MEAN_BITS, WEIGHT_BITS, Decoder
 from source.tables import MAX_OCTAVE, MIN_OCTAVE, SCALES
 from utils.files import load_tensors, save_tensors
-from utils.fixed import CONV_MAX, GRID, INPUT_MAX, FixedConv, on_grid
+from utils.fixed import CONV_MAX, GRID, INPUT_MAX, FixedConv, FixedNetwork, on_grid
 from utils.integers import bits_per_dimension
-from utils.network import Compand, Conv
+from utils.network import Compand, Conv, ConvNet
 from utils.polyphase import band_sizes
 
 SMALL = {"prior": "bands", "width": 6, "components": 2, "hchnl": 4}
@@ -245,6 +245,19 @@ def test_fixed_conv_refuses_sums_beyond_2_53(channels, fits):
     y = (x * weight[0, :, :1, :1] * 9).sum() + bias
     assert y.item() == exact * GRID * 2.0 ** -fixed.exponent.item() + bias.item()
     assert torch.equal(fixed(x).flatten(), torch.tensor([CONV_MAX], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("exponent", [-128, -29, 29, 127])
+@pytest.mark.parametrize("network", ["conv", "net"])
+def test_forged_exponents_are_refused(network, exponent):
+    if network == "conv":
+        fixed = conv().freeze()
+        fixed.exponent[0] = exponent
+    else:
+        fixed = FixedNetwork.of(ConvNet(3, 4, 5, 1), 1.0)
+        fixed.exponent1[0] = exponent
+    with pytest.raises(ValueError, match="too large"):
+        fixed.check()
 
 
 def test_fixed_conv_checks_the_bound_of_stored_integers():

@@ -33,7 +33,8 @@ def _power(exponent):
     return (1023 + exponent.long() << 52).view(torch.float64)
 
 
-def _check_finite(*tensors):
+def check_finite(*tensors):
+    """Raise ValueError if there is a value that is infinite or no number."""
     if not all(tensor.isfinite().all() for tensor in tensors):
         raise ValueError("these weights are not finite")
 
@@ -44,6 +45,7 @@ def _check_exact(sums, exponent, bias):
     sums: of |W| max|a|, of each output channel; W, e and b as integers. In units of 2^-e (of 1/2, if e < 1)
     all partial sums are integers; the largest is below sums + |b| + 2^e, which must not reach 2^53.
     """
+    exponent = exponent.long()  # of int8, |-128| is -128
     if exponent.abs().max() <= EXPONENT_MAX:
         bound = sums + bias.double().abs() + _power(exponent.clamp(min=0))
         if (bound * torch.where(exponent < 1, 2, 1)).max() < EXACT:
@@ -93,7 +95,7 @@ class FixedNetwork(nn.Module):
     @classmethod
     def of(cls, net, factor, offset=0.0, unit=1):
         """Freeze a ConvNet. Raises ValueError if its weights are too large."""
-        _check_finite(*net.parameters())
+        check_finite(*net.parameters())
         fixed = cls(net, unit)
         rows, columns = fixed.kernel
         first, last = net.first.weight.detach().double(), net.last.weight.detach().double()
@@ -229,7 +231,7 @@ class FixedConv(nn.Module):
     def of(cls, conv):
         """Freeze a Conv. Raises ValueError if its weights are too large."""
         weight, bias = conv.weight.detach().double(), conv.bias.detach().double()
-        _check_finite(weight, bias)
+        check_finite(weight, bias)
         fixed = cls(weight.shape, conv.rectify)
         integers, exponent, bias = _quantise(weight.flatten(1), bias / GRID)
         for name, value in (("weight", integers.view_as(weight)), ("exponent", exponent), ("bias", bias)):
