@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from flow.analysis import COLOURS, TITLES, classical_response, down_tap, frequency_response, impulse_responses
 from flow.folder import find_folder, open_model, picture_folder, trained
-from utils.images import PHOTOS, image_files, read_rgb
+from utils.data.images import PHOTOS, image_files, read_rgb
 from utils.options import CUDA, FIGURE, FOLDER, Option, check_least, parse, pick_device, script
-from utils.plots import plt, save_arrays, save_figure
+from utils.show.plots import plt, save_arrays, save_figure
 
 OPTIONS = (
     FOLDER

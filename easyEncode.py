@@ -12,16 +12,16 @@ changed. A file that fails is reported, the others are done: exit status 2.
 
 import sys
 
-from flow import codec
-from flow.codec import DEFAULT, Settings
-from flow.coding import TEST_SET, code, open_test_set, report, streams_of, weights_of
-from flow.container import pack, unpack
+from flow.codec import stream
+from flow.codec.container import pack, unpack
+from flow.codec.evaluate import TEST_SET, code, open_test_set, report, streams_of, weights_of
+from flow.codec.jobs import Row, plan, run
+from flow.codec.pictures import png_size, read_picture, write_png
+from flow.codec.stream import DEFAULT, Settings
 from flow.folder import find_folder, open_frozen, open_model
-from utils.images import image_files
-from utils.integers import bits_per_dimension
-from utils.jobs import Row, plan, run
+from utils.arithmetic.integers import bits_per_dimension
+from utils.data.images import image_files
 from utils.options import Option, parse, pick_device, script
-from utils.pictures import png_size, read_picture, write_png
 
 FILES = {
     "img": Option(None, "encode these image files, and those in these folders", many=True),
@@ -84,7 +84,7 @@ def open_named(options):
 
 def encode_data_set(options):
     """Code the test set, compare, and print the figures."""
-    from utils.rivals import QUICK, sizes  # here, as it tries all codecs that are installed
+    from utils.show.rivals import QUICK, sizes  # here, as it tries all codecs that are installed
 
     if options["earlyStop"] <= 0:
         options["earlyStop"] = -1
@@ -95,7 +95,7 @@ def encode_data_set(options):
     def theory(images):
         return [bits_per_dimension(-m.log_prob(images), 1).tolist() for m in (model, learned)]
 
-    figures = code(batches, *streams_of(codec, model, settings), theory, model.device)
+    figures = code(batches, *streams_of(stream, model, settings), theory, model.device)
     others = sizes(batches, QUICK)
     print(f"before the weights were rounded: {figures.theory[1]:.4f} bits per dimension")
     print("other codecs: " + ", ".join(f"{name} {size:.4f}" for name, size in others.items()))

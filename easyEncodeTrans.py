@@ -8,8 +8,8 @@ differences from the prior's means. Codes every image to bytes, decodes the byte
 entropy of the differences; the histogram comes on top of it. An image that came back changed: exit status 1.
 """
 
-from flow import frequencies
-from flow.coding import TEST_SET, code, open_test_set, report, streams_of
+from flow.codec import histogram
+from flow.codec.evaluate import TEST_SET, code, open_test_set, report, streams_of
 from utils.options import parse, script
 
 
@@ -21,12 +21,12 @@ def main(argv=None):
     model, batches = open_test_set(options)
 
     def theory(images):
-        return frequencies.theory(model, images, precision)
+        return histogram.theory(model, images, precision)
 
-    figures = code(batches, *streams_of(frequencies, model, precision), theory, model.device)
-    entropy, histogram = figures.theory
-    excess = figures.actual / (entropy + histogram) - 1
-    print(f"histogram {histogram:.4f} bits per dimension; actual {excess:.2%} over entropy and histogram")
+    figures = code(batches, *streams_of(histogram, model, precision), theory, model.device)
+    entropy, table = figures.theory
+    excess = figures.actual / (entropy + table) - 1
+    print(f"histogram {table:.4f} bits per dimension; actual {excess:.2%} over entropy and histogram")
     report(figures)
 
 

@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from flow.folder import find_folder, open_model, picture_folder, trained
 from flow.zoom import coarse_bands
-from utils.datasets import draw
+from utils.arithmetic.polyphase import depth
+from utils.data.datasets import draw
 from utils.options import CUDA, FIGURE, FOLDER, Option, check_least, parse, pick_device, script, seeded
-from utils.plots import save_arrays, save_figure
-from utils.polyphase import depth
-from utils.sheets import magnified, save_image, tiled
+from utils.show.plots import save_arrays, save_figure
+from utils.show.sheets import magnified, save_image, tiled
 
 OPTIONS = FOLDER | {
     "num": Option(8, "rows and columns of the grid"),

@@ -16,9 +16,9 @@ import torch
 
 from flow.folder import default_folder, freeze, read_options, write_options
 from flow.model import ARCHITECTURE, build
-from utils.datasets import choose_sides, load
+from flow.training import TRAINING, Trainer, Workers
+from utils.data.datasets import choose_sides, load
 from utils.options import CUDA, Option, check_least, check_types, parse, pick_device, script
-from utils.training import TRAINING, Trainer, Workers
 
 DATA = {
     "target": Option(

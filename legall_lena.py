@@ -28,10 +28,10 @@ from flow.analysis import (
     spectrum,
 )
 from flow.folder import find_folder, open_model, picture_folder, target_name, trained
-from utils.datasets import load
-from utils.images import IN_THE_BOX, picture
+from utils.data.datasets import load
+from utils.data.images import IN_THE_BOX, picture
 from utils.options import CUDA, FIGURE, FOLDER, PICTURE, Option, parse, pick_device, script
-from utils.plots import plt, save_arrays, save_figure, show_image
+from utils.show.plots import plt, save_arrays, save_figure, show_image
 
 OPTIONS = (
     FOLDER

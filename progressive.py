@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 from flow.folder import find_folder, open_frozen, picture_folder, target_name, trained
 from flow.zoom import enlarge, load_file, load_image, measure
-from utils.datasets import draw
-from utils.images import picture
+from utils.arithmetic.polyphase import level_sizes
+from utils.data.datasets import draw
+from utils.data.images import picture
 from utils.options import CUDA, FIGURE, FOLDER, Option, check_least, parse, pick_device, script, seeded
-from utils.plots import save_figure, save_rows
-from utils.polyphase import level_sizes
-from utils.quality import psnr
-from utils.sheets import FILTERS, contact_sheet, labelled, resized, save_gif, save_image
+from utils.show.plots import save_figure, save_rows
+from utils.show.quality import psnr
+from utils.show.sheets import FILTERS, contact_sheet, labelled, resized, save_gif, save_image
 
 OPTIONS = FOLDER | {
     "num": Option(4, "test images to draw"),

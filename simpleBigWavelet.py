@@ -24,10 +24,10 @@ from flow.analysis import (
     pyramid,
 )
 from flow.folder import find_folder, open_frozen, picture_folder, trained
-from utils.images import IN_THE_BOX, picture
-from utils.integers import MIDDLE
+from utils.arithmetic.integers import MIDDLE
+from utils.data.images import IN_THE_BOX, picture
 from utils.options import CUDA, FIGURE, FOLDER, PICTURE, Option, parse, pick_device, script
-from utils.plots import plt, save_figure, save_rows, show_image
+from utils.show.plots import plt, save_figure, save_rows, show_image
 
 OPTIONS = FOLDER | PICTURE | {"depth": Option(2, "levels of the pyramid")} | FIGURE | CUDA
 SHOWN = ("learned", "legall", "haar")

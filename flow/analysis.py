@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flow.frequencies import less_mode
+from flow.codec.histogram import less_mode
 from flow.lifting import classical
 from flow.model import NeuralWavelet
 from source.prior import SimplePrior, TopPrior, against, gathered, walk
-from utils.integers import MIDDLE, centre
-from utils.polyphase import depth, level_sizes
+from utils.arithmetic.integers import MIDDLE, centre
+from utils.arithmetic.polyphase import depth, level_sizes
 
 TITLES = {"learned": "learned", "legall": "LeGall 5/3", "haar": "Haar", "cdf97": "CDF 9/7"}
 COLOURS = {"learned": "tab:red", "legall": "tab:blue", "haar": "tab:green", "cdf97": "tab:purple"}

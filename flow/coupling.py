@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-from utils.fixed import FixedNetwork
-from utils.integers import MIDDLE, STEPS, centre, round_through
-from utils.network import ConvNet
-from utils.polyphase import channels_last, crop, extend, merge, split
+from source.networks import ConvNet
+from utils.arithmetic.fixed import FixedNetwork
+from utils.arithmetic.integers import MIDDLE, STEPS, centre, round_through
+from utils.arithmetic.polyphase import channels_last, crop, extend, merge, split
 
 
 class CouplingLevel(nn.Module):

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from flow.model import ARCHITECTURE, build
-from utils.datasets import split_target
+from utils.data.datasets import split_target
 from utils.files import load_tensors, save_tensors, write_text
 from utils.options import Option, check_types
 

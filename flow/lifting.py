@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from flow.pyramid import Pyramid
-from utils.fixed import FixedNetwork
-from utils.integers import STEPS, round_through
-from utils.network import ConvNet, replicate_pad
-from utils.polyphase import crop, extend, join_columns, split_columns
+from source.networks import ConvNet, replicate_pad
+from utils.arithmetic.fixed import FixedNetwork
+from utils.arithmetic.integers import STEPS, round_through
+from utils.arithmetic.polyphase import crop, extend, join_columns, split_columns
 
 # Predict and update of the classical wavelets: taps at n - 1, n, n + 1, then a bias in steps, which turns
 # rounding to the nearest into the standards' floor and never meets a tie.

@@ -9,12 +9,12 @@ from flow.coupling import CouplingLevel
 from flow.lifting import CLASSICAL, lifting_level
 from flow.pyramid import Pyramid
 from source.bands import MAX_BLOCKS, BandPrior
-from source.logistic import flat, joint
+from source.distribution import flat, joint
 from source.prior import ConditionalPrior, PositionPrior, SimplePrior, TopPrior, against, walk
-from utils.colour import rgb_to_ycocg, ycocg_to_rgb
-from utils.integers import centre
+from utils.arithmetic.colour import rgb_to_ycocg, ycocg_to_rgb
+from utils.arithmetic.integers import centre
+from utils.arithmetic.polyphase import channels_last, depth, level_sizes
 from utils.options import Option, check_least
-from utils.polyphase import channels_last, depth, level_sizes
 
 # What the user types and parameter.json holds; translated to arguments in `build` alone.
 ARCHITECTURE = {

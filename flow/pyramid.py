@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from utils.polyphase import depth as full_depth
+from utils.arithmetic.polyphase import depth as full_depth
 
 
 class Pyramid(nn.Module):

@@ -4,14 +4,14 @@ from typing import NamedTuple
 
 import torch
 
-from flow.codec import DEFAULT, encode, stages
-from flow.container import FLOW, read_head, unpack
+from flow.codec.container import FLOW, read_head, unpack
+from flow.codec.stream import DEFAULT, encode, stages
 from source.rans import Decoder, Truncated
-from utils.images import halve
-from utils.integers import centre
-from utils.polyphase import channels_last, crop, depth
-from utils.quality import psnr, ssim
-from utils.sheets import FILTERS, from_pillow, resized
+from utils.arithmetic.integers import centre
+from utils.arithmetic.polyphase import channels_last, crop, depth
+from utils.data.images import halve
+from utils.show.quality import psnr, ssim
+from utils.show.sheets import FILTERS, from_pillow, resized
 
 # In the fit of colours: matters only in images so tiny that there is next to nothing to fit.
 RIDGE = 1e-3
@@ -118,7 +118,7 @@ def _terms(x):
 def measure(model, images, doublings, batch=16):
     """Halve images (N, 3, H, W) so many times, enlarge them again: method -> mean PSNR and SSIM.
 
-    The methods are those of utils.sheets.FILTERS, "learned" (the prior's means) and "learned, unmatched".
+    The methods: those of utils.show.sheets.FILTERS, "learned" (the prior's means) and "learned, unmatched".
     """
     small = images
     for _ in range(doublings):

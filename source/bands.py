@@ -12,13 +12,13 @@ import math
 import torch
 from torch import nn
 
-from source.logistic import FixedMixture, Mixture
+from source.distribution import FixedMixture, Mixture
+from source.networks import Compand, Conv
 from source.rans import MEAN_BITS, SCALE_BITS, WEIGHT_BITS
 from source.tables import MAX_OCTAVE, MIN_OCTAVE, SCALE, SCALES, SCALES_PER_OCTAVE
-from utils.fixed import CONV_MAX, GRID, INPUT_MAX, check_finite, frozen, in_tiles, on_grid
-from utils.integers import MIDDLE, STEPS
-from utils.network import Compand, Conv
-from utils.polyphase import extend
+from utils.arithmetic.fixed import CONV_MAX, GRID, INPUT_MAX, check_finite, frozen, in_tiles, on_grid
+from utils.arithmetic.integers import MIDDLE, STEPS
+from utils.arithmetic.polyphase import extend
 
 # Levels with a bias of their own: the finest ones; the last serves all deeper levels.
 LEVELS = 5

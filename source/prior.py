@@ -15,13 +15,13 @@ import math
 import torch
 from torch import nn
 
-from source.logistic import FixedLogistic, FixedMixture, Logistic, Mixture, cropped
+from source.distribution import FixedLogistic, FixedMixture, Logistic, Mixture, cropped
+from source.networks import ConvNet
 from source.rans import MEAN_BITS, WEIGHT_BITS
 from source.tables import MIN_OCTAVE, SCALES_PER_OCTAVE
-from utils.fixed import FixedNetwork
-from utils.integers import MIDDLE, STEPS, centre
-from utils.network import ConvNet
-from utils.polyphase import band_sizes, channels_last, level_sizes
+from utils.arithmetic.fixed import FixedNetwork
+from utils.arithmetic.integers import MIDDLE, STEPS, centre
+from utils.arithmetic.polyphase import band_sizes, channels_last, level_sizes
 
 BANDS = 3
 LOGSCALE_START = -3.0

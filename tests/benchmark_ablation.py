@@ -39,14 +39,14 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from flow.model import build  # noqa: E402
+from flow.training import TRAINING, Trainer, Workers  # noqa: E402
 from source.bands import LEVELS, START_OCTAVES, Band, BandPrior, Mixer  # noqa: E402
-from source.logistic import Mixture  # noqa: E402
-from utils.datasets import choose_sides, draw, load  # noqa: E402
+from source.distribution import Mixture  # noqa: E402
+from source.networks import ConvNet  # noqa: E402
+from utils.arithmetic.integers import STEPS  # noqa: E402
+from utils.data.datasets import choose_sides, draw, load  # noqa: E402
 from utils.files import write_table  # noqa: E402
-from utils.integers import STEPS  # noqa: E402
-from utils.network import ConvNet  # noqa: E402
 from utils.options import CUDA, Option, check_least, parse, pick_device, script, seeded  # noqa: E402
-from utils.training import TRAINING, Trainer, Workers  # noqa: E402
 
 # What makes a figure, and stands beside it in the table.
 SETTINGS = {

@@ -15,14 +15,14 @@ import time
 import torch
 
 sys.path.insert(0, ".")
-from flow.codec import decode, encode  # noqa: E402
+from flow.codec.stream import decode, encode  # noqa: E402
 from flow.folder import open_frozen  # noqa: E402
 from flow.model import build  # noqa: E402
 from source.bands import Band, BandPrior  # noqa: E402
 from source.rans import Decoder  # noqa: E402
-from utils.datasets import PHOTOS, load  # noqa: E402
-from utils.fixed import FixedNetwork  # noqa: E402
-from utils.images import read_rgb  # noqa: E402
+from utils.arithmetic.fixed import FixedNetwork  # noqa: E402
+from utils.data.datasets import PHOTOS, load  # noqa: E402
+from utils.data.images import read_rgb  # noqa: E402
 from utils.options import CUDA, Option, parse, pick_device, script  # noqa: E402
 
 # The methods in which networks compute.

@@ -12,9 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from flow.folder import read_options  # noqa: E402
-from utils.datasets import load  # noqa: E402
+from utils.data.datasets import load  # noqa: E402
 from utils.options import Option, parse, script  # noqa: E402
-from utils.plots import plt, save_figure, save_rows  # noqa: E402
+from utils.show.plots import plt, save_figure, save_rows  # noqa: E402
 
 OPTIONS = {
     "folder": Option(None, "model folders", many=True),

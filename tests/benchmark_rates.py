@@ -1,4 +1,4 @@
-"""Bits per dimension of lossless codecs side by side: ours, and those of utils/rivals.py that are installed.
+"""Bits per dimension of lossless codecs side by side: ours, and those installed (utils/show/rivals.py).
 
     python tests/benchmark_rates.py -img FILE_OR_FOLDER...             pictures of any size, as .nwf files
     python tests/benchmark_rates.py -target CIFAR -count 1000          the test part of a data set, as streams
@@ -19,14 +19,14 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from flow import codec  # noqa: E402
-from flow.codec import DEFAULT, Settings  # noqa: E402
-from flow.coding import TEST_SET, code, open_test_set, streams_of, weights_of  # noqa: E402
-from flow.container import pack, unpack  # noqa: E402
+from flow.codec import stream  # noqa: E402
+from flow.codec.container import pack, unpack  # noqa: E402
+from flow.codec.evaluate import TEST_SET, code, open_test_set, streams_of, weights_of  # noqa: E402
+from flow.codec.stream import DEFAULT, Settings  # noqa: E402
 from flow.folder import find_folder, open_frozen, read_options, target_name  # noqa: E402
-from utils.images import image_files, read_rgb  # noqa: E402
+from utils.data.images import image_files, read_rgb  # noqa: E402
 from utils.options import Option, check_least, parse, pick_device, script  # noqa: E402
-from utils.rivals import RIVALS, sizes  # noqa: E402
+from utils.show.rivals import RIVALS, sizes  # noqa: E402
 
 OPTIONS = {name: option for name, option in TEST_SET.items() if name != "earlyStop"} | {
     "img": Option(None, "these image files, and those in these folders", many=True),
@@ -84,7 +84,7 @@ def measure_data_set(options):
     def theory(images):
         return torch.zeros(1, len(images))
 
-    figures = code(batches, *streams_of(codec, model, settings), theory, model.device)
+    figures = code(batches, *streams_of(stream, model, settings), theory, model.device)
     rates = figures.actual, *sizes(batches, options["others"]).values()
     target = options["target"] or read_options(find_folder(options["folder"]))["target"]
     name = f"{target_name(target)}, {sum(map(len, batches))} images"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from utils.datasets import PHOTOS
-from utils.images import read_rgb
+from utils.data.datasets import PHOTOS
+from utils.data.images import read_rgb
 
 # Ctrl-C is under test, but a shell that runs the tests in the background has them ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

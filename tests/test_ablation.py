@@ -10,7 +10,7 @@ from torch import nn
 
 from flow.model import build
 from source.bands import BandPrior
-from utils.network import Conv, ConvNet
+from source.networks import Conv, ConvNet
 
 SMALL = {"seed": 0, "size": 8, "width": 4, "blocks": 1, "components": 2, "hchnl": 3}
 TINY = ("-steps", 2, "-batch", 3, "-count", 2, "-size", 8, "-width", 4, "-threads", 1)

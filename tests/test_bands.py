@@ -12,23 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import utils.fixed
-from flow import analysis, frequencies
-from flow.codec import decode, encode
-from flow.container import FLOW, pack, read_head, unpack
+import utils.arithmetic.fixed
+from flow import analysis
+from flow.codec import histogram
+from flow.codec.container import FLOW, pack, read_head, unpack
+from flow.codec.stream import decode, encode
 from flow.folder import default_folder, identity, open_frozen, write_options
 from flow.model import ARCHITECTURE, build
 from source import tables
 from source.bands import LEVELS, BandPrior, Mixer
-from source.logistic import FixedMixture, Mixture
+from source.distribution import FixedMixture, Mixture
+from source.networks import Compand, Conv, ConvNet
 from source.prior import SimplePrior, walk
 from source.rans import MEAN_BITS, WEIGHT_BITS, Decoder
 from source.tables import MAX_OCTAVE, MIN_OCTAVE, SCALES
+from utils.arithmetic.fixed import CONV_MAX, GRID, INPUT_MAX, FixedConv, FixedNetwork, on_grid
+from utils.arithmetic.integers import bits_per_dimension
+from utils.arithmetic.polyphase import band_sizes
 from utils.files import load_tensors, save_tensors
-from utils.fixed import CONV_MAX, GRID, INPUT_MAX, FixedConv, FixedNetwork, on_grid
-from utils.integers import bits_per_dimension
-from utils.network import Compand, Conv, ConvNet
-from utils.polyphase import band_sizes
 
 SMALL = {"prior": "bands", "width": 6, "components": 2, "hchnl": 4}
 SCHEMES = {
@@ -187,7 +188,7 @@ def test_fixed_conv_does_not_depend_on_the_order_of_its_sums(size, monkeypatch):
     assert torch.equal(permuted.freeze()(x[:, order]), y)
     assert torch.equal(module.freeze()(x.contiguous(memory_format=torch.channels_last)), y)
     for pixels in (1, 7, 10**6):
-        monkeypatch.setattr(utils.fixed, "PIXELS", pixels)
+        monkeypatch.setattr(utils.arithmetic.fixed, "PIXELS", pixels)
         assert torch.equal(module.freeze()(x), y)
         assert torch.equal(torch.cat([module.freeze()(image[None]) for image in x]), y)
     for top, bottom in ((0, 5), (2, 9), (4, 8)):
@@ -490,7 +491,7 @@ def test_tiles_make_no_difference(blocks, monkeypatch):
     coarse, detail = coarse.double(), [band.double() for band in detail]
     whole = [distributions(prior, coarse, detail, size) for prior in (exact, fixed)]
     for tile in (2, 5, 13):
-        monkeypatch.setattr(utils.fixed, "TILE", tile)
+        monkeypatch.setattr(utils.arithmetic.fixed, "TILE", tile)
         for a, b in zip(distributions(fixed, coarse, detail, size), whole[1]):
             assert isinstance(a, FixedMixture) and same(a, b)
         for a, b in zip(distributions(exact, coarse, detail, size), whole[0]):
@@ -569,9 +570,9 @@ def test_any_size_and_weights_to_bytes_and_back(scheme, height, width, seed, std
         decoder = Decoder(stream)
         assert torch.equal(decode(model, [decoder], (height, width))[0].float(), image)
         decoder.finish()
-    r = frequencies.differences(model, images)
-    assert torch.equal(frequencies.restore(model, r, (height, width)).float(), images)
-    assert torch.equal(frequencies.restore(model, r[1:2], (height, width)).float(), images[1:2])
+    r = histogram.differences(model, images)
+    assert torch.equal(histogram.restore(model, r, (height, width)).float(), images)
+    assert torch.equal(histogram.restore(model, r[1:2], (height, width)).float(), images[1:2])
 
 
 @torch.no_grad()
@@ -587,10 +588,10 @@ def test_frequencies_of_halfway_means_do_not_depend_on_the_batch():
             out.bias.copy_(torch.tensor([0.3, 0.1, -0.2, 0, 0, 0, 0.1, 0.2, 0.3]))
     model = model.freeze()
     x = noise(5, 3, 1, 1).expand(-1, -1, 17, 19).contiguous()
-    r = frequencies.differences(model, x)
+    r = histogram.differences(model, x)
     for image, row in zip(x, r):
-        assert np.array_equal(frequencies.differences(model, image[None])[0], row)
-        assert torch.equal(frequencies.restore(model, row[None], (17, 19))[0].float(), image)
+        assert np.array_equal(histogram.differences(model, image[None])[0], row)
+        assert torch.equal(histogram.restore(model, row[None], (17, 19))[0].float(), image)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

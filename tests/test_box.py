@@ -8,10 +8,10 @@ from benchmark_ablation import multiply_adds
 from PIL import Image
 from test_container import FIXTURES, tiny_model
 
-from flow.container import pack, unpack
+from flow.codec.container import pack, unpack
 from flow.folder import find_folder, open_frozen, open_model
-from utils.images import PHOTOS
-from utils.rivals import RIVALS
+from utils.data.images import PHOTOS
+from utils.show.rivals import RIVALS
 
 BOX = PHOTOS.parent
 LARGEST = {"model": 4e6, "cifar": 8e6, "paper": 1e6}

@@ -9,13 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flow.codec import DEFAULT, Settings, decode, encode, reduced, stages
+from flow.codec.stream import DEFAULT, Settings, decode, encode, reduced, stages
 from flow.folder import freeze, identity, open_frozen, write_options
 from flow.model import build
 from source.rans import Decoder, Truncated
 from tests.conftest import make_wild, noise
+from utils.arithmetic.integers import STEPS, bits_per_dimension, centre
 from utils.files import save_tensors
-from utils.integers import STEPS, bits_per_dimension, centre
 
 OPTIONS = {
     "paper": dict(hchnl=8, HUE=True),
@@ -104,7 +104,7 @@ def test_same_bytes_for_every_batch_and_layout(name):
 
 PROCESS = """
 import hashlib, sys, torch
-from flow.codec import encode
+from flow.codec.stream import encode
 from flow.folder import open_frozen
 from tests.conftest import noise
 torch.set_num_threads(int(sys.argv[2]))

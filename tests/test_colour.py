@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.colour import rgb_to_ycocg, ycocg_to_rgb
+from utils.arithmetic.colour import rgb_to_ycocg, ycocg_to_rgb
 
 
 @pytest.mark.parametrize(

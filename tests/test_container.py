@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from flow.codec import DEFAULT, Settings
-from flow.container import DEFLATE, FLOW, RAW, pack, read_head, unpack
+from flow.codec.container import DEFLATE, FLOW, RAW, pack, read_head, unpack
+from flow.codec.pictures import CHANNELS, pack_pixels, read_picture, write_png
+from flow.codec.stream import DEFAULT, Settings
 from flow.folder import identity
 from flow.model import build
-from utils.datasets import PHOTOS
+from utils.data.datasets import PHOTOS
 from utils.files import load_tensors
-from utils.pictures import CHANNELS, pack_pixels, read_picture, write_png
 
 FIXTURES = Path(__file__).parent / "fixtures"
 # Pictures of flow, deflate and no compression, in this order.
@@ -271,8 +271,8 @@ def test_forged_heads_are_refused(name):
 
 def test_forged_sizes_are_refused_before_anything_is_allocated(monkeypatch):
     data = (FIXTURES / "flow.nwf").read_bytes()
-    monkeypatch.setattr("flow.container.Decoder", None)
-    monkeypatch.setattr("flow.container.unpack_pixels", None)
+    monkeypatch.setattr("flow.codec.container.Decoder", None)
+    monkeypatch.setattr("flow.codec.container.unpack_pixels", None)
     for width, height in ((1 << 26, 1), (1 << 13, 1 << 13), (1 << 34, 1 << 34), (0, 5), (1 << 27, 2)):
         for kind in (data[4], 4 | RAW << 3, 4 | DEFLATE << 3):
             sizes = b"".join(map(number, (width, height)))

@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from utils import datasets
-from utils.datasets import SIDES, TARGETS, choose_sides, load
-from utils.images import halve, image_files, read_rgb
+from utils.data import datasets
+from utils.data.datasets import SIDES, TARGETS, choose_sides, load
+from utils.data.images import halve, image_files, read_rgb
 
 
 def pixels(count, size, seed=0):

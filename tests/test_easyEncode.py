@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from easyEncode import main
-from flow.coding import code
+from flow.codec.evaluate import code
 from flow.folder import write_options
 from flow.model import build
-from utils.datasets import PHOTOS
+from utils.data.datasets import PHOTOS
+from utils.data.images import read_rgb
 from utils.files import save_tensors
-from utils.images import read_rgb
 
 OPTIONS = dict(hchnl=4, lifting="legall", simplePrior=True, HUE=True, target="photos", size=32)
 

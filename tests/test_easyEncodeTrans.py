@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easyEncodeTrans import main
-from flow import frequencies
+from flow.codec import histogram
 from flow.folder import write_options
 from flow.model import build
 from source.rans import Decoder
@@ -77,10 +77,10 @@ def test_other_resolutions(folder, capsys, size):
 def test_any_size(name, height, width, seed):
     model, images = frozen(name, 0.3), noise(2, 3, height, width, seed=seed)
     images[1] = seed
-    streams = [encoder.finish() for encoder in frequencies.encode(model, images)]
+    streams = [encoder.finish() for encoder in histogram.encode(model, images)]
     for image, stream in zip(images, streams):  # one by one, though they were encoded together
         decoder = Decoder(stream)
-        assert torch.equal(frequencies.decode(model, [decoder], (height, width))[0].float(), image)
+        assert torch.equal(histogram.decode(model, [decoder], (height, width))[0].float(), image)
         assert decoder.finish() == 0
 
 
@@ -92,30 +92,30 @@ def test_differences_are_from_the_means_of_the_prior(photo):
     details = [band - torch.floor(given(details[:k]).mean / 64 + 0.5) for k, band in enumerate(details)]
     top = top - torch.floor(model.top.mean.double().mean(0) / 64 + 0.5)
     expected = torch.cat([band.flatten() for band in (top, *details)])
-    assert frequencies.differences(model, x)[0].tolist() == expected.tolist()
+    assert histogram.differences(model, x)[0].tolist() == expected.tolist()
 
 
 def test_theory_is_entropy_and_histogram(photo):
     model, x = frozen("paper"), photo[..., :64, :48].repeat(2, 1, 1, 1)
     x[1] = x[1].flip(-1)
-    entropy, histogram = frequencies.theory(model, x)
-    for i, r in enumerate(frequencies.differences(model, x)):
+    entropy, table = histogram.theory(model, x)
+    for i, r in enumerate(histogram.differences(model, x)):
         p = np.unique(r, return_counts=True)[1] / r.size
         assert entropy[i] == pytest.approx(-r.size * (p * np.log2(p)).sum())
-    sizes = np.array([8 * len(encoder.finish()) for encoder in frequencies.encode(model, x)])
-    assert (entropy + histogram < sizes).all() and (sizes < 1.01 * (entropy + histogram)).all()
+    sizes = np.array([8 * len(encoder.finish()) for encoder in histogram.encode(model, x)])
+    assert (entropy + table < sizes).all() and (sizes < 1.01 * (entropy + table)).all()
 
 
 PROCESS = """
 import sys
 from pathlib import Path
 import torch
-from flow import frequencies
+from flow.codec import histogram
 from flow.folder import open_frozen
 from source.rans import Decoder
 torch.set_num_threads(2)
 folder = Path(sys.argv[1])
-image = frequencies.decode(open_frozen(folder)[0], [Decoder((folder / "stream").read_bytes())], (45, 64))
+image = histogram.decode(open_frozen(folder)[0], [Decoder((folder / "stream").read_bytes())], (45, 64))
 torch.save(image, folder / "image")
 """
 
@@ -123,15 +123,15 @@ torch.save(image, folder / "image")
 def test_fresh_process_decodes_from_bytes_alone(folder, tmp_path, photo):
     model = make_wild(build(OPTIONS["paper"]), 0.05).freeze()
     x = photo[..., :45, :64]
-    (encoder,) = frequencies.encode(model, torch.cat([x, x.flip(-2)]))[:1]
+    (encoder,) = histogram.encode(model, torch.cat([x, x.flip(-2)]))[:1]
     (tmp_path / "stream").write_bytes(encoder.finish())
     subprocess.run([sys.executable, "-c", PROCESS, folder], check=True)
     assert torch.equal(torch.load(tmp_path / "image", weights_only=True).float(), x)
 
 
 def test_changed_image_ends_with_status_1(folder, capsys, monkeypatch):
-    decode = frequencies.decode
-    monkeypatch.setattr(frequencies, "decode", lambda *arguments: decode(*arguments) ^ 1)
+    decode = histogram.decode
+    monkeypatch.setattr(histogram, "decode", lambda *arguments: decode(*arguments) ^ 1)
     with pytest.raises(SystemExit) as end:
         main(["-folder", folder, "-batch", "2", "-earlyStop", "1"])
     assert end.value.code == 1

@@ -29,8 +29,8 @@ from flow.analysis import (
 from flow.folder import trained, write_options
 from flow.lifting import classical
 from flow.model import build
+from utils.data.images import IN_THE_BOX, picture
 from utils.files import save_tensors
-from utils.images import IN_THE_BOX, picture
 
 OMEGA = np.linspace(0, math.pi, 50)
 MODELS = {

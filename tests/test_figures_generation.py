@@ -11,17 +11,17 @@ from torch import nn
 
 import easyGenerate
 import progressive
-from flow.codec import encode, stages
-from flow.container import pack, read_head
+from flow.codec.container import pack, read_head
+from flow.codec.stream import encode, stages
 from flow.folder import write_options
 from flow.model import build
 from flow.zoom import BEST_PSNR, coarse_bands, enlarge, load_file, load_image, measure, prefixes
 from source.rans import Decoder, Truncated
 from tests.conftest import make_wild, noise
+from utils.arithmetic.integers import centre
 from utils.files import save_tensors
-from utils.integers import centre
-from utils.quality import psnr, ssim
-from utils.sheets import labelled, magnified, save_gif, tiled, to_pillow
+from utils.show.quality import psnr, ssim
+from utils.show.sheets import labelled, magnified, save_gif, tiled, to_pillow
 
 LEGALL = dict(hchnl=4, lifting="legall", simplePrior=True)
 WILD = {

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-import utils.fixed
-from utils.fixed import ACTIVATION_MAX, INPUT_MAX, OUTPUT_MAX, FixedNetwork
-from utils.integers import STEPS
-from utils.network import ConvNet
+import utils.arithmetic.fixed
+from source.networks import ConvNet
+from utils.arithmetic.fixed import ACTIVATION_MAX, INPUT_MAX, OUTPUT_MAX, FixedNetwork
+from utils.arithmetic.integers import STEPS
 
 
 def network(kernel=(3, 3), hchnl=8, nhidden=2, scale=0.05):
@@ -88,7 +88,7 @@ def test_is_the_float_network_rounded(scale):
 def test_equal_however_it_is_cut(pixels, monkeypatch):
     fixed, x = FixedNetwork.of(network(), STEPS), steps((3, 4, 12, 5), -3000, 3000)
     whole = fixed(x)
-    monkeypatch.setattr(utils.fixed, "PIXELS", pixels)
+    monkeypatch.setattr(utils.arithmetic.fixed, "PIXELS", pixels)
     assert torch.equal(fixed(x), whole)
     assert torch.equal(torch.cat([fixed(image[None]) for image in x]), whole)
     assert torch.equal(fixed(x.contiguous(memory_format=torch.channels_last)), whole)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flow.model import build
-from source.logistic import cropped
-from utils.polyphase import band_sizes, depth, level_sizes
+from source.distribution import cropped
+from utils.arithmetic.polyphase import band_sizes, depth, level_sizes
 
 SCHEMES = {
     "coupling": {},

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from utils.images import halve, image_files, read_rgb
+from utils.data.images import halve, image_files, read_rgb
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
 RGB = Image.fromarray(PIXELS)

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 
 from flow.lifting import CLASSICAL, classical
 from flow.model import build
-from utils.polyphase import depth
+from utils.arithmetic.polyphase import depth
 
 # Rows and what becomes of them: low-pass, high-pass.
 BY_HAND = {

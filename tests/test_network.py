@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import make_wild
 
-from utils.network import ConvNet, replicate_pad, shift_sum
+from source.networks import ConvNet, replicate_pad, shift_sum
 
 KERNELS = [(3, 3), (1, 3)]
 SIZES = [(1, 1), (1, 2), (2, 1), (3, 5), (8, 8)]

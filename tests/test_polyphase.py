@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.polyphase import band_sizes, crop, depth, extend, level_sizes, merge, split
+from utils.arithmetic.polyphase import band_sizes, crop, depth, extend, level_sizes, merge, split
 
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from original import naive_log_pmf
 
 from flow.model import build
-from source.logistic import LOGSCALE_RANGE, Logistic, Mixture, cropped, joint, log_prob
+from source.distribution import LOGSCALE_RANGE, Logistic, Mixture, cropped, joint, log_prob
 from source.prior import LOGSCALE_START, ConditionalPrior, PositionPrior, SimplePrior, TopPrior
-from utils.integers import LIMIT, STEPS, bits_per_dimension, centre
+from utils.arithmetic.integers import LIMIT, STEPS, bits_per_dimension, centre
 
 FARTHEST = 3000
 LOGSCALES = [math.log(10.0**k) for k in range(-4, 5)]

@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from flow.coding import code
+from flow.codec.evaluate import code
 from flow.folder import write_options
 from flow.model import build
-from utils.datasets import PHOTOS
+from utils.data.datasets import PHOTOS
+from utils.data.images import read_rgb
 from utils.files import save_tensors
-from utils.images import read_rgb
-from utils.rivals import QUICK, RIVALS, sizes
+from utils.show.rivals import QUICK, RIVALS, sizes
 
 OPTIONAL = {"JPEG-LS": "jpegls", "JPEG 2000": "jpeg2k", "JPEG XL 7": "jpegxl", "JPEG XL 9": "jpegxl"}
 PHOTO = read_rgb(PHOTOS / "oakland-zoo-otters.png")[:, 200:260, 300:380].permute(1, 2, 0).contiguous().numpy()

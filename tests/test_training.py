@@ -21,13 +21,13 @@ from safetensors.torch import load_file
 from test_datasets import dump, pixels, write_cifar
 
 import easymain
-from flow.coding import TEST_SET, open_test_set
+from flow import training
+from flow.codec.evaluate import TEST_SET, open_test_set
 from flow.folder import PAPER, open_model, read_options, target_name
-from utils import training
-from utils.datasets import PHOTOS, load
+from flow.training import Trainer, Workers, epoch_batches, grainy, learning_rate, mirror, mirrored
+from utils.arithmetic.integers import bits_per_dimension
+from utils.data.datasets import PHOTOS, load
 from utils.files import load_tensors
-from utils.integers import bits_per_dimension
-from utils.training import Trainer, Workers, epoch_batches, grainy, learning_rate, mirror, mirrored
 
 ROOT = Path(__file__).parents[1]
 

@@ -18,10 +18,10 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from utils.arithmetic.integers import bits_per_dimension
 from utils.files import load_tensors, remove_unfinished, save_tensors, whole, write_table
-from utils.integers import bits_per_dimension
 from utils.options import Option
-from utils.plots import loss_curve
+from utils.show.plots import loss_curve
 
 TRAINING = {
     "epoch": Option(400, "epochs to train, from the start"),

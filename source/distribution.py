@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from source.rans import MEAN_BITS
 from source.tables import MIN_OCTAVE, SCALES_PER_OCTAVE
-from utils.integers import STEPS, centre, nearest, uncentre
-from utils.polyphase import crop
+from utils.arithmetic.integers import STEPS, centre, nearest, uncentre
+from utils.arithmetic.polyphase import crop
 
 # exp(+-20) steps is beyond any image; within it no intermediate value overflows in float32
 LOGSCALE_RANGE = (-20.0, 20.0)

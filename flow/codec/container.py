@@ -13,9 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from flow.codec import DEFAULT, Settings, encode, pixels, reduced, stages
-from source.rans import Decoder, Truncated
-from utils.pictures import (
+from flow.codec.pictures import (
     CHANNELS,
     MAX_PIXELS,
     attach,
@@ -25,7 +23,9 @@ from utils.pictures import (
     unpack_metadata,
     unpack_pixels,
 )
-from utils.polyphase import depth, level_sizes
+from flow.codec.stream import DEFAULT, Settings, encode, pixels, reduced, stages
+from source.rans import Decoder, Truncated
+from utils.arithmetic.polyphase import depth, level_sizes
 
 MAGIC = b"NWF\x01"
 MODES = tuple(CHANNELS)
@@ -54,7 +54,7 @@ class Head(NamedTuple):
 
 
 def pack(picture, model=None, name="", settings=DEFAULT):
-    """A picture, as utils.pictures reads them -> the bytes of the smallest .nwf file. Inverse: unpack.
+    """A picture, as flow.codec.pictures reads them -> the bytes of the smallest .nwf file. Inverse: unpack.
 
     model, name: frozen, and its identity in hex; without them the flow is no choice.
     """

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.fixed import FixedConv, on_grid
-from utils.polyphase import channels_last
+from utils.arithmetic.fixed import FixedConv, on_grid
+from utils.arithmetic.polyphase import channels_last
 
 
 def _pad(x, rows, columns):
@@ -197,7 +197,7 @@ class Compand(nn.Module):
 
 
 class FixedCompand(Compand):
-    """A Compand whose results are brought to the grid: see utils/fixed.py."""
+    """A Compand whose results are brought to the grid: see utils/arithmetic/fixed.py."""
 
     def forward(self, u):
         """See the class."""

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils.images import PHOTOS, halve, image_files, read_rgb
+from utils.data.images import PHOTOS, halve, image_files, read_rgb
 
 TEST_PHOTOS = {"lake-sherburne", "oakland-zoo-otters", "roman-colosseum"}
 CIFAR_ADDRESS = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"

@@ -11,7 +11,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from utils.images import is_deep
+from utils.data.images import is_deep
 
 CHANNELS = {"1": 1, "L": 1, "LA": 2, "P": 1, "RGB": 3, "RGBA": 4}
 COLOUR_TYPES = {"1": 0, "L": 0, "LA": 4, "P": 3, "RGB": 2, "RGBA": 6}  # PNG's

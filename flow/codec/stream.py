@@ -13,8 +13,8 @@ import torch
 from source.prior import against, walk
 from source.rans import Encoder, Truncated
 from source.tables import Logistic, Mixture
-from utils.images import halve
-from utils.polyphase import channels_last, depth, extend, level_sizes
+from utils.arithmetic.polyphase import channels_last, depth, extend, level_sizes
+from utils.data.images import halve
 
 
 class Settings(NamedTuple):

@@ -10,7 +10,7 @@ libraries may choose Winograd or FFT, which are not exact.
 import torch
 from torch import nn
 
-from utils.integers import STEPS
+from utils.arithmetic.integers import STEPS
 
 WEIGHT_BITS, WEIGHT_MAX = 15, 2**15 - 1
 # Activations count 2^-14, up to 2^10; inputs are whole steps between integers, up to 2^12 of them.

@@ -9,11 +9,11 @@ Source: method 6.
 import numpy as np
 import torch
 
-from source.logistic import MEAN_STEPS
+from source.distribution import MEAN_STEPS
 from source.prior import against, walk
 from source.rans import Encoder
 from source.tables import Histogram
-from utils.polyphase import channels_last, depth, level_sizes
+from utils.arithmetic.polyphase import channels_last, depth, level_sizes
 
 
 def less_mode(distribution, values):

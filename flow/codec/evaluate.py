@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from flow.folder import find_folder, open_frozen
 from source.rans import Decoder
-from utils.datasets import choose_sides, load
+from utils.data.datasets import choose_sides, load
 from utils.options import CUDA, FOLDER, Option, check_least, pick_device
 
 TEST_SET = (
@@ -74,7 +74,7 @@ def open_test_set(options, count=None):
 def streams_of(coder, model, settings):
     """The `encode` and `decode` that `code` asks for: a stream is all there is, without head and seal.
 
-    coder: flow.codec, with its Settings, or flow.frequencies, with a precision.
+    coder: flow.codec, with its Settings, or flow.codec.histogram, with a precision.
     """
 
     def encode(images):

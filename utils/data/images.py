@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-PHOTOS = Path(__file__).resolve().parent.parent / "etc" / "photos"
+PHOTOS = Path(__file__).resolve().parents[2] / "etc" / "photos"
 IN_THE_BOX, BOX_SIDE = PHOTOS / "roman-colosseum.png", 512
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 

@@ -5,7 +5,7 @@ Source: Malvar and Sullivan, "YCoCg-R: A Color Space with RGB Reversibility and 
 
 import torch
 
-from utils.integers import MIDDLE
+from utils.arithmetic.integers import MIDDLE
 
 
 def rgb_to_ycocg(rgb):

@@ -1,0 +1,1 @@
+"""The codec: pictures and images to bytes and back."""

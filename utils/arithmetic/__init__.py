@@ -1,0 +1,1 @@
+"""Integers: exact arithmetic, polyphase bands, colours."""
