@@ -1,11 +1,31 @@
-"""Networks: the form of the method, for couplings and the paper's prior, and parts of the band-wise prior."""
+"""Networks that train, and how each is frozen: the form of the method, for couplings and the paper's prior, and
+layers of the band-wise prior.
+"""
+
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.arithmetic.fixed import FixedConv, on_grid
+from utils.arithmetic.fixed import (
+    FixedCompand,
+    FixedConv,
+    FixedDepthwise,
+    FixedGate,
+    FixedShares,
+    FixedWide,
+    peak_of,
+    units_for,
+)
+from utils.arithmetic.integers import STEPS
+from utils.arithmetic.passes import ACTIVATION_BITS, INPUT_MAX, INT16_MAX
 from utils.arithmetic.polyphase import channels_last
+
+# What activations are clamped to: 8 bits where 8-bit arithmetic is to serve; in ConvNets, which have no way
+# around their hidden layers, 10; with a sign, 11.
+NARROW_MAX, HIDDEN_MAX, SIGNED_MAX = 2**8 - 1, 2**10 - 1, 2**11 - 1
+OUTPUT_MAX = 2**24
 
 
 def _pad(x, rows, columns):
@@ -98,6 +118,15 @@ def shift_sum(u, kernel):
     return _ShiftSum.apply(u.permute(0, 2, 3, 1), tuple(kernel)).permute(0, 3, 1, 2)
 
 
+class Shares(nn.Conv2d):
+    """A convolution with few output channels, borders replicated, as the sum of its taps' shares."""
+
+    def forward(self, x):
+        """x (B, C, H, W) -> (B, out, H, W)."""
+        by_tap = self.weight.permute(3, 2, 0, 1).flatten(0, 2)[..., None, None]
+        return shift_sum(F.conv2d(x, by_tap), self.kernel_size) + self.bias[:, None, None]
+
+
 class ConvNet(nn.Module):
     """conv3x3, ReLU, nhidden x [conv1x1, ReLU], conv3x3; borders replicated.
 
@@ -111,7 +140,7 @@ class ConvNet(nn.Module):
         self.kernel = kernel
         self.first = nn.Conv2d(channels, hchnl, kernel)
         self.hidden = nn.ModuleList(nn.Conv2d(hchnl, hchnl, 1) for _ in range(nhidden))
-        self.last = nn.Conv2d(hchnl, out, kernel)
+        self.last = Shares(hchnl, out, kernel)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
@@ -120,15 +149,46 @@ class ConvNet(nn.Module):
         h = self.first(replicate_pad(channels_last(x), self.kernel)).relu_()
         for layer in self.hidden:
             h = layer(h).relu_()
-        shares = F.conv2d(h, self.last.weight.permute(3, 2, 0, 1).flatten(0, 2)[..., None, None])
-        return shift_sum(shares.to(x.dtype), self.kernel) + self.last.bias[:, None, None]
+        return self.last(h).to(x.dtype)
+
+    def freeze(self, peaks, factor, offset=0.0, limit=OUTPUT_MAX):
+        """A FixedConvNet of round(factor net(x) + offset); peaks: see fixed.observe. May raise ValueError."""
+        return FixedConvNet(self, peaks, factor, offset, limit)
+
+
+class FixedConvNet(nn.Module):
+    """A ConvNet in integers: v (B, channels, H, W) int32, in steps, x = v / 256 -> (B, out, H, W) int32.
+
+    Activations have 10 bits, as weights of 8 bits allow within 2^24; v counts within +-2^12.
+    """
+
+    def __init__(self, net, peaks, factor, offset, limit):
+        super().__init__()
+        layers = [*net.hidden, net.last]
+        units = [units_for(peak_of(layer, peaks), HIDDEN_MAX) for layer in layers]
+        self.first = FixedWide.of(
+            net.first.weight / STEPS, net.first.bias, 0, units[0], reach=INPUT_MAX, limit=INT16_MAX
+        )
+        self.hidden = nn.ModuleList(
+            FixedConv.of(layer.weight, layer.bias, peak_of(layer, peaks), 0, HIDDEN_MAX, here, there)
+            for layer, here, there in zip(net.hidden, units, units[1:])
+        )
+        weight, bias = net.last.weight * factor, net.last.bias * factor + offset
+        self.last = FixedShares.of(weight, bias, units[-1], HIDDEN_MAX, limit)
+
+    def forward(self, v):
+        """See the class."""
+        h = self.first(v).to(torch.int16)
+        for layer in self.hidden:
+            h = layer(h)
+        return self.last(h)
 
 
 class Conv(nn.Conv2d):
-    """A convolution of kernel size 1 or 3, borders replicated; `freeze` gives it in fixed point.
+    """A convolution of kernel size 1 or 3, borders replicated; `freeze` gives it in integers.
 
-    gain: factor on He's initial weights. rectify: put ReLU in front. precise: float32 also where autocast
-    computes in bfloat16.
+    gain: factor on He's initial weights. rectify: put ReLU in front. precise: of pixels and means, in float32
+    also where autocast computes in bfloat16, in wide integers when frozen.
     """
 
     def __init__(self, channels, out, size, gain=1.0, rectify=False, precise=False):
@@ -139,20 +199,55 @@ class Conv(nn.Conv2d):
         with torch.no_grad():
             self.weight *= gain
 
-    def forward(self, x):
-        """x (B, channels, H, W) -> (B, out, H, W)."""
+    def forward(self, x, onto=None):
+        """x (B, channels, H, W) -> (B, out, H, W), added to `onto` if that is given."""
         if self.rectify:
             x = x.relu()
         if self.kernel_size != (1, 1):
             x = replicate_pad(x, self.kernel_size)
-        if not self.precise:
-            return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False) if self.precise else nullcontext():
+            y = super().forward(x)
+        return y if onto is None else onto + y
 
-    def freeze(self):
-        """The same in fixed point. Raises ValueError if the weights are too large."""
-        return FixedConv.of(self)
+    def freeze(self, peaks, out_units=ACTIVATION_BITS):
+        """A FixedConv or, if precise, a FixedWide. Raises ValueError if the weights are too large.
+
+        out_units: what it gives counts 2^-out_units; peaks: see fixed.observe.
+        """
+        if self.precise:
+            return FixedWide.of(self.weight, self.bias)
+        low, high = (0, NARROW_MAX) if self.rectify else (-SIGNED_MAX, SIGNED_MAX)
+        return FixedConv.of(self.weight, self.bias, peak_of(self, peaks), low, high, out_units=out_units)
+
+
+class Depthwise(nn.Conv2d):
+    """A convolution of each channel by itself, of odd kernel size, ReLU in front, borders replicated."""
+
+    rectify = True
+
+    def __init__(self, channels, size):
+        super().__init__(channels, channels, size, groups=channels)
+
+    def forward(self, x):
+        """x (B, C, H, W) -> (B, C, H, W)."""
+        border = self.kernel_size[0] // 2
+        return super().forward(F.pad(x.relu(), (border,) * 4, mode="replicate"))
+
+    def freeze(self, peaks):
+        """A FixedDepthwise. Raises ValueError if the weights are too large."""
+        return FixedDepthwise.of(self.weight, self.bias, peak_of(self, peaks), NARROW_MAX)
+
+
+class Gate(nn.Module):
+    """(x, y) -> x y."""
+
+    def forward(self, x, y):
+        """x, y: (B, C, H, W)."""
+        return x * y
+
+    def freeze(self, peaks):
+        """A FixedGate."""
+        return FixedGate()
 
 
 class _Compand(torch.autograd.Function):
@@ -191,14 +286,6 @@ class Compand(nn.Module):
         y, device = _Compand.apply(u), u.device.type
         return y.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else y
 
-    def freeze(self):
-        """The same in fixed point."""
+    def freeze(self, peaks):
+        """A FixedCompand."""
         return FixedCompand()
-
-
-class FixedCompand(Compand):
-    """A Compand whose results are brought to the grid: see utils/arithmetic/fixed.py."""
-
-    def forward(self, u):
-        """See the class."""
-        return on_grid(_Compand.apply(u))

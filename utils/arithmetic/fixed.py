@@ -1,36 +1,32 @@
-"""Networks in fixed point: the same integers for any order of summation, hence on any machine.
+"""Layers in integers: the same integers for any order of summation, hence on any machine.
 
 Float networks give other last digits with other thread counts, batch sizes and devices; one rounding that
-falls the other way, and a decoder reads garbage. Here weights and activations are integers, and every partial
-sum of a layer is an integer times a power of two that float64 holds exactly. The bound that makes it so is
-computed from the weights (FixedNetwork.check), not hoped for. Convolutions are matrix products: convolution
-libraries may choose Winograd or FFT, which are not exact.
+falls the other way, and a decoder reads garbage. Here weights and activations are integers. A layer is
+    y = floor(2^-e (W q + b)),   q = clamp(floor(2^-s x + 1/2), low, high)
+with W of 8 bits, s for each channel that it reads and e for each that it writes; the 1/2 of the last rounding is
+in b. Every partial sum of W q + b, in any order, is below 2^24: float32 and int32 hold it. The few small layers
+that see pixels and means are wider, below 2^53. Both bounds are computed from the weights when they are frozen,
+and again when they are read (`check`), not hoped for.
+
+To freeze a network is to choose powers of two: for activations from their peaks on images (`observe`), for
+weights from the largest of each output channel.
 """
+
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-from utils.arithmetic.integers import STEPS
+from utils.arithmetic import passes, products
+from utils.arithmetic.passes import ACTIVATION_BITS, WIDE_BITS, WIDE_MAX
 
-WEIGHT_BITS, WEIGHT_MAX = 15, 2**15 - 1
-# Activations count 2^-14, up to 2^10; inputs are whole steps between integers, up to 2^12 of them.
-ACTIVATION_BITS, ACTIVATION_MAX = 14, 2**24 - 1
-INPUT_MAX = 2**12
-OUTPUT_MAX = 2**24
-EXPONENT_MAX = 28
-EXACT = 2**53
-# What lies between the layers of the band-wise prior are multiples of GRID; a FixedConv's, up to CONV_MAX.
-GRID = 2.0**-ACTIVATION_BITS
-CONV_MAX = 2.0**9
-# The side of the tiles in which the band-wise prior is computed.
-TILE = 128
-# Pixels computed at a time: what bounds the memory, and keeps the activations in the processor's cache.
-PIXELS = 1 << 12
-
-
-def _power(exponent):
-    """2^exponent of integers, float64, from its bits: no library's exponential, which need not be exact."""
-    return (1023 + exponent.long() << 52).view(torch.float64)
+WEIGHT_MAX, WIDE_WEIGHT_MAX = 2**7 - 1, 2**15 - 1
+EXACT, WIDE_EXACT = 2**24, 2**53
+# Shifts to the left: sums below 2^24 stay below 2^31. To the right: all bits are gone before.
+LEFT_MAX, RIGHT_MAX = 6, 30
+WIDE_RIGHT_MAX, SHIFT_MAX = 60, 15
+# What a channel is taken to reach that no image reached, such as in levels of which the images have too few.
+UNSEEN_PEAK = 16.0
 
 
 def check_finite(*tensors):
@@ -39,247 +35,327 @@ def check_finite(*tensors):
         raise ValueError("these weights are not finite")
 
 
-def _check_exact(sums, exponent, bias):
-    """Raise ValueError unless every partial sum, in any order, is exact in float64.
+def _too_large():
+    return ValueError("these weights are too large to be frozen: a sum could pass what is exact")
 
-    sums: of |W| max|a|, of each output channel; W, e and b as integers. In units of 2^-e (of 1/2, if e < 1)
-    all partial sums are integers; the largest is below sums + |b| + 2^e, which must not reach 2^53.
+
+@contextmanager
+def observe(model):
+    """Within: the largest absolute values that each convolution reads, channel by channel: module -> (C,)."""
+    peaks = {}
+
+    def look(layer, inputs):
+        x = inputs[0].detach()
+        x = x.relu() if getattr(layer, "rectify", False) else x.abs()
+        peak = x.amax((0, 2, 3)).double()
+        peaks[layer] = torch.maximum(peaks[layer], peak) if layer in peaks else peak
+
+    hooks = [m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    try:
+        yield peaks
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def peak_of(layer, peaks):
+    """The peak of each channel that a layer reads, float64, from what `observe` saw."""
+    seen = (peaks or {}).get(layer)
+    if seen is None:
+        return torch.full((layer.in_channels,), UNSEEN_PEAK, dtype=torch.float64)
+    return torch.where(seen > 0, seen.cpu(), 1.0)
+
+
+def floor_log2(x):
+    """floor(log2(x)) of positive values, exact: int64."""
+    return torch.frexp(x)[1].long() - 1
+
+
+def units_for(peak, high):
+    """The largest u for which peak * 2^u is at most `high`, for each channel: values then count 2^-u."""
+    return floor_log2(high / peak)
+
+
+def border_of(kernel):
+    """What a kernel of (rows, columns) needs around a map."""
+    return kernel[0] // 2, kernel[1] // 2
+
+
+def _power(exponent):
+    return torch.ldexp(torch.ones(exponent.shape, dtype=torch.float64), exponent.long())
+
+
+def _round_weights(weight, bias, largest, reach, exact):
+    """Real weights (M, ...), biases (M,) -> integers W, exponents k, integers b: values are W 2^-k, b 2^-k.
+
+    largest: of |W|; reach: of |q|. k is the greatest for which sum |W| reach + |b| stays below `exact`.
     """
-    exponent = exponent.long()  # of int8, |-128| is -128
-    if exponent.abs().max() <= EXPONENT_MAX:
-        bound = sums + bias.double().abs() + _power(exponent.clamp(min=0))
-        if (bound * torch.where(exponent < 1, 2, 1)).max() < EXACT:
-            return
-    raise ValueError("these weights are too large to be frozen: a sum could pass 2^53")
+    size = weight.flatten(1).abs().amax(1)
+    k = torch.where(size > 0, floor_log2(largest / size.clamp(min=1e-30)), 0).clamp(max=RIGHT_MAX)
+    for _ in range(64):
+        scale = _power(k)
+        whole = torch.round(weight * scale.view(-1, *[1] * (weight.dim() - 1)))
+        b = torch.round(bias * scale)
+        bound = whole.flatten(1).abs().sum(1) * reach + b.abs() + _power(k.clamp(min=0))
+        over = (bound >= exact) | (whole.flatten(1).abs().amax(1) > largest)
+        if not over.any():
+            return whole, k, b
+        k = k - over.long()
+    raise _too_large()
 
 
-def _quantise(weight, bias):
-    """Real weights (M, K), biases (M,) -> integers (M, K), exponents (M,), integers (M,).
-
-    weight = integers * 2^-exponent with |integers| < 2^15, as many bits as each output channel allows; biases
-    in the same unit.
-    """
-    exponent = (WEIGHT_BITS - torch.frexp(weight.abs().amax(1))[1]).clamp(max=EXPONENT_MAX)
-    scale = _power(exponent)
-    return (
-        torch.round(weight * scale[:, None]).clamp(-WEIGHT_MAX, WEIGHT_MAX),
-        exponent,
-        torch.round(bias * scale),
-    )
+def _halved(bias, exponent):
+    """b with the 1/2 of the rounding, where something is shifted out."""
+    return bias + torch.where(exponent > 0, _power(exponent - 1), 0.0)
 
 
-class FixedNetwork(nn.Module):
-    """A ConvNet in integers: round(factor * net(x) + offset) / unit in float64, the integer within 2^24.
+class Fixed(nn.Module):
+    """What layers in integers share: weight, bias, and the exponent e of each output channel, in buffers."""
 
-    unit: a power of two. x: (B, C, H, W) in multiples of 1/256. Layer by layer, a the integer activations,
-        a <- clamp(floor((W a + b) 2^-e + 1/2), 0, 2^24 - 1),
-    and for the last layer the same within +-2^24; W, b, e integers, e for each output channel.
-    Made by `FixedNetwork.of`; as a module it holds what is stored: W, b and e as int16, int64 and int8.
-    """
-
-    def __init__(self, net, unit=1):
+    def __init__(self, shape, weight_type, bias_type):
         super().__init__()
-        self.kernel, self.unit = tuple(net.kernel), unit
-        rows, columns = self.kernel
-        taps, hidden = rows * columns, net.first.out_channels
-        shapes = [(hidden, taps * net.first.in_channels), *[(hidden, hidden)] * len(net.hidden)]
-        shapes.append((net.last.out_channels * taps, hidden))
-        for i, (out, inputs) in enumerate(shapes):
-            self.register_buffer(f"weight{i}", torch.zeros(out, inputs, dtype=torch.int16))
-            self.register_buffer(f"exponent{i}", torch.zeros(out, dtype=torch.int8))
-            biases = out if i < len(shapes) - 1 else net.last.out_channels
-            self.register_buffer(f"bias{i}", torch.zeros(biases, dtype=torch.int64))
-        self.layers = len(shapes)
-        self.tables = None
-
-    @classmethod
-    def of(cls, net, factor, offset=0.0, unit=1):
-        """Freeze a ConvNet. Raises ValueError if its weights are too large."""
-        check_finite(*net.parameters())
-        fixed = cls(net, unit)
-        rows, columns = fixed.kernel
-        first, last = net.first.weight.detach().double(), net.last.weight.detach().double()
-        weights = [first.permute(0, 2, 3, 1).flatten(1) * 2.0**ACTIVATION_BITS / STEPS]
-        weights += [layer.weight.detach().double().flatten(1) for layer in net.hidden]
-        biases = [layer.bias.detach().double() * 2.0**ACTIVATION_BITS for layer in (net.first, *net.hidden)]
-        for i, (weight, bias) in enumerate(zip(weights, biases)):
-            for name, value in zip(("weight", "exponent", "bias"), _quantise(weight, bias)):
-                getattr(fixed, f"{name}{i}").copy_(value)
-        # one exponent for all taps of a channel, since their shares are summed before they are rounded
-        wide = last.flatten(1) * factor / 2.0**ACTIVATION_BITS
-        integers, exponent, bias = _quantise(wide, net.last.bias.detach().double() * factor + offset)
-        i = fixed.layers - 1
-        getattr(fixed, f"weight{i}").copy_(integers.view(last.shape).permute(2, 3, 0, 1).flatten(0, 2))
-        getattr(fixed, f"exponent{i}").copy_(exponent.repeat(rows * columns))
-        getattr(fixed, f"bias{i}").copy_(bias)
-        fixed.check()
-        return fixed
-
-    def layer(self, i):
-        """The integers of layer i: W (M, K), e (M,), b."""
-        return (getattr(self, f"{name}{i}") for name in ("weight", "exponent", "bias"))
-
-    def check(self):
-        """Raise ValueError unless every partial sum, in any order, is exact in float64."""
-        for i in range(self.layers):
-            weight, exponent, bias = self.layer(i)
-            sums = weight.double().abs().sum(1)
-            if i == self.layers - 1:  # which sums its taps too
-                sums, exponent = sums.view(-1, len(bias)).sum(0), exponent[: len(bias)]
-            _check_exact(sums * (ACTIVATION_MAX if i else INPUT_MAX), exponent, bias)
-
-    def _prepare(self, device):
-        """Weights and biases as float64 multiples of 2^-e, the 1/2 of the rounding included."""
-        if self.tables is None or self.tables[0][0].device != device:
-            self.check()
-            self.tables = []
-            for i in range(self.layers):
-                weight, exponent, bias = (t.to(device) for t in self.layer(i))
-                scale = _power(-exponent)
-                self.tables.append(
-                    ((weight * scale[:, None]).T.contiguous(), bias * scale[: len(bias)] + 0.5)
-                )
-        return self.tables
-
-    def forward(self, x):
-        """The network's output, float64; see the class."""
-        tables, (rows, columns) = self._prepare(x.device), self.kernel
-        up, left = rows // 2, columns // 2
-        x = (x.double() * STEPS).clamp(-INPUT_MAX, INPUT_MAX).permute(0, 2, 3, 1)
-        batch, height, width, _ = x.shape
-        across = torch.arange(-left, width + left, device=x.device).clamp(0, width - 1)
-        x = x[:, :, across]
-        weight, bias = tables[-1]
-        y = x.new_empty(batch, height, width, len(bias))
-        step = max(PIXELS // (batch * width), 1)
-        for top in range(0, height, step):
-            bottom = min(top + step, height)
-            # the last layer looks `up` rows further, and the first layer as much again
-            low, high = max(top - up, 0), min(bottom + up, height)
-            taken = [
-                torch.arange(low + i - up, high + i - up, device=x.device).clamp(0, height - 1)
-                for i in range(rows)
-            ]
-            a = torch.cat([x[:, r, j : j + width] for r in taken for j in range(columns)], -1)
-            a = a.view(-1, a.shape[-1])
-            for w, b in tables[:-1]:
-                a = torch.addmm(b, a, w).floor_().clamp_(0, ACTIVATION_MAX)
-            shares = (a @ weight).view(batch, high - low, width, rows, columns, -1)
-            wanted = torch.arange(top - up, bottom + up, device=x.device).clamp(0, height - 1) - low
-            shares = shares[:, wanted][:, :, across]
-            total = bias.expand(batch, bottom - top, width, -1).clone()
-            for i in range(rows):
-                for j in range(columns):
-                    total += shares[:, i : i + bottom - top, j : j + width, i, j]
-            y[:, top:bottom] = total.floor_().clamp_(-OUTPUT_MAX, OUTPUT_MAX)
-        return y.permute(0, 3, 1, 2) / self.unit
-
-
-def frozen(module):
-    """Turn a module to fixed point: every part of it that has a `freeze` into what that gives."""
-    for name, part in module.named_children():
-        setattr(module, name, part.freeze() if hasattr(part, "freeze") else frozen(part))
-    return module
-
-
-def on_grid(x):
-    """The multiple of GRID nearest to x, halves upwards."""
-    return (x / GRID).add_(0.5).floor_().mul_(GRID)
-
-
-def in_tiles(function, halo, *maps):
-    """function(*maps) tile by tile: bounds the memory within the function, and keeps it in the caches.
-
-    maps: (B, C, H, W). The function gives a tuple, perhaps named, of (..., H, W); every value of it depends
-    on those of the maps no more than `halo` pixels away. At the edges of an image a tile has that edge.
-    """
-    height, width = maps[0].shape[-2:]
-    whole = None
-    for top in range(0, height, TILE):
-        for left in range(0, width, TILE):
-            above, before = max(top - halo, 0), max(left - halo, 0)
-            part = function(*(m[..., above : top + TILE + halo, before : left + TILE + halo] for m in maps))
-            if max(height, width) <= TILE:
-                return part
-            if whole is None:
-                shapes = ((*field.shape[:-3], height, width, field.shape[-3]) for field in part)
-                whole = [field.new_empty(shape).movedim(-1, -3) for field, shape in zip(part, shapes)]
-            for field, all_of_it in zip(part, whole):
-                inside = field[..., top - above :, left - before :][..., :TILE, :TILE]
-                all_of_it[..., top : top + TILE, left : left + TILE] = inside
-    return type(part)(*whole) if hasattr(part, "_fields") else tuple(whole)
-
-
-class FixedConv(nn.Module):
-    """A Conv in integers: on_grid(W x + b) within +-CONV_MAX, in float64; x on the grid, within +-INPUT_MAX.
-
-    Where it has a border or rectifies, x is clamped to that; elsewhere it is the caller's to see to.
-
-    W and b, in GRID, are integers times 2^-e, e for each output channel. Made by `of`; as a module it
-    holds what is stored: W (out, channels, size, size), b and e as int16, int64 and int8.
-    """
-
-    def __init__(self, shape, rectify=False):
-        super().__init__()
-        self.rectify = rectify
-        self.register_buffer("weight", torch.zeros(shape, dtype=torch.int16))
+        self.register_buffer("weight", torch.zeros(shape, dtype=weight_type))
+        self.register_buffer("bias", torch.zeros(shape[0], dtype=bias_type))
         self.register_buffer("exponent", torch.zeros(shape[0], dtype=torch.int8))
-        self.register_buffer("bias", torch.zeros(shape[0], dtype=torch.int64))
-        self.table = None
+        self._tables = {}
+
+    def _fill(self, **values):
+        for name, value in values.items():
+            getattr(self, name).copy_(value)
+        self.check()
+        return self
+
+    def _on(self, device, key, make):
+        """What make() gives, kept for a device."""
+        if (key, device) not in self._tables:
+            self._tables[key, device] = make()
+        return self._tables[key, device]
+
+    def _apply(self, function, recurse=True):
+        self._tables = {}
+        return super()._apply(function, recurse)
+
+    def load_state_dict(self, *args, **kwargs):
+        self._tables = {}
+        return super().load_state_dict(*args, **kwargs)
+
+
+class FixedConv(Fixed):
+    """A convolution of 8-bit weights, kernel size 1 or 3: see the module. x, y: (B, C, H, W) int16.
+
+    low, high: what activations are clamped to; where high is 255 and low 0, 8-bit arithmetic serves.
+    """
+
+    def __init__(self, shape, low, high):
+        super().__init__(shape, torch.int8, torch.int32)
+        self.low, self.high = low, high
+        self.register_buffer("shift", torch.zeros(shape[1], dtype=torch.int8))
 
     @classmethod
-    def of(cls, conv):
-        """Freeze a Conv. Raises ValueError if its weights are too large."""
-        weight, bias = conv.weight.detach().double(), conv.bias.detach().double()
+    def of(cls, weight, bias, peak, low=0, high=255, units=ACTIVATION_BITS, out_units=ACTIVATION_BITS):
+        """Freeze weights (out, C, k, k) and biases (out,). Raises ValueError if they are too large.
+
+        peak: (C,) of the activations; units, out_units: x counts 2^-units, y 2^-out_units; numbers or one for
+        each channel.
+        """
         check_finite(weight, bias)
-        fixed = cls(weight.shape, conv.rectify)
-        integers, exponent, bias = _quantise(weight.flatten(1), bias / GRID)
-        for name, value in (("weight", integers.view_as(weight)), ("exponent", exponent), ("bias", bias)):
-            getattr(fixed, name).copy_(value)
-        fixed.check()
-        return fixed
+        weight, bias = weight.detach().double().cpu(), bias.detach().double().cpu()
+        units = torch.as_tensor(units).expand(weight.shape[1])
+        shift = (units - units_for(peak, high)).clamp(0, SHIFT_MAX)
+        columns = weight * _power(shift - units).view(1, -1, 1, 1)
+        whole, k, b = _round_weights(columns, bias, WEIGHT_MAX, max(high, -low), EXACT)
+        # what is left of a right shift of more bits than there are is its sign
+        exponent = (k - torch.as_tensor(out_units)).clamp(max=RIGHT_MAX)
+        if exponent.min() < -LEFT_MAX:
+            raise _too_large()
+        fixed = cls(weight.shape, low, high)
+        return fixed._fill(weight=whole, bias=_halved(b, exponent), exponent=exponent, shift=shift)
+
+    def check(self):
+        """Raise ValueError unless every partial sum, in any order, is exact in float32 and int32."""
+        bound = self.weight.long().abs().flatten(1).sum(1) * max(self.high, -self.low) + self.bias.long().abs()
+        exponent, shift = self.exponent.long(), self.shift.long()
+        if bound.max() >= EXACT or exponent.min() < -LEFT_MAX or exponent.max() > RIGHT_MAX:
+            raise _too_large()
+        if shift.min() < 0 or shift.max() > SHIFT_MAX:
+            raise _too_large()
+
+    def _integers(self):
+        exponent, shift = self.exponent.int(), self.shift.int()
+        return (1 << shift) >> 1, shift, self.bias, (-exponent).clamp(min=0), exponent.clamp(min=0)
+
+    def integers(self, device):
+        """What passes take: half and shift of the channels read; bias, left and right shift of those written."""
+        return self._on(device, "integers", self._integers)
+
+    def quantise(self, x):
+        """x (B, C, H, W) -> q (B, H', W', C), borders in place."""
+        half, shift = self.integers(x.device)[:2]
+        narrow = torch.uint8 if self.low == 0 and self.high <= 255 else torch.int16
+        border = border_of(self.weight.shape[2:])
+        return passes.quantise(passes.channels_inside(x), half, shift, self.low, self.high, border, narrow)
+
+    def convolve(self, q, onto=None):
+        """q -> y (B, H, W, out), added to `onto`, (B, H, W, out), if that is given."""
+        way = products.choose(q.device, self.high, q[..., 0].numel() < products.FEW_PIXELS)
+        prepared = self._on(q.device, way.name, lambda: way.prepare(self.weight))
+        sums = way.run(q, prepared, self.weight.shape[2:])
+        return passes.requantise(sums, *self.integers(q.device)[2:], onto)
+
+    def forward(self, x, onto=None):
+        """x (B, C, H, W) -> (B, out, H, W), added to `onto` if that is given."""
+        onto = None if onto is None else passes.channels_inside(onto)
+        return passes.channels_first(self.convolve(self.quantise(x), onto))
+
+
+class FixedWide(Fixed):
+    """A convolution of pixels and means: weights of 16 bits, sums below 2^53 in float64.
+
+    x: (B, C, H, W) int32, within +-reach; y: (B, out, H, W) int32, clamped to +-limit.
+    """
+
+    def __init__(self, shape, reach=WIDE_MAX, limit=WIDE_MAX):
+        super().__init__(shape, torch.int16, torch.int64)
+        self.reach, self.limit = reach, limit
+
+    @classmethod
+    def of(cls, weight, bias, units=WIDE_BITS, out_units=WIDE_BITS, reach=WIDE_MAX, limit=WIDE_MAX):
+        """Freeze weights (out, C, rows, columns) and biases (out,); units, out_units: as of FixedConv."""
+        check_finite(weight, bias)
+        weight, bias = weight.detach().double().cpu(), bias.detach().double().cpu()
+        columns = weight * 2.0**-units
+        whole, k, b = _round_weights(columns, bias, WIDE_WEIGHT_MAX, reach, WIDE_EXACT)
+        exponent = k - torch.as_tensor(out_units)
+        if exponent.min() < 0:
+            raise _too_large()
+        return cls(weight.shape, reach, limit)._fill(weight=whole, bias=_halved(b, exponent), exponent=exponent)
 
     def check(self):
         """Raise ValueError unless every partial sum, in any order, is exact in float64."""
-        sums = self.weight.double().abs().flatten(1).sum(1) * (INPUT_MAX / GRID)
-        _check_exact(sums, self.exponent, self.bias)
+        bound = self.weight.double().abs().flatten(1).sum(1) * self.reach + self.bias.double().abs()
+        if bound.max() >= WIDE_EXACT or self.exponent.min() < 0 or self.exponent.max() > WIDE_RIGHT_MAX:
+            raise _too_large()
 
-    def _prepare(self, device):
-        """W for each tap, (channels, out), and b + 1/2, both in GRID."""
-        if self.table is None or self.table[1].device != device:
-            self.check()
-            weight, exponent, bias = (t.to(device) for t in (self.weight, self.exponent, self.bias))
-            scale = _power(-exponent)
-            taps = (weight * scale.view(-1, 1, 1, 1) / GRID).permute(2, 3, 1, 0).flatten(0, 1)
-            self.table = taps.contiguous(), bias * scale + 0.5
-        return self.table
+    def _matrix(self):
+        return self.weight.permute(2, 3, 1, 0).flatten(0, 2).double().contiguous()
 
     def forward(self, x):
-        """x (B, channels, H, W) -> (B, out, H, W), both stored channels last.
+        """x (B, C, H, W) -> (B, out, H, W)."""
+        x, taps = passes.channels_inside(x), tuple(self.weight.shape[2:])
+        matrix = self._on(x.device, "matrix", self._matrix)
+        bias, exponent = self._on(x.device, "integers", lambda: (self.bias, self.exponent.long()))
+        zero = self._on(x.device, "zero", lambda: torch.zeros(x.shape[-1], dtype=torch.int32, device=x.device))
+        q = passes.quantise(x, zero, zero, -self.reach, self.reach, border_of(taps), torch.float64)
+        sums = products.product(torch.mm, q, matrix, taps)
+        y = passes.requantise_wide(sums.view(-1, len(bias)), bias, exponent, self.limit)
+        return passes.channels_first(y.view(*x.shape[:3], -1))
 
-        With the borders in place, a tap is the same list of pixels further on: no copies for taps.
-        """
-        taps, bias = self._prepare(x.device)
-        x, border = x.permute(0, 2, 3, 1), self.weight.shape[-1] // 2
-        batch, height, width, channels = x.shape
-        if border or self.rectify:
-            padded = x.new_empty(batch, height + 2 * border, width + 2 * border, channels)
-            inside = padded[:, border : border + height, border : border + width]
-            torch.clamp(x, 0 if self.rectify else -INPUT_MAX, INPUT_MAX, out=inside)
-            if border:
-                padded[:, :, 0], padded[:, :, -1] = padded[:, :, 1], padded[:, :, -2]
-                padded[:, 0], padded[:, -1] = padded[:, 1], padded[:, -2]
-            x = padded
-        x, size = x.reshape(-1, channels), 1 + 2 * border
-        across = width + 2 * border
-        shifts = [i * across + j for i in range(size) for j in range(size)]
-        y = x.new_empty(len(x), len(bias))
-        for start in range(0, len(x) - shifts[-1], PIXELS):
-            end = min(start + PIXELS, len(x) - shifts[-1])
-            part = y[start:end]
-            torch.addmm(bias, x[start:end], taps[0], out=part)
-            for shift, tap in zip(shifts[1:], taps[1:]):
-                part.addmm_(x[start + shift : end + shift], tap)
-            part.floor_().mul_(GRID).clamp_(-CONV_MAX, CONV_MAX)
-        y = y.view(batch, height + 2 * border, across, -1)
-        return y[:, :height, :width].permute(0, 3, 1, 2)
+
+class FixedShares(Fixed):
+    """A convolution with few output channels: each tap's share at every pixel, then the sum of the shares.
+
+    x: (B, C, H, W) int16, of which clamp(x, 0, high) counts; y: (B, out, H, W) int32, clamped to +-limit.
+    Only a tap's share must be below 2^24: the sum over taps is in whole numbers of 64 bits.
+    """
+
+    def __init__(self, shape, high, limit):
+        super().__init__(shape, torch.int8, torch.int64)
+        self.high, self.limit = high, limit
+
+    @classmethod
+    def of(cls, weight, bias, units, high, limit):
+        """Freeze weights (out, C, rows, columns) and biases (out,) of y, which counts whole units."""
+        check_finite(weight, bias)
+        weight, bias = weight.detach().double().cpu(), bias.detach().double().cpu()
+        columns = weight * _power(-torch.as_tensor(units)).view(1, -1, 1, 1)
+        # the exponent is the taps' in common, the bound each tap's own
+        by_tap = columns.permute(0, 2, 3, 1).flatten(0, 2)
+        taps = weight.shape[2] * weight.shape[3]
+        size = by_tap.abs().amax(1).view(-1, taps).amax(1)
+        k = torch.where(size > 0, floor_log2(WEIGHT_MAX / size.clamp(min=1e-30)), 0).clamp(max=RIGHT_MAX)
+        for _ in range(64):
+            whole = torch.round(columns * _power(k).view(-1, 1, 1, 1))
+            shares = whole.abs().sum(1).flatten(1).amax(1) * high
+            over = (shares >= EXACT) | (whole.abs().flatten(1).amax(1) > WEIGHT_MAX)
+            if not over.any():
+                break
+            k = k - over.long()
+        b = torch.round(bias * _power(k))
+        if k.min() < -LEFT_MAX or b.abs().max() >= WIDE_EXACT:
+            raise _too_large()
+        return cls(weight.shape, high, limit)._fill(weight=whole, bias=_halved(b, k), exponent=k)
+
+    def check(self):
+        """Raise ValueError unless every share is exact in float32, and every sum in 64 bits."""
+        shares = self.weight.long().abs().sum(1).flatten(1).amax(1) * self.high
+        if shares.max() >= EXACT or self.bias.abs().max() > WIDE_EXACT:
+            raise _too_large()
+        if self.exponent.min() < -LEFT_MAX or self.exponent.max() > RIGHT_MAX:
+            raise _too_large()
+
+    def _integers(self):
+        exponent = self.exponent.long()
+        return self.bias, (-exponent).clamp(min=0), exponent.clamp(min=0)
+
+    def forward(self, x):
+        """x (B, C, H, W) -> (B, out, H, W)."""
+        x = passes.channels_inside(x).clamp(0, self.high)
+        way = products.choose(x.device, self.high, x[..., 0].numel() < products.FEW_PIXELS)
+        by_tap = lambda: way.prepare(self.weight.permute(2, 3, 0, 1).flatten(0, 2)[..., None, None])  # noqa: E731
+        shares = way.run(x, self._on(x.device, way.name, by_tap), (1, 1))
+        integers = self._on(x.device, "integers", self._integers)
+        y = passes.sum_of_shares(shares, tuple(self.weight.shape[2:]), *integers, self.limit)
+        return passes.channels_first(y)
+
+
+class FixedDepthwise(Fixed):
+    """A convolution of each channel by itself, of odd kernel size: y = clamp(2^-e (sum W q + b)), as FixedConv."""
+
+    def __init__(self, shape, high=255):
+        super().__init__(shape, torch.int8, torch.int32)
+        self.high = high
+        self.register_buffer("shift", torch.zeros(shape[0], dtype=torch.int8))
+
+    @classmethod
+    def of(cls, weight, bias, peak, high=255):
+        """Freeze weights (C, 1, k, k) and biases (C,); peak: (C,) of the activations."""
+        check_finite(weight, bias)
+        weight, bias = weight.detach().double().cpu(), bias.detach().double().cpu()
+        shift = (ACTIVATION_BITS - units_for(peak, high)).clamp(0, SHIFT_MAX)
+        columns = weight * _power(shift - ACTIVATION_BITS).view(-1, 1, 1, 1)
+        whole, k, b = _round_weights(columns, bias, WEIGHT_MAX, high, EXACT)
+        exponent = (k - ACTIVATION_BITS).clamp(max=RIGHT_MAX)
+        if exponent.min() < -LEFT_MAX:
+            raise _too_large()
+        fixed = cls(weight.shape, high)
+        return fixed._fill(weight=whole, bias=_halved(b, exponent), exponent=exponent, shift=shift)
+
+    check = FixedConv.check
+    low = 0
+    _integers = FixedConv._integers
+
+    def forward(self, x):
+        """x (B, C, H, W) int16, clamped to 0 and above -> (B, C, H, W) int16."""
+        x = passes.channels_inside(x)
+        half, shift, bias, left, right = self._on(x.device, "integers", self._integers)
+        q = passes.quantise(x, half, shift, 0, self.high, border_of(self.weight.shape[2:]), torch.uint8)
+        taps = self._on(x.device, "taps", lambda: self.weight[:, 0].permute(1, 2, 0).contiguous())
+        return passes.channels_first(passes.requantise(passes.depthwise(q, taps), bias, left, right))
+
+
+class FixedGate(nn.Module):
+    """The product of two maps of activations: int16 and int16 -> int16."""
+
+    def forward(self, x, y):
+        """x, y: (B, C, H, W)."""
+        x, y = passes.channels_inside(x), passes.channels_inside(y)
+        shift = torch.full((x.shape[-1],), ACTIVATION_BITS, dtype=torch.int32, device=x.device)
+        return passes.channels_first(passes.gate(x, y, (1 << shift) >> 1, shift))
+
+
+class FixedCompand(nn.Module):
+    """u -> sign(u) log2(1 + |u|), linear between powers of two: wide maps to activations."""
+
+    def forward(self, u):
+        """u: (B, C, H, W) int32."""
+        return passes.channels_first(passes.compand(passes.channels_inside(u)))

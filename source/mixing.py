@@ -1,0 +1,118 @@
+"""From the networks' integers to those of the coder, channel by channel: compiled for the CPU, and in tensors.
+
+Networks see what is left of the channels known, r = v - base, in wide units (see utils/arithmetic/passes.py).
+"""
+
+import numba
+import numpy as np
+import torch
+
+from source.tables import SCALE
+from source.units import MAX_OCTAVE, MEAN_BITS, MIN_OCTAVE, SCALE_BITS, SCALES, SCALES_PER_OCTAVE, WEIGHT_SUM_BITS
+from utils.arithmetic.integers import MIDDLE
+from utils.arithmetic.kernels import companded
+from utils.arithmetic.passes import FINE_BITS, INT16_MAX, WIDE_BITS, WIDE_MAX, is_compiled, numpy
+
+# Outputs times 4 are octaves, logits to base 2, and means in units of the scale.
+OUTPUT_GAIN_BITS = 2
+# fine outputs, so multiplied, to steps of scales; wide means and products with scales to the coder's means
+STEP_SHIFT = FINE_BITS - OUTPUT_GAIN_BITS - (SCALES_PER_OCTAVE.bit_length() - 1)
+MEAN_SHIFT = FINE_BITS - OUTPUT_GAIN_BITS + SCALE_BITS - MEAN_BITS
+WIDE_LEFT = FINE_BITS - OUTPUT_GAIN_BITS + SCALE_BITS - WIDE_BITS
+MIDDLE_MEAN = MIDDLE << MEAN_SHIFT + MEAN_BITS
+FIRST_SCALE = -MIN_OCTAVE * SCALES_PER_OCTAVE
+WEIGHT_SHIFT = SCALE_BITS + MAX_OCTAVE - WEIGHT_SUM_BITS
+
+_compiled = numba.njit(cache=True, nogil=True)
+
+
+def mixture_fields(outputs, mean):
+    """Outputs of a network and a mean to the weights, means and scales of a mixture of K logistics.
+
+    outputs: (B, H, W, 3 K) int16, fine: logits, means in units of the scale, octaves; mean: (B, H, W) int32, wide.
+    Returns three of (K, B, 1, H, W), int32.
+    """
+    components = outputs.shape[-1] // 3
+    shape = components, len(outputs), 1, *outputs.shape[1:3]
+    if is_compiled(outputs):
+        fields = tuple(torch.empty(shape, dtype=torch.int32) for _ in range(3))
+        flat = [field.view(components, -1).numpy() for field in fields]
+        _mix(outputs.view(-1, 3 * components).numpy(), mean.reshape(-1).numpy(), SCALE, *flat)
+        return fields
+    table = torch.from_numpy(SCALE).to(outputs.device)
+    logits, offsets, octaves = outputs.int().unflatten(-1, (3, -1)).movedim(-1, 0).unbind(-1)
+    half = 1 << STEP_SHIFT - 1
+    scale = ((octaves + half >> STEP_SHIFT) + FIRST_SCALE).clamp(0, SCALES - 1)
+    total = (mean.long() << WIDE_LEFT) + offsets.long() * table[scale].long() + MIDDLE_MEAN
+    below = (logits.amax(0) - logits + half >> STEP_SHIFT).clamp(max=SCALES - 1)
+    fields = table[SCALES - 1 - below] >> WEIGHT_SHIFT, total + (1 << MEAN_SHIFT - 1) >> MEAN_SHIFT, scale
+    return tuple(field.int().view(shape) for field in fields)
+
+
+@_compiled
+def _mix(outputs, mean, table, weights, means, scales):
+    half = np.int64(1) << STEP_SHIFT - 1
+    components = weights.shape[0]
+    for n in range(outputs.shape[0]):
+        most = np.int64(outputs[n, 0])
+        for k in range(1, components):
+            most = max(most, np.int64(outputs[n, k]))
+        ground = (np.int64(mean[n]) << WIDE_LEFT) + MIDDLE_MEAN + (np.int64(1) << MEAN_SHIFT - 1)
+        for k in range(components):
+            below = min(most - outputs[n, k] + half >> STEP_SHIFT, SCALES - 1)
+            weights[k, n] = table[np.uint64(SCALES - 1 - below)] >> WEIGHT_SHIFT
+            scale = (np.int64(outputs[n, 2 * components + k]) + half >> STEP_SHIFT) + FIRST_SCALE
+            scale = min(max(scale, 0), SCALES - 1)
+            scales[k, n] = scale
+            offset = np.int64(outputs[n, components + k]) * np.int64(table[np.uint64(scale)])
+            means[k, n] = ground + offset >> MEAN_SHIFT
+
+
+def errors(base, values):
+    """r = v - base of the channels known: (B, H, W, 3) int32 wide, (B, H, W, c) int16 -> (B, H, W, c) int32."""
+    return ((values.int() << WIDE_BITS) - base[..., : values.shape[-1]]).clamp(-WIDE_MAX, WIDE_MAX)
+
+
+@_compiled
+def _look_beside(hidden, base, values, beside, linear, entry, q, mean):
+    weight, bias, left, right = beside
+    weights, offset, exponent, limit = linear
+    half, shift, high = entry
+    known, width = values.shape[1], q.shape[1]
+    total = np.empty(width, np.int32)
+    for n in range(q.shape[0]):
+        linear_sum = offset
+        for h in range(width):
+            total[h] = bias[h]
+        for j in range(known):
+            r = (np.int32(values[n, j]) << np.int32(WIDE_BITS)) - base[n, j]
+            r = min(max(r, np.int32(-WIDE_MAX)), np.int32(WIDE_MAX))
+            linear_sum += weights[j] * np.int64(r)
+            k = companded(r)
+            size = abs(k)
+            for h in range(width):
+                total[h] += np.int32(weight[j, h]) * k + np.int32(weight[known + j, h]) * size
+        mean[n] = base[n, known] + min(max(linear_sum >> exponent, -limit), limit) if known else base[n, 0]
+        for h in range(width):
+            value = np.int32(hidden[n, h])
+            if known:
+                value += total[h] << left[h] >> right[h]
+                value = min(max(value, np.int32(-INT16_MAX)), np.int32(INT16_MAX))
+            q[n, h] = min(max(value + half[h] >> shift[h], np.int32(0)), np.int32(high))
+
+
+def look_beside(hidden, base, values, beside, linear, entry, high):
+    """What a channel's last layer reads, and its mean, given the channels known: one pass over pixels.
+
+    hidden: (B, H, W, width) int16, base: (B, H, W, 3) int32 wide, values: (B, H, W, c) int16, all on the CPU.
+    beside: weight (2 c, width) int8, bias, left, right; linear: weights (c,) int64, bias, exponent and limit;
+    entry: half and shift of the last layer, and what it clamps to.
+    Returns (B, H, W, width) uint8, (B, H, W) int32.
+    """
+    q = torch.empty(hidden.shape, dtype=torch.uint8)
+    mean = torch.empty(hidden.shape[:-1], dtype=torch.int32)
+    # rows of pixels, which may be parts of larger maps
+    flat = [t.reshape(-1, t.shape[-1]).numpy() for t in (hidden, base, values)]
+    width = hidden.shape[-1]
+    _look_beside(*flat, beside, linear, (*numpy(*entry), high), q.view(-1, width).numpy(), mean.view(-1).numpy())
+    return q, mean

@@ -1,0 +1,146 @@
+"""Compiled passes over integers, pixel by pixel, channels innermost: what lies between two products of matrices.
+
+Every pass releases the interpreter, so that threads take a tile each. portable.py says the same in tensors.
+No two arguments of a pass may overlap: the loops would no longer be vectorised.
+"""
+
+import numba
+import numpy as np
+
+_compiled = numba.njit(cache=True, nogil=True)
+_inlined = numba.njit(forceinline=True)
+
+SMALL, LARGE = np.int32(-(2**15) + 1), np.int32(2**15 - 1)
+# companded: units of 2^-6 from units of 2^-8, by the bits of a float32: 23 of fraction, a bias of 127
+COMPAND_BIAS, COMPAND_SHIFT = np.int32(127 + 8 << 23), np.int32(23 - 6)
+
+
+@_compiled
+def quantise(x, half, shift, low, high, border, out):
+    """out = clamp(x + half >> shift, low, high), with border = (rows, columns) of pixels replicated on both sides.
+
+    x: (B, H, W, C), integers; half, shift: (C,) int32; out: (B, H + 2 rows, W + 2 columns, C), any type.
+    """
+    above, before = border
+    for b in range(x.shape[0]):
+        for i in range(out.shape[1]):
+            row = min(max(i - above, 0), x.shape[1] - 1)
+            for j in range(out.shape[2]):
+                column = min(max(j - before, 0), x.shape[2] - 1)
+                for c in range(x.shape[3]):
+                    value = np.int32(x[b, row, column, c]) + half[c] >> shift[c]
+                    out[b, i, j, c] = min(max(value, low), high)
+
+
+@_compiled
+def unfold(padded, top, width, rows, out):
+    """Neighbourhoods of pixels as rows of `out`, (N, rows * segment): each has a segment of so many rows of padded.
+
+    padded: (H + rows - 1, (W + columns - 1) * C), any type; top: the first row of pixels, of `width` each.
+    """
+    segment = out.shape[1] // rows
+    channels = (padded.shape[1] - segment) // max(width - 1, 1)
+    for n in range(out.shape[0]):
+        i, start = top + n // width, n % width * channels
+        for row in range(rows):
+            for k in range(segment):
+                out[n, row * segment + k] = padded[i + row, start + k]
+
+
+@_inlined
+def _scaled(total, left, right):
+    return total << left >> right
+
+
+@_compiled
+def requantise(sums, bias, left, right, out):
+    """out = clamp(sums + bias << left >> right, +-(2^15 - 1)).
+
+    sums: (N, M >= C), integers below 2^24 of any type; bias, left, right: (C,) int32; out: (N, C) int16.
+    """
+    for n in range(out.shape[0]):
+        for c in range(out.shape[1]):
+            value = _scaled(np.int32(sums[n, c]) + bias[c], left[c], right[c])
+            out[n, c] = min(max(value, SMALL), LARGE)
+
+
+@_compiled
+def requantise_onto(sums, bias, left, right, ground, out):
+    """out = clamp(ground + (sums + bias << left >> right), +-(2^15 - 1)): a residual sum; ground: (N, C) int16."""
+    for n in range(out.shape[0]):
+        for c in range(out.shape[1]):
+            value = np.int32(ground[n, c]) + _scaled(np.int32(sums[n, c]) + bias[c], left[c], right[c])
+            out[n, c] = min(max(value, SMALL), LARGE)
+
+
+@_compiled
+def requantise_wide(sums, bias, shift, limit, out):
+    """out = clamp(sums + bias >> shift, +-limit); sums: (N, C) float64, integers below 2^53; out: int16, int32."""
+    for n in range(out.shape[0]):
+        for c in range(out.shape[1]):
+            value = np.int64(sums[n, c]) + bias[c] >> shift[c]
+            out[n, c] = min(max(value, -limit), limit)
+
+
+@_inlined
+def companded(u):
+    """sign(u) log2(1 + |u|), linear between powers of two, to the nearest; u in 2^-8, |u| < 2^23, in 2^-6."""
+    bits = np.float32(abs(u) + np.int32(256)).view(np.int32) - COMPAND_BIAS
+    y = bits + (np.int32(1) << COMPAND_SHIFT - np.int32(1)) >> COMPAND_SHIFT
+    return y if u >= 0 else -y
+
+
+@_compiled
+def compand(u, out):
+    """out = companded u; u: (N,) int32; out: (N,) int16."""
+    for n in range(u.size):
+        out[n] = companded(u[n])
+
+
+@_compiled
+def depthwise(padded, weight, sums):
+    """sums = sum over taps of padded * weight, channel by channel.
+
+    padded: (H + taps - 1, W + taps - 1, C); weight: (taps, taps, C) int8; sums: (H, W, C) int32.
+    """
+    taps = weight.shape[0]
+    for i in range(sums.shape[0]):
+        for j in range(sums.shape[1]):
+            for c in range(sums.shape[2]):
+                sums[i, j, c] = 0
+            for di in range(taps):
+                for dj in range(taps):
+                    for c in range(sums.shape[2]):
+                        value = np.int32(padded[i + di, j + dj, c]) * np.int32(weight[di, dj, c])
+                        sums[i, j, c] += value
+
+
+@_compiled
+def gate(x, y, half, shift, out):
+    """out = clamp(x y + half >> shift, +-(2^15 - 1)); x, y, out: (N, C) int16; half, shift: (C,) int32."""
+    for n in range(out.shape[0]):
+        for c in range(out.shape[1]):
+            value = np.int32(x[n, c]) * np.int32(y[n, c]) + half[c] >> shift[c]
+            out[n, c] = min(max(value, SMALL), LARGE)
+
+
+@_compiled
+def sum_of_shares(shares, kernel, bias, left, right, limit, out):
+    """out[p] = clamp(bias + sum over taps t of shares_t[p + t] << left >> right, +-limit), borders replicated.
+
+    shares: (B, H, W, rows * columns * C), integers; kernel: (rows, columns); out: (B, H, W, C) int32.
+    """
+    rows, columns = kernel
+    batch, height, width, channels = out.shape
+    for b in range(batch):
+        for i in range(height):
+            for j in range(width):
+                for c in range(channels):
+                    total, k = bias[c], c
+                    for di in range(rows):
+                        row = min(max(i + di - rows // 2, 0), height - 1)
+                        for dj in range(columns):
+                            column = min(max(j + dj - columns // 2, 0), width - 1)
+                            total += np.int64(shares[b, row, column, k])
+                            k += channels
+                    out[b, i, j, c] = min(max(total << left[c] >> right[c], -limit), limit)

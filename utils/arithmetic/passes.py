@@ -1,0 +1,143 @@
+"""Passes over integer maps (B, H, W, C), each said twice: compiled for the CPU, in tensors for other devices.
+
+Units: activations are int16 in 2^-6 ("fine": 2^-10, what distributions are made of), wide maps, of pixels and
+means, int32 in 2^-8 of a step between integers.
+"""
+
+import torch
+
+from utils.arithmetic import kernels
+
+ACTIVATION_BITS, FINE_BITS, WIDE_BITS = 6, 10, 8
+INT16_MAX = 2**15 - 1
+# What pixels, coefficients and means may be, in steps: clamped to this where networks see them.
+INPUT_MAX = 2**12
+WIDE_MAX = INPUT_MAX << WIDE_BITS
+
+_compiled = True
+
+
+def compiled(wanted):
+    """Whether CPU tensors take the compiled passes (as they do at first), or those that other devices take."""
+    global _compiled
+    _compiled = wanted
+
+
+def is_compiled(x):
+    """Whether the passes over a map are compiled."""
+    return _compiled and x.is_cpu
+
+
+def numpy(*tensors):
+    """Tensors on the CPU as arrays."""
+    return [t.numpy() for t in tensors]
+
+
+def channels_inside(x):
+    """(B, C, H, W) -> (B, H, W, C), contiguous: a view of what is stored channels last. Inverse: channels_first."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def channels_first(x):
+    """(B, H, W, C) -> (B, C, H, W), a view, stored channels last."""
+    return x.permute(0, 3, 1, 2)
+
+
+def bordered(x, border):
+    """Replicate the borders of (B, H, W, C): (rows, columns) of pixels on both sides."""
+    rows, columns = border
+    i = torch.arange(-rows, x.shape[1] + rows, device=x.device).clamp(0, x.shape[1] - 1)
+    j = torch.arange(-columns, x.shape[2] + columns, device=x.device).clamp(0, x.shape[2] - 1)
+    return x[:, i[:, None], j]
+
+
+def quantise(x, half, shift, low, high, border, dtype):
+    """clamp(x + half >> shift, low, high), then `border` as of bordered; half, shift: (C,) int32."""
+    if not is_compiled(x):
+        return bordered((x.int() + half >> shift).clamp(low, high), border).to(dtype)
+    batch, height, width, channels = x.shape
+    out = x.new_empty((batch, height + 2 * border[0], width + 2 * border[1], channels), dtype=dtype)
+    kernels.quantise(*numpy(x, half, shift), low, high, border, out.numpy())
+    return out
+
+
+def requantise(sums, bias, left, right, onto=None):
+    """onto + (sums + bias << left >> right), clamped to +-(2^15 - 1), as int16; bias, left, right: (C,) int32.
+
+    sums: (B, H, W, >= C), integers below 2^24 of any type. onto: (B, H, W, C) int16, or None for 0.
+    """
+    channels = len(bias)
+    if not is_compiled(sums):
+        y = sums[..., :channels].int() + bias << left >> right
+        return (y if onto is None else y + onto).clamp(-INT16_MAX, INT16_MAX).to(torch.int16)
+    out = sums.new_empty((*sums.shape[:-1], channels), dtype=torch.int16)
+    flat = [t.reshape(-1, t.shape[-1]).numpy() for t in (sums, out)]
+    if onto is None:
+        kernels.requantise(flat[0], *numpy(bias, left, right), flat[1])
+    else:
+        kernels.requantise_onto(flat[0], *numpy(bias, left, right), onto.view(-1, channels).numpy(), flat[1])
+    return out
+
+
+def requantise_wide(sums, bias, shift, limit, dtype=torch.int32):
+    """clamp(sums + bias >> shift, +-limit); sums: (N, C) float64, bias, shift: (C,) int64."""
+    if not is_compiled(sums):
+        return (sums.long() + bias >> shift).clamp(-limit, limit).to(dtype)
+    out = sums.new_empty(sums.shape, dtype=dtype)
+    kernels.requantise_wide(*numpy(sums, bias, shift), limit, out.numpy())
+    return out
+
+
+def compand(u):
+    """sign(u) log2(1 + |u|), linear between powers of two: wide int32 (2^-8, below 2^15 steps) -> int16 (2^-6)."""
+    if not is_compiled(u):
+        bits = (u.abs() + 256).float().view(torch.int32) - int(kernels.COMPAND_BIAS)
+        y = bits + (1 << int(kernels.COMPAND_SHIFT) - 1) >> int(kernels.COMPAND_SHIFT)
+        return torch.where(u < 0, -y, y).to(torch.int16)
+    out = torch.empty_like(u, dtype=torch.int16)
+    kernels.compand(u.view(-1).numpy(), out.view(-1).numpy())
+    return out
+
+
+def depthwise(padded, weight):
+    """Sums over taps, channel by channel: (B, H + taps - 1, W + taps - 1, C), (taps, taps, C) -> (B, H, W, C) int32."""
+    batch, taps = len(padded), len(weight)
+    height, width = (n - taps + 1 for n in padded.shape[1:3])
+    if not is_compiled(padded):
+        shifts = [(i, j) for i in range(taps) for j in range(taps)]
+        return sum(padded[:, i : i + height, j : j + width].int() * weight[i, j].int() for i, j in shifts)
+    sums = padded.new_empty((batch, height, width, padded.shape[3]), dtype=torch.int32)
+    for image, total in zip(padded, sums):
+        kernels.depthwise(*numpy(image, weight, total))
+    return sums
+
+
+def gate(x, y, half, shift):
+    """clamp(x y + half >> shift, +-(2^15 - 1)) of two int16 maps; half, shift: (C,) int32."""
+    if not is_compiled(x):
+        return (x.int() * y.int() + half >> shift).clamp(-INT16_MAX, INT16_MAX).to(torch.int16)
+    out = torch.empty_like(x)
+    maps = [t.view(-1, t.shape[-1]).numpy() for t in (x, y)]
+    kernels.gate(*maps, *numpy(half, shift), out.view(-1, out.shape[-1]).numpy())
+    return out
+
+
+def sum_of_shares(shares, kernel, bias, left, right, limit):
+    """clamp(bias + sum over taps t of shares_t[p + t] << left >> right, +-limit): (B, H, W, C) int32.
+
+    shares: (B, H, W, taps * C), the taps' shares, row by row of the kernel, integers; borders replicated.
+    kernel: (rows, columns); bias, left, right: (C,) int64.
+    """
+    rows, columns = kernel
+    if is_compiled(shares):
+        out = shares.new_empty((*shares.shape[:-1], len(bias)), dtype=torch.int32)
+        kernels.sum_of_shares(shares.numpy(), kernel, *numpy(bias, left, right), limit, out.numpy())
+        return out
+    height, width = shares.shape[1:3]
+    parts = bordered(shares, (rows // 2, columns // 2)).long().unflatten(-1, (rows, columns, -1))
+    total = sum(
+        parts[:, i : i + height, j : j + width, i, j] for i in range(rows) for j in range(columns)
+    )
+    return (total + bias << left >> right).clamp(-limit, limit).int()
+
+
