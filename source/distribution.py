@@ -9,8 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from source.rans import MEAN_BITS
-from source.tables import MIN_OCTAVE, SCALES_PER_OCTAVE
+from source.units import MEAN_BITS, MIN_OCTAVE, SCALES_PER_OCTAVE
 from utils.arithmetic.integers import STEPS, centre, nearest, uncentre
 from utils.arithmetic.polyphase import crop
 

@@ -17,19 +17,18 @@ from torch import nn
 
 from source.distribution import FixedLogistic, FixedMixture, Logistic, Mixture, cropped
 from source.networks import ConvNet
-from source.rans import MEAN_BITS, WEIGHT_BITS
-from source.tables import MIN_OCTAVE, SCALES_PER_OCTAVE
+from source.units import MEAN_BITS, MIN_OCTAVE, SCALES_PER_OCTAVE, WEIGHT_SUM_BITS
 from utils.arithmetic.fixed import FixedNetwork
 from utils.arithmetic.integers import MIDDLE, STEPS, centre
 from utils.arithmetic.polyphase import band_sizes, channels_last, level_sizes
 
 BANDS = 3
 LOGSCALE_START = -3.0
-# Networks' range to the coder's integers (source/tables.py): means of steps 1/64, 32 scales to the octave.
+# Networks' range to the coder's integers (source/units.py): means of steps 1/64, 32 scales to the octave.
 MEAN_FACTOR, MEAN_OFFSET = STEPS << MEAN_BITS, MIDDLE << MEAN_BITS
 SCALE_FACTOR = SCALES_PER_OCTAVE / math.log(2)
 SCALE_OFFSET = SCALES_PER_OCTAVE * (math.log2(STEPS) - MIN_OCTAVE)
-TOP_WEIGHTS = 1 << WEIGHT_BITS
+TOP_WEIGHTS = 1 << WEIGHT_SUM_BITS
 
 
 def walk(prior, coarse, level, size, take):

@@ -24,8 +24,8 @@ from source.bands import LEVELS, BandPrior, Mixer
 from source.distribution import FixedMixture, Mixture
 from source.networks import Compand, Conv, ConvNet
 from source.prior import SimplePrior, walk
-from source.rans import MEAN_BITS, WEIGHT_BITS, Decoder
-from source.tables import MAX_OCTAVE, MIN_OCTAVE, SCALES
+from source.rans import Decoder
+from source.units import MAX_OCTAVE, MEAN_BITS, MIN_OCTAVE, SCALES, WEIGHT_SUM_BITS
 from utils.arithmetic.fixed import CONV_MAX, GRID, INPUT_MAX, FixedConv, FixedNetwork, on_grid
 from utils.arithmetic.integers import bits_per_dimension
 from utils.arithmetic.polyphase import band_sizes
@@ -316,7 +316,7 @@ def test_fixed_mixer_stays_within_what_the_coder_admits(components, high):
     if high > 2**20:
         outputs[0] = outputs[0].sign() * CONV_MAX
     weight, mean, scale = Mixer(components).freeze()(outputs, base)
-    assert weight.min() >= 0 and (weight.amax(0) == 1 << WEIGHT_BITS).all()
+    assert weight.min() >= 0 and (weight.amax(0) == 1 << WEIGHT_SUM_BITS).all()
     assert scale.min() >= 0 and scale.max() < SCALES
     assert all(field.dtype == torch.int32 for field in (weight, mean, scale))
     assert mean.long().abs().max() <= 1 << 25 + MEAN_BITS
@@ -462,7 +462,7 @@ def test_freezing_keeps_the_coders_ranges_with_wild_weights():
         for weight, mean, scale in distributions(
             prior, coarse.double(), [b.double() for b in detail], (9, 6)
         ):
-            assert weight.min() >= 0 and (weight.amax(0) == 1 << WEIGHT_BITS).all()
+            assert weight.min() >= 0 and (weight.amax(0) == 1 << WEIGHT_SUM_BITS).all()
             assert 0 <= scale.min() and scale.max() < SCALES and mean.long().abs().max() < 1 << 31
 
 
