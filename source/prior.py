@@ -15,7 +15,7 @@ import math
 import torch
 from torch import nn
 
-from source.distribution import FixedLogistic, FixedMixture, Logistic, Mixture, cropped
+from source.distribution import FixedMixture, Mixture, cropped
 from source.networks import ConvNet
 from source.units import MEAN_BITS, MIN_OCTAVE, SCALES_PER_OCTAVE, WEIGHT_SUM_BITS
 from utils.arithmetic.fixed import FixedNetwork
@@ -127,17 +127,18 @@ def _freeze(part, factor, offset):
 class _IndependentPrior(nn.Module):
     """A prior whose bands do not depend on each other: one mean and one logscale for each detail value."""
 
-    kind = Logistic
+    kind = Mixture
     parts = tuple((band, slice(None)) for band in range(BANDS))
 
     def _given(self, mean, logscale):
         """The bands' distributions from nine channels of each, (B, 9, h, w)."""
-        bands = [self.kind(*fields) for fields in zip(mean.chunk(BANDS, 1), logscale.chunk(BANDS, 1))]
+        fields = zip(mean.chunk(BANDS, 1), logscale.chunk(BANDS, 1))
+        bands = [self.kind.logistic(*both) for both in fields]
         return lambda known: bands[len(known)]
 
     def freeze(self):
-        """Turn to fixed point: from now on, distributions are FixedLogistic."""
-        self.kind = FixedLogistic
+        """Turn to fixed point: from now on, distributions are FixedMixture."""
+        self.kind = FixedMixture
         self.mean = _freeze(self.mean, MEAN_FACTOR, MEAN_OFFSET)
         self.logscale = _freeze(self.logscale, SCALE_FACTOR, SCALE_OFFSET)
         return self

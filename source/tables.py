@@ -1,4 +1,4 @@
-"""Distributions in integers, as the coder takes them: logistic, mixture of logistics, histogram.
+"""Distributions in integers, as the coder takes them: mixture of logistics, histogram.
 
 All that decides a bit comes from integers by exact arithmetic, so that a stream decodes on every machine.
 To the coder a distribution is a shape, a precision, intervals(symbols) and its inverse, pop(words, ...).
@@ -116,6 +116,12 @@ class Mixture:
             raise ValueError("weight: need a positive sum for every symbol")
         self._mixtures = kernels.Mixtures(low, int(nbins), int(precision), normalised, mean, scale)
 
+    @classmethod
+    def logistic(cls, mean, scale, nbins=4096, precision=24):
+        """Each symbol under its own discretised logistic, K = 1; mean and scale: (*shape)."""
+        mean, scale = np.asarray(mean)[None], np.asarray(scale)[None]
+        return cls(np.ones(mean.shape, np.int32), mean, scale, nbins, precision)
+
     def intervals(self, symbols):
         """Symbols -> start and frequency of their intervals, four instead of one outside the window."""
         symbols = _integers("symbols", symbols)
@@ -132,14 +138,6 @@ class Mixture:
     def pop(self, words, position, state, symbols):
         """Read symbols, (N,): see kernels.Popped for what it returns. Inverse: intervals."""
         return kernels.pop_mixtures(words, position, state, symbols, self._mixtures, TABLES)
-
-
-class Logistic(Mixture):
-    """Each symbol under its own discretised logistic: a Mixture with K = 1; mean and scale: (*shape)."""
-
-    def __init__(self, mean, scale, nbins=4096, precision=24):
-        mean, scale = np.asarray(mean)[None], np.asarray(scale)[None]
-        super().__init__(np.ones(mean.shape, np.int32), mean, scale, nbins, precision)
 
 
 class Histogram:
@@ -222,10 +220,10 @@ class Histogram:
 def _depth(precision):
     """Of a histogram's depth: about 9, the range of differences of bytes."""
     mean, scale = 9 << MEAN_BITS, -MIN_OCTAVE * SCALES_PER_OCTAVE
-    return Logistic(np.array([mean]), np.array([scale]), precision=precision)
+    return Mixture.logistic(np.array([mean]), np.array([scale]), precision=precision)
 
 
 def _halving(count, precision):
     """Of the lower part of each count: half, give or take a ninth (the best on residuals of photographs)."""
     mean = np.minimum(count << MEAN_BITS - 1, 2**31 - 1)
-    return Logistic(mean, SCALES_PER_OCTAVE * np.frexp(count)[1] + 72, precision=precision)
+    return Mixture.logistic(mean, SCALES_PER_OCTAVE * np.frexp(count)[1] + 72, precision=precision)

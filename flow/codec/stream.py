@@ -12,7 +12,7 @@ import torch
 
 from source.prior import against, walk
 from source.rans import Encoder, Truncated
-from source.tables import Logistic, Mixture
+from source.tables import Mixture
 from utils.arithmetic.polyphase import channels_last, depth, extend, level_sizes
 from utils.data.images import halve
 
@@ -37,10 +37,8 @@ def _group(distribution, values):
 
 
 def _table(distribution, image, settings):
-    """The coder's distribution of one image of a batch: arrays (B, ...) or, of a mixture, (K, B, ...)."""
-    if len(distribution) == 3:
-        return Mixture(*(field[:, image] for field in distribution), *settings)
-    return Logistic(*(field[image] for field in distribution), *settings)
+    """The coder's distribution of one image of a batch: arrays (K, B, ...)."""
+    return Mixture(*(field[:, image] for field in distribution), *settings)
 
 
 @torch.no_grad()
