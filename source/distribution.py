@@ -120,13 +120,20 @@ def cropped(distribution, size):
     return type(distribution)(*(crop(field, size) for field in distribution))
 
 
-def flat(x):
+def drawing(base_scale=None, generator=None):
+    """A function: distribution -> integers drawn, with base_scale added to every logscale; None: its mode."""
+    if base_scale is None:
+        return lambda distribution: distribution.mode()
+    return lambda distribution: distribution.sample(base_scale, generator)
+
+
+def flattened(x):
     """(..., C, H, W) -> (..., H * W * C), in the order in which channels-last tensors lie in memory."""
     return x.movedim(-3, -1).flatten(-3)
 
 
-def joint(distributions):
-    """One distribution over the concatenation of flat bands: one evaluation instead of many."""
+def concatenated(distributions):
+    """One distribution over the concatenation of flattened bands: one evaluation instead of many."""
     return type(distributions[0])(
-        *(torch.cat([flat(f) for f in fields], -1) for fields in zip(*distributions))
+        *(torch.cat([flattened(f) for f in fields], -1) for fields in zip(*distributions))
     )

@@ -46,7 +46,11 @@ class Encoder:
 
     def push(self, distribution, symbols):
         """Append a group: integers of the distribution's shape."""
-        self._groups.append((*distribution.intervals(symbols), distribution.precision))
+        self.insert(len(self._groups), distribution, symbols)
+
+    def insert(self, place, distribution, symbols):
+        """Put a group before that which has `place` groups before it. What is kept: 8 bytes for a symbol."""
+        self._groups.insert(place, (*distribution.intervals(symbols), distribution.precision))
 
     @property
     def bits(self):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from original import naive_log_pmf
 
 from flow.model import build
-from source.distribution import LOGSCALE_RANGE, FixedMixture, Mixture, cropped, joint, log_prob
+from source.distribution import LOGSCALE_RANGE, FixedMixture, Mixture, concatenated, cropped, log_prob
 from source.prior import LOGSCALE_START, ConditionalPrior, PositionPrior, SimplePrior, TopPrior
 from utils.arithmetic.integers import LIMIT, STEPS, bits_per_dimension, centre
 
@@ -174,13 +174,13 @@ def test_samples_from_absurd_scales_are_numbers():
         assert (x.abs() <= LIMIT).all()
 
 
-def test_joint_and_cropped_are_the_parts():
+def test_concatenated_and_cropped_are_the_parts():
     fields = torch.randn(2, 2, 3, 4, 5)
     whole = Mixture.logistic(*fields)
     part = cropped(whole, (3, 5))
     z, z_part = noise(2, 3, 4, 5), noise(2, 3, 3, 5)
     torch.testing.assert_close(part.log_prob(z_part), log_prob(z_part, *fields[..., :3, :]))
-    both = joint([whole, part]).log_prob(
+    both = concatenated([whole, part]).log_prob(
         torch.cat([z.movedim(1, -1).flatten(1), z_part.movedim(1, -1).flatten(1)], 1)
     )
     total = whole.log_prob(z).flatten(1).sum(1) + part.log_prob(z_part).flatten(1).sum(1)
