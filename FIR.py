@@ -85,7 +85,7 @@ def main(argv=None):
     check_least(options, 1, "num")
     folder, device = find_folder(options["folder"], "paper"), pick_device(options["cuda"])
     model, _ = open_model(folder, device=device)
-    images = model.enter(patches(options["num"], options["seed"]).to(device))
+    images = model.from_images(patches(options["num"], options["seed"]).to(device))
     parts = tqdm(images.split(4), "Jacobians", delay=1, leave=False)
     parts = [impulse_responses(model.pyramid.level(0), part, PLACES) for part in parts]
     low, high = (torch.cat(sides).cpu() for sides in zip(*parts))

@@ -75,10 +75,10 @@ def draw(model, bands, tables, caption):
     figure = plt.figure(figsize=(15, 8.6), layout="constrained")
     grid = figure.add_gridspec(2, len(SHOWN), height_ratios=(5, 2.2))
     for k, (name, (coarse, details)) in enumerate(bands.items()):
-        tones = [[model.leave(band + MIDDLE) - MIDDLE for band in detail] for detail in details]
+        tones = [[model.to_images(band + MIDDLE) - MIDDLE for band in detail] for detail in details]
         tones = [[in_grey(band, limit) for band in detail] for detail in tones]
         axes = figure.add_subplot(grid[0, k])
-        show_image(axes, mosaic(model.leave(coarse), tones)[0])
+        show_image(axes, mosaic(model.to_images(coarse), tones)[0])
         axes.set_title(f"{TITLES[name]}: {tables[name][-1]['bits']:.3f} bits per coefficient")
     axes = figure.add_subplot(grid[1, :])
     labels = [name_of(row) for row in tables["learned"]]

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flow.codec.histogram import less_mode
 from flow.lifting import classical
 from flow.model import NeuralWavelet
-from source.prior import SimplePrior, TopPrior, against, gathered, walk
+from flow.pyramid import finest
+from source.distribution import drawing
+from source.prior import SimplePrior, TopPrior, given_parts, join_parts, split_parts
 from utils.arithmetic.integers import MIDDLE, centre
 from utils.arithmetic.polyphase import depth, level_sizes
 
@@ -50,12 +51,12 @@ def pyramid(model, images, levels):
 
     Each detail is (ur, dl, dr), integer-valued, in the colours that the pyramid sees.
     """
-    coarse, details, residuals = model.enter(images), [], []
-    for i in range(levels):
-        size = coarse.shape[-2:]
-        coarse, detail = model.pyramid.level(i).split(coarse)
+    coarse, details, residuals = model.from_images(images), [], []
+    analysis = model.pyramid.analyse(coarse, levels)
+    for level, coarse, detail in analysis:
+        parts = given_parts(model.detail, coarse, level, detail)
         details.append(detail)
-        residuals.append(gathered(model.detail, against(model.detail, coarse, i, size, detail, less_mode)))
+        residuals.append(join_parts(model.detail, [values - given.mode() for given, values in parts]))
     return coarse, details, residuals
 
 
@@ -84,23 +85,17 @@ def low_and_high(model, images, levels):
     where the networks read 0. Without the means, as learned details need not be differences: with them, they
     may hold most of the picture.
     """
-    low, _, residuals = pyramid(model, images, levels)
-    plain = rich = torch.full_like(low, MIDDLE)
-    sizes = level_sizes(*images.shape[-2:], levels)
-    for i in reversed(range(levels)):
-        low, plain = (model.refine(x, i, sizes[i]) for x in (low, plain))
-        rich = _enriched(model, rich, i, sizes[i], residuals[i])
-    return model.leave(low), model.leave(rich) - model.leave(plain)
+    coarse, _, residuals = pyramid(model, images, levels)
+    grey, sizes = torch.full_like(coarse, MIDDLE), level_sizes(*images.shape[-2:], levels)
+    low, plain = (finest(model.synthesise(x, sizes, drawing())) for x in (coarse, grey))
+    rich = _with_residuals(model, grey, sizes, residuals)
+    return model.to_images(low), model.to_images(rich) - model.to_images(plain)
 
 
-def _enriched(model, coarse, level, size, residual):
-    """Merge a coarse band with the prior's means plus a residual (ur, dl, dr): undo a level of `pyramid`."""
-
-    def take(distribution, band, channels):
-        return distribution.mode() + residual[band][:, channels]
-
-    detail = walk(model.detail, coarse, level, size, take)
-    return model.pyramid.level(level).merge(coarse, detail)
+def _with_residuals(model, coarse, sizes, residuals):
+    """Undo `pyramid`: a coarse band and details that are the prior's means plus residuals, as one band."""
+    parts = (part for bands in reversed(residuals) for part in split_parts(model.detail, bands))
+    return finest(model.synthesise(coarse, sizes, lambda given: given.mode() + next(parts)))
 
 
 def spectrum(image):

@@ -7,10 +7,17 @@ from torch import nn
 
 from flow.coupling import CouplingLevel
 from flow.lifting import CLASSICAL, lifting_level
-from flow.pyramid import Pyramid
+from flow.pyramid import Pyramid, finest
 from source.bands import MAX_BLOCKS, BandPrior
-from source.distribution import flat, joint
-from source.prior import ConditionalPrior, PositionPrior, SimplePrior, TopPrior, against, walk
+from source.distribution import concatenated, drawing, flattened
+from source.prior import (
+    ConditionalPrior,
+    PositionPrior,
+    SimplePrior,
+    TopPrior,
+    generate_details,
+    given_parts,
+)
 from utils.arithmetic.colour import rgb_to_ycocg, ycocg_to_rgb
 from utils.arithmetic.integers import centre
 from utils.arithmetic.polyphase import channels_last, depth, level_sizes
@@ -41,7 +48,7 @@ ARCHITECTURE = {
     "blocks": Option(1, "residual blocks of -prior bands for each band, 0 to 6; twice as many before"),
     "components": Option(3, "logistic components of the mixtures of -prior bands"),
 }  # fmt: skip
-BANDS = {"width", "blocks", "components"}
+BAND_PRIOR_OPTIONS = {"width", "blocks", "components"}
 
 
 class NeuralWavelet(nn.Module):
@@ -78,13 +85,13 @@ class NeuralWavelet(nn.Module):
         """The type in which bands are held: float32, or float64 when frozen."""
         return self.top.mean.dtype if self.top.mean.is_floating_point() else torch.float64
 
-    def enter(self, images):
-        """Images (B, 3, H, W) of any dtype -> what the pyramid sees. Inverse: leave."""
+    def from_images(self, images):
+        """Images (B, 3, H, W) of any dtype -> what the pyramid sees. Inverse: to_images."""
         x = channels_last(images.to(self.dtype))
         return rgb_to_ycocg(x) if self.ycocg else x
 
-    def leave(self, x):
-        """Undo enter: RGB as integer-valued floats."""
+    def to_images(self, x):
+        """Undo from_images: RGB as integer-valued floats."""
         return ycocg_to_rgb(x) if self.ycocg else x
 
     def transform(self, images, depth=None):
@@ -92,24 +99,23 @@ class NeuralWavelet(nn.Module):
 
         depth: the number of levels, by default down to 2x2 or less. Inverse: inverse.
         """
-        return self.pyramid(self.enter(images), depth)
+        return self.pyramid(self.from_images(images), depth)
 
     def inverse(self, top, details):
         """Top and details -> images as integer-valued floats, exactly those that transform was given."""
-        return self.leave(self.pyramid.inverse(top, details))
+        return self.to_images(self.pyramid.inverse(top, details))
 
     def log_prob(self, images, levels=None):
         """Log-likelihood of images in nats: (B,). levels: as depth in transform."""
-        x = self.enter(images)
-        parts = []
-        for i in range(depth(*x.shape[-2:]) if levels is None else levels):
-            size = x.shape[-2:]
-            x, detail = self.pyramid.level(i).split(x)
-            parts += against(self.detail, x, i, size, detail, lambda given, values: (given, flat(values)))
+        x = self.from_images(images)
+        analysis, parts = self.pyramid.analyse(x, levels), []
+        for level, x, detail in analysis:
+            parts += given_parts(self.detail, x, level, detail)
         total = self.top(len(x), x.shape[-2:]).log_prob(x).flatten(1).sum(1)
         if parts:
-            distributions, symbols = zip(*parts)
-            total = total + joint(distributions).log_prob(torch.cat(symbols, -1)).sum(1)
+            distributions, values = zip(*parts)
+            z = torch.cat([flattened(part) for part in values], -1)
+            total = total + concatenated(distributions).log_prob(z).sum(1)
         return total
 
     forward = log_prob
@@ -124,17 +130,20 @@ class NeuralWavelet(nn.Module):
         """
         sizes = level_sizes(height, width, depth(height, width) if levels is None else levels)
         x = self.top(count, sizes[-1]).sample(0.0, generator) if top is None else top
-        for i in reversed(range(len(sizes) - 1)):
-            x = self.refine(x, i, sizes[i], base_scale, generator)
-        return self.leave(x).clamp(0, 255)
+        x = finest(self.synthesise(x, sizes, drawing(base_scale, generator)))
+        return self.to_images(x).clamp(0, 255)
 
-    def refine(self, coarse, level, size, base_scale=None, generator=None):
-        """Merge a coarse band with details from the prior; size: (height, width) of the result."""
+    def synthesise(self, coarse, sizes, values_of, last=0):
+        """Yield (level, band) as pyramid.synthesise does, from coarse on, with details given the prior.
 
-        def draw(distribution, band, channels):
-            return distribution.mode() if base_scale is None else distribution.sample(base_scale, generator)
+        sizes: (height, width) of the image and of each of its coarse bands, the last that of `coarse`.
+        values_of: distribution -> values of a part of the details, (B, c, h, w), all parts in turn.
+        """
 
-        return self.pyramid.level(level).merge(coarse, walk(self.detail, coarse, level, size, draw))
+        def details_of(band, level):
+            return generate_details(self.detail, band, level, sizes[level], values_of)
+
+        return self.pyramid.synthesise(coarse, len(sizes) - 1, details_of, last)
 
 
 def build(options):
@@ -151,7 +160,7 @@ def build(options):
     for name, option in ARCHITECTURE.items():
         if option.choices and o[name] not in option.choices:
             raise ValueError(f"-{name} {o[name]}: need one of {', '.join(option.choices)}")
-        if name in BANDS and o["prior"] != "bands" and o[name] != option.default:
+        if name in BAND_PRIOR_OPTIONS and o["prior"] != "bands" and o[name] != option.default:
             raise ValueError(f"-{name} is of -prior bands: give that too")
     if o["simplePrior"] and o["prior"] == "bands":
         raise ValueError("-simplePrior and -prior bands: need one of them at most")

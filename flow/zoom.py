@@ -5,7 +5,9 @@ from typing import NamedTuple
 import torch
 
 from flow.codec.container import FLOW, read_head, unpack
-from flow.codec.stream import DEFAULT, encode, stages
+from flow.codec.stream import DEFAULT, decode_levels, encode, pixels
+from flow.pyramid import finest
+from source.distribution import drawing
 from source.rans import Decoder, Truncated
 from utils.arithmetic.integers import centre
 from utils.arithmetic.polyphase import channels_last, crop, depth
@@ -30,10 +32,8 @@ class Stage(NamedTuple):
 @torch.no_grad()
 def coarse_bands(model, images, levels):
     """Images (B, 3, H, W) -> what the pyramid sees of them, its coarse band, that band's, ...: levels + 1."""
-    bands = [model.enter(images)]
-    for i in range(levels):
-        bands.append(model.pyramid.level(i).split(bands[-1])[0])
-    return bands
+    x = model.from_images(images)
+    return [x, *(coarse for _, coarse, _ in model.pyramid.analyse(x, levels))]
 
 
 def prefixes(model, stream, size, settings=DEFAULT):
@@ -43,7 +43,7 @@ def prefixes(model, stream, size, settings=DEFAULT):
     """
     decoder = Decoder(stream)
     try:
-        for level, _, _ in stages(model, [decoder], size, settings):
+        for level, _, _ in decode_levels(model, [decoder], size, settings):
             yield level, decoder.taken
     except Truncated:
         return
@@ -87,14 +87,15 @@ def enlarge(model, images, doublings, base_scale=None, generator=None, matched=T
     matched: brought to the colours of a coarse band first, see _colours.
     base_scale, generator: as for model.sample.
     """
-    x = model.enter(images)
+    x = model.from_images(images)
     colours = _colours(model, images) if matched else None
     for _ in range(doublings):
         height, width = x.shape[-2:]
         if matched:
             x = torch.round(x + (_terms(x) @ colours).mT.reshape(x.shape))
-        x = model.refine(channels_last(x), 0, (2 * height, 2 * width), base_scale, generator)
-    return model.leave(x).clamp(0, 255).to(torch.uint8)
+        sizes = (2 * height, 2 * width), (height, width)
+        x = finest(model.synthesise(channels_last(x), sizes, drawing(base_scale, generator)))
+    return pixels(model, x)
 
 
 def _colours(model, images):
@@ -103,7 +104,7 @@ def _colours(model, images):
     Nothing in the likelihood ties a learned coarse band to the brightness, the contrast and the colours of
     the image: each level may change them, and the prior expects what it does. Least squares, image by image.
     """
-    half = model.enter(halve(images))
+    half = model.from_images(halve(images))
     _, coarse = coarse_bands(model, images, 1)
     change = (crop(coarse, half.shape[-2:]) - half).flatten(2).mT
     terms = _terms(half)

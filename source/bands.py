@@ -14,8 +14,16 @@ from torch import nn
 
 from source.distribution import FixedMixture, Mixture
 from source.networks import Compand, Conv
-from source.rans import MEAN_BITS, SCALE_BITS, WEIGHT_BITS
-from source.tables import MAX_OCTAVE, MIN_OCTAVE, SCALE, SCALES, SCALES_PER_OCTAVE
+from source.tables import SCALE
+from source.units import (
+    MAX_OCTAVE,
+    MEAN_BITS,
+    MIN_OCTAVE,
+    SCALE_BITS,
+    SCALES,
+    SCALES_PER_OCTAVE,
+    WEIGHT_SUM_BITS,
+)
 from utils.arithmetic.fixed import CONV_MAX, GRID, INPUT_MAX, check_finite, frozen, in_tiles, on_grid
 from utils.arithmetic.integers import MIDDLE, STEPS
 from utils.arithmetic.polyphase import extend
@@ -85,7 +93,7 @@ class FixedMixer(Mixer):
         scale = torch.floor((octaves - MIN_OCTAVE) * SCALES_PER_OCTAVE + 0.5).long()
         mean = base + MIDDLE + mean * self.table[scale].double() * 2.0**-SCALE_BITS
         below = torch.floor((logits.amax(0) - logits) * SCALES_PER_OCTAVE + 0.5).long()
-        weight = self.table[(SCALES - 1 - below).clamp(min=0)] >> SCALE_BITS + MAX_OCTAVE - WEIGHT_BITS
+        weight = self.table[(SCALES - 1 - below).clamp(min=0)] >> SCALE_BITS + MAX_OCTAVE - WEIGHT_SUM_BITS
         return FixedMixture(weight, torch.floor(mean * (1 << MEAN_BITS) + 0.5).int(), scale.int())
 
 

@@ -1,4 +1,4 @@
-"""Discretised logistic distributions over the integers, and mixtures of them.
+"""Mixtures of discretised logistic distributions over the integers; a logistic is a mixture of one.
 
 Source: method 3. Means and scales are in the networks' range, in which a step between two integers is 1/256.
 """
@@ -9,14 +9,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from source.rans import MEAN_BITS
-from source.tables import MIN_OCTAVE, SCALES_PER_OCTAVE
+from source.units import MEAN_BITS, MIN_OCTAVE, SCALES_PER_OCTAVE
 from utils.arithmetic.integers import STEPS, centre, nearest, uncentre
 from utils.arithmetic.polyphase import crop
 
 # exp(+-20) steps is beyond any image; within it no intermediate value overflows in float32
 LOGSCALE_RANGE = (-20.0, 20.0)
-MEAN_STEPS = 1 << MEAN_BITS
 
 
 def log_prob(z, mean, logscale):
@@ -47,25 +45,6 @@ def _draw(mean, logscale, generator):
     return nearest(uncentre(mean + scale * noise)).to(mean.dtype)
 
 
-class Logistic(NamedTuple):
-    """P(z) for each value of a band; mean and logscale: (B, C, H, W)."""
-
-    mean: torch.Tensor
-    logscale: torch.Tensor
-
-    def log_prob(self, z):
-        """Log P(z) in nats, of z's shape."""
-        return log_prob(z, self.mean, self.logscale)
-
-    def mode(self):
-        """The integers nearest to the means."""
-        return nearest(uncentre(self.mean))
-
-    def sample(self, base_scale=0.0, generator=None):
-        """Integers drawn with `base_scale` added to every logscale."""
-        return _draw(self.mean, self.logscale + base_scale, generator)
-
-
 class Mixture(NamedTuple):
     """P(z) = sum over k of softmax(logits)_k P_k(z); logits, mean and logscale: (K, B, C, H, W)."""
 
@@ -73,10 +52,17 @@ class Mixture(NamedTuple):
     mean: torch.Tensor
     logscale: torch.Tensor
 
+    @classmethod
+    def logistic(cls, mean, logscale):
+        """One component; mean and logscale: (B, C, H, W)."""
+        return cls(mean.new_zeros(()).expand(1, *mean.shape), mean[None], logscale[None])
+
     def log_prob(self, z):
         """Log P(z) in nats, of z's shape."""
-        weights = torch.log_softmax(self.logits, 0)
-        return torch.logsumexp(weights + log_prob(z, self.mean, self.logscale), 0)
+        components = log_prob(z, self.mean, self.logscale)
+        if len(components) == 1:  # a logistic: training is faster without the logarithm of a sum of one
+            return components[0]
+        return torch.logsumexp(torch.log_softmax(self.logits, 0) + components, 0)
 
     def mode(self):
         """The integers nearest to the mean of the mixture."""
@@ -84,52 +70,41 @@ class Mixture(NamedTuple):
 
     def sample(self, base_scale=0.0, generator=None):
         """Integers drawn with `base_scale` added to every logscale."""
-        weights = torch.softmax(self.logits, 0).movedim(0, -1)
-        component = torch.multinomial(weights.flatten(0, -2), 1, generator=generator).view(
-            1, *self.mean.shape[1:]
-        )
-        mean, logscale = (field.gather(0, component)[0] for field in (self.mean, self.logscale))
-        return _draw(mean, logscale + base_scale, generator)
-
-
-class FixedLogistic(NamedTuple):
-    """A Logistic in the integers of the entropy coder: see source/tables.py for the units. (B, C, H, W)."""
-
-    mean: torch.Tensor
-    scale: torch.Tensor
-
-    def real(self):
-        """The Logistic that it stands for."""
-        return Logistic(*_real(*self))
-
-    def log_prob(self, z):
-        """Log P(z) in nats, of z's shape."""
-        return self.real().log_prob(z)
-
-    def mode(self):
-        """The integers nearest to the means: exact, halves upwards."""
-        return torch.floor(self.mean / MEAN_STEPS + 0.5)
-
-    def sample(self, base_scale=0.0, generator=None):
-        """As Logistic.sample."""
-        return self.real().sample(base_scale, generator)
+        mean, logscale = self.mean[:1], self.logscale[:1]
+        if len(self.mean) > 1:
+            weights = torch.softmax(self.logits, 0).movedim(0, -1)
+            component = torch.multinomial(weights.flatten(0, -2), 1, generator=generator).view(mean.shape)
+            mean, logscale = self.mean.gather(0, component), self.logscale.gather(0, component)
+        return _draw(mean[0], logscale[0] + base_scale, generator)
 
 
 class FixedMixture(NamedTuple):
-    """A Mixture in the integers of the entropy coder; (K, B, C, H, W)."""
+    """A Mixture in the integers of the entropy coder, of source/units.py; (K, B, C, H, W)."""
 
     weight: torch.Tensor
     mean: torch.Tensor
     scale: torch.Tensor
 
+    @classmethod
+    def logistic(cls, mean, scale):
+        """One component; mean and scale: (B, C, H, W)."""
+        weight = torch.ones((), dtype=torch.int32, device=mean.device)
+        return cls(weight.expand(1, *mean.shape), mean[None], scale[None])
+
     def real(self):
-        """The Mixture that it stands for."""
-        return Mixture(torch.log(self.weight / self.weight.sum(0)), *_real(self.mean, self.scale))
+        """The Mixture that it stands for, in float64."""
+        octaves = self.scale.double() / SCALES_PER_OCTAVE + MIN_OCTAVE
+        return Mixture(
+            torch.log(self.weight / self.weight.sum(0)),
+            centre(self.mean.double() / (1 << MEAN_BITS)),
+            octaves * math.log(2) - math.log(STEPS),
+        )
 
     def mode(self):
         """The integers nearest to the mean of the mixture: exact, halves upwards."""
-        unit = MEAN_STEPS * self.weight.sum(0)
-        return ((2 * (self.weight.long() * self.mean).sum(0) + unit) // (2 * unit)).double()
+        unit = self.weight.sum(0) << MEAN_BITS
+        total = (self.weight.long() * self.mean.long()).sum(0)
+        return ((2 * total + unit) // (2 * unit)).double()
 
     def log_prob(self, z):
         """Log P(z) in nats, of z's shape."""
@@ -140,24 +115,25 @@ class FixedMixture(NamedTuple):
         return self.real().sample(base_scale, generator)
 
 
-def _real(mean, scale):
-    """Coder's integers -> mean and logscale in the networks' range, float64."""
-    octaves = scale.double() / SCALES_PER_OCTAVE + MIN_OCTAVE
-    return centre(mean.double() / MEAN_STEPS), octaves * math.log(2) - math.log(STEPS)
-
-
 def cropped(distribution, size):
     """The distribution of the upper left part of a band."""
     return type(distribution)(*(crop(field, size) for field in distribution))
 
 
-def flat(x):
+def drawing(base_scale=None, generator=None):
+    """A function: distribution -> integers drawn, with base_scale added to every logscale; None: its mode."""
+    if base_scale is None:
+        return lambda distribution: distribution.mode()
+    return lambda distribution: distribution.sample(base_scale, generator)
+
+
+def flattened(x):
     """(..., C, H, W) -> (..., H * W * C), in the order in which channels-last tensors lie in memory."""
     return x.movedim(-3, -1).flatten(-3)
 
 
-def joint(distributions):
-    """One distribution over the concatenation of flat bands: one evaluation instead of many."""
+def concatenated(distributions):
+    """One distribution over the concatenation of flattened bands: one evaluation instead of many."""
     return type(distributions[0])(
-        *(torch.cat([flat(f) for f in fields], -1) for fields in zip(*distributions))
+        *(torch.cat([flattened(f) for f in fields], -1) for fields in zip(*distributions))
     )

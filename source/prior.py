@@ -4,9 +4,9 @@ Every prior of details is a module with
     given = prior(coarse, level)        level 0 is the finest
     distribution = given(known)         of each part, once and in turn; known: a list of those before
     prior.parts                         what the parts are: (band 0 ur, 1 dl, 2 dr; slice of its channels)
-so that evaluation, sampling and coding take the same `walk`, and a prior may let a part depend on those
-before it. Distributions have the size of the coarse band; `walk` crops them. `start` is where means start, in
-the networks' range.
+so that a prior may let a part depend on those before it. Evaluation and encoding take the parts from
+`given_parts`, sampling and decoding from `generate_details`, its inverse. Distributions have the size of the
+coarse band; these two crop them. `start` is where means start, in the networks' range.
 Source: method 3.
 """
 
@@ -15,52 +15,50 @@ import math
 import torch
 from torch import nn
 
-from source.distribution import FixedLogistic, FixedMixture, Logistic, Mixture, cropped
+from source.distribution import FixedMixture, Mixture, cropped
 from source.networks import ConvNet
-from source.rans import MEAN_BITS, WEIGHT_BITS
-from source.tables import MIN_OCTAVE, SCALES_PER_OCTAVE
+from source.units import MEAN_BITS, MIN_OCTAVE, SCALES_PER_OCTAVE, WEIGHT_SUM_BITS
 from utils.arithmetic.fixed import FixedNetwork
 from utils.arithmetic.integers import MIDDLE, STEPS, centre
 from utils.arithmetic.polyphase import band_sizes, channels_last, level_sizes
 
 BANDS = 3
 LOGSCALE_START = -3.0
-# Networks' range to the coder's integers (source/tables.py): means of steps 1/64, 32 scales to the octave.
+# Networks' range to the coder's integers (source/units.py): means of steps 1/64, 32 scales to the octave.
 MEAN_FACTOR, MEAN_OFFSET = STEPS << MEAN_BITS, MIDDLE << MEAN_BITS
 SCALE_FACTOR = SCALES_PER_OCTAVE / math.log(2)
 SCALE_OFFSET = SCALES_PER_OCTAVE * (math.log2(STEPS) - MIN_OCTAVE)
-TOP_WEIGHTS = 1 << WEIGHT_BITS
+TOP_WEIGHTS = 1 << WEIGHT_SUM_BITS
 
 
-def walk(prior, coarse, level, size, take):
-    """Go through the details of a level, part by part, in the prior's order.
+def given_parts(prior, coarse, level, detail):
+    """Yield (distribution, values) of each part of known details (ur, dl, dr), in the prior's order."""
+    given, known = prior(coarse, level), []
+    for values in split_parts(prior, detail):
+        yield cropped(given(known), values.shape[-2:]), values
+        known.append(values)
 
-    size: (height, width) of what coarse and details make. take(distribution, band, channels): the values of a
-    part, (B, c, h, w), known from now on. Returns the details, (ur, dl, dr).
+
+def generate_details(prior, coarse, level, size, values_of):
+    """Details (ur, dl, dr), part by part in the prior's order: values_of(distribution), known from then on.
+
+    size: (height, width) of what coarse and details make. values_of: distribution -> (B, c, h, w).
     """
     given, known, sizes = prior(coarse, level), [], band_sizes(*size)[1:]
-    for band, channels in prior.parts:
-        known.append(take(cropped(given(known), sizes[band]), band, channels))
-    return gathered(prior, known)
+    for band, _ in prior.parts:
+        known.append(values_of(cropped(given(known), sizes[band])))
+    return join_parts(prior, known)
 
 
-def gathered(prior, parts):
-    """What a list holds for each part of a prior's details, (B, c, h, w), as bands: (ur, dl, dr)."""
+def split_parts(prior, detail):
+    """Details (ur, dl, dr) -> a list of the prior's parts of them, (B, c, h, w). Inverse: join_parts."""
+    return [detail[band][:, channels] for band, channels in prior.parts]
+
+
+def join_parts(prior, parts):
+    """What a list holds for each of the prior's parts, (B, c, h, w), as bands: (ur, dl, dr)."""
     bands = ([part for part, (k, _) in zip(parts, prior.parts) if k == band] for band in range(BANDS))
     return tuple(channels_last(torch.cat(band, 1)) if len(band) > 1 else band[0] for band in bands)
-
-
-def against(prior, coarse, level, size, detail, function):
-    """A list of function(distribution, values) for the parts of known details (ur, dl, dr), in turn."""
-    parts = []
-
-    def take(distribution, band, channels):
-        values = detail[band][:, channels]
-        parts.append(function(distribution, values))
-        return values
-
-    walk(prior, coarse, level, size, take)
-    return parts
 
 
 class TopPrior(nn.Module):
@@ -128,17 +126,18 @@ def _freeze(part, factor, offset):
 class _IndependentPrior(nn.Module):
     """A prior whose bands do not depend on each other: one mean and one logscale for each detail value."""
 
-    kind = Logistic
+    kind = Mixture
     parts = tuple((band, slice(None)) for band in range(BANDS))
 
     def _given(self, mean, logscale):
         """The bands' distributions from nine channels of each, (B, 9, h, w)."""
-        bands = [self.kind(*fields) for fields in zip(mean.chunk(BANDS, 1), logscale.chunk(BANDS, 1))]
+        fields = zip(mean.chunk(BANDS, 1), logscale.chunk(BANDS, 1))
+        bands = [self.kind.logistic(*both) for both in fields]
         return lambda known: bands[len(known)]
 
     def freeze(self):
-        """Turn to fixed point: from now on, distributions are FixedLogistic."""
-        self.kind = FixedLogistic
+        """Turn to fixed point: from now on, distributions are FixedMixture."""
+        self.kind = FixedMixture
         self.mean = _freeze(self.mean, MEAN_FACTOR, MEAN_OFFSET)
         self.logscale = _freeze(self.logscale, SCALE_FACTOR, SCALE_OFFSET)
         return self

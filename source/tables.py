@@ -1,4 +1,4 @@
-"""Distributions in integers, as the coder takes them: logistic, mixture of logistics, histogram.
+"""Distributions in integers, as the coder takes them: mixture of logistics, histogram.
 
 All that decides a bit comes from integers by exact arithmetic, so that a stream decodes on every machine.
 To the coder a distribution is a shape, a precision, intervals(symbols) and its inverse, pop(words, ...).
@@ -9,21 +9,32 @@ from math import isqrt
 
 import numpy as np
 
-from source import rans
-
-# Scale k is s_k = 2^(k / 32 - 6) steps between integers, from 1/64 to 1024.
-SCALES_PER_OCTAVE = 32
-MIN_OCTAVE, MAX_OCTAVE = -6, 10
-SCALES = (MAX_OCTAVE - MIN_OCTAVE) * SCALES_PER_OCTAVE + 1
+from source import kernels
+from source.units import (
+    ARGUMENT_BITS,
+    LOGIT_BITS,
+    LOGIT_CELLS_BITS,
+    MAX_OCTAVE,
+    MAX_PRECISION,
+    MEAN_BITS,
+    MIN_OCTAVE,
+    MIN_PRECISION,
+    SCALE_BITS,
+    SCALES,
+    SCALES_PER_OCTAVE,
+    SIGMOID_BITS,
+    SIGMOID_CELL_BITS,
+    SIGMOID_REACH,
+)
 
 
 def _sigmoid_table():
     """2^31 sigma(i / 64 - 24), rounded. The exponential is decimal's, correctly rounded as libm's is not."""
     context = Context(prec=30)
-    cells = 1 << rans.ARGUMENT_BITS - rans.CELL_BITS
-    one = 1 << rans.SIGMOID_BITS
+    cells = 1 << ARGUMENT_BITS - SIGMOID_CELL_BITS
+    one = 1 << SIGMOID_BITS
     negative = [
-        round(one / (1 + context.exp(Decimal(i) / cells))) for i in range(rans.SIGMOID_REACH * cells, -1, -1)
+        round(one / (1 + context.exp(Decimal(i) / cells))) for i in range(SIGMOID_REACH * cells, -1, -1)
     ]
     return np.array(negative + [one - v for v in negative[-2::-1]], np.uint32)
 
@@ -41,17 +52,17 @@ def _power_table(bits):
 
 def _logit_table():
     """2^20 logit(i / 1024), the ends at the least probability there is. For guesses only: floats will do."""
-    p = np.arange((1 << rans.LOGIT_CELLS_BITS) + 1) / (1 << rans.LOGIT_CELLS_BITS)
-    p = p.clip(0.5**rans.MAX_PRECISION, 1 - 0.5**rans.MAX_PRECISION)
-    return np.round(np.log(p / (1 - p)) * (1 << rans.LOGIT_BITS)).astype(np.int32)
+    p = np.arange((1 << LOGIT_CELLS_BITS) + 1) / (1 << LOGIT_CELLS_BITS)
+    p = p.clip(0.5**MAX_PRECISION, 1 - 0.5**MAX_PRECISION)
+    return np.round(np.log(p / (1 - p)) * (1 << LOGIT_BITS)).astype(np.int32)
 
 
 SIGMOID = _sigmoid_table()
 # (z 2^6 - mean) INVERSE[k] is the argument of the sigmoid, (z - mean / 2^6) / s_k, in units of 2^-29
-INVERSE = _power_table(rans.ARGUMENT_BITS - rans.MEAN_BITS - MIN_OCTAVE)
-SCALE = _power_table(rans.SCALE_BITS + MAX_OCTAVE)[::-1].copy()
+INVERSE = _power_table(ARGUMENT_BITS - MEAN_BITS - MIN_OCTAVE)
+SCALE = _power_table(SCALE_BITS + MAX_OCTAVE)[::-1].copy()
 LOGIT = _logit_table()
-TABLES = SIGMOID, INVERSE, SCALE, LOGIT
+TABLES = kernels.Tables(SIGMOID, INVERSE, SCALE, LOGIT)
 
 
 def _integers(name, values, low=-(2**31), high=2**31 - 1):
@@ -66,8 +77,8 @@ def _integers(name, values, low=-(2**31), high=2**31 - 1):
 
 
 def _check_precision(precision):
-    if not rans.MIN_PRECISION <= precision <= rans.MAX_PRECISION:
-        raise ValueError(f"precision {precision}: need {rans.MIN_PRECISION} .. {rans.MAX_PRECISION}")
+    if not MIN_PRECISION <= precision <= MAX_PRECISION:
+        raise ValueError(f"precision {precision}: need {MIN_PRECISION} .. {MAX_PRECISION}")
 
 
 class Mixture:
@@ -100,10 +111,16 @@ class Mixture:
             raise ValueError(f"weight {weight.shape}, mean {mean.shape}, scale {scale.shape}: need one shape")
         self.shape, self.precision = mean.shape[1:], precision
         weight, mean, scale = (a.reshape(len(mean), -1) for a in (weight, mean, scale))
-        share, low = np.empty_like(weight), np.empty(weight.shape[1], np.int32)
-        if not rans.prepare_mixture(weight, mean, nbins, share, low):
+        normalised, low = np.empty_like(weight), np.empty(weight.shape[1], np.int32)
+        if not kernels.prepare_mixtures(weight, mean, nbins, normalised, low):
             raise ValueError("weight: need a positive sum for every symbol")
-        self._mixture = low, int(nbins), int(precision), share, mean, scale
+        self._mixtures = kernels.Mixtures(low, int(nbins), int(precision), normalised, mean, scale)
+
+    @classmethod
+    def logistic(cls, mean, scale, nbins=4096, precision=24):
+        """Each symbol under its own discretised logistic, K = 1; mean and scale: (*shape)."""
+        mean, scale = np.asarray(mean)[None], np.asarray(scale)[None]
+        return cls(np.ones(mean.shape, np.int32), mean, scale, nbins, precision)
 
     def intervals(self, symbols):
         """Symbols -> start and frequency of their intervals, four instead of one outside the window."""
@@ -111,24 +128,16 @@ class Mixture:
         if symbols.shape != self.shape:
             raise ValueError(f"symbols of shape {symbols.shape}: need {self.shape}")
         symbols = symbols.reshape(-1)
-        low, nbins = self._mixture[:2]
+        low, nbins = self._mixtures.low, self._mixtures.nbins
         outside = np.count_nonzero((symbols < low) | (symbols >= low + nbins))
         start = np.empty(symbols.size + 3 * outside, np.uint32)
         frequency = np.empty_like(start)
-        rans.mixture_intervals(symbols, self._mixture, TABLES, start, frequency)
+        kernels.mixture_intervals(symbols, self._mixtures, TABLES, start, frequency)
         return start, frequency
 
     def pop(self, words, position, state, symbols):
-        """Read symbols, (N,). Returns how many there were, the position and the state. Inverse: intervals."""
-        return rans.pop_mixture(words, position, state, symbols, self._mixture, TABLES)
-
-
-class Logistic(Mixture):
-    """Each symbol under its own discretised logistic: a Mixture with K = 1; mean and scale: (*shape)."""
-
-    def __init__(self, mean, scale, nbins=4096, precision=24):
-        mean, scale = np.asarray(mean)[None], np.asarray(scale)[None]
-        super().__init__(np.ones(mean.shape, np.int32), mean, scale, nbins, precision)
+        """Read symbols, (N,): see kernels.Popped for what it returns. Inverse: intervals."""
+        return kernels.pop_mixtures(words, position, state, symbols, self._mixtures, TABLES)
 
 
 class Histogram:
@@ -173,8 +182,8 @@ class Histogram:
         return self._starts[j].astype(np.uint32), np.diff(self._starts)[j].astype(np.uint32)
 
     def pop(self, words, position, state, symbols):
-        """Read symbols, (N,). Returns how many there were, the position and the state. Inverse: intervals."""
-        return rans.pop_table(words, position, state, symbols, self.values, self._starts, self.precision)
+        """Read symbols, (N,): see kernels.Popped for what it returns. Inverse: intervals."""
+        return kernels.pop_table(words, position, state, symbols, self.values, self._starts, self.precision)
 
     def write(self, encoder):
         """Push the table: how many symbols are negative, how many of these in the lower half, and so on.
@@ -210,11 +219,11 @@ class Histogram:
 
 def _depth(precision):
     """Of a histogram's depth: about 9, the range of differences of bytes."""
-    mean, scale = 9 << rans.MEAN_BITS, -MIN_OCTAVE * SCALES_PER_OCTAVE
-    return Logistic(np.array([mean]), np.array([scale]), precision=precision)
+    mean, scale = 9 << MEAN_BITS, -MIN_OCTAVE * SCALES_PER_OCTAVE
+    return Mixture.logistic(np.array([mean]), np.array([scale]), precision=precision)
 
 
 def _halving(count, precision):
     """Of the lower part of each count: half, give or take a ninth (the best on residuals of photographs)."""
-    mean = np.minimum(count << rans.MEAN_BITS - 1, 2**31 - 1)
-    return Logistic(mean, SCALES_PER_OCTAVE * np.frexp(count)[1] + 72, precision=precision)
+    mean = np.minimum(count << MEAN_BITS - 1, 2**31 - 1)
+    return Mixture.logistic(mean, SCALES_PER_OCTAVE * np.frexp(count)[1] + 72, precision=precision)

@@ -21,11 +21,11 @@ from flow.folder import default_folder, identity, open_frozen, write_options
 from flow.model import ARCHITECTURE, build
 from source import tables
 from source.bands import LEVELS, BandPrior, Mixer
-from source.distribution import FixedMixture, Mixture
+from source.distribution import FixedMixture, Mixture, drawing
 from source.networks import Compand, Conv, ConvNet
-from source.prior import SimplePrior, walk
-from source.rans import MEAN_BITS, WEIGHT_BITS, Decoder
-from source.tables import MAX_OCTAVE, MIN_OCTAVE, SCALES
+from source.prior import SimplePrior, generate_details, given_parts
+from source.rans import Decoder
+from source.units import MAX_OCTAVE, MEAN_BITS, MIN_OCTAVE, SCALES, WEIGHT_SUM_BITS
 from utils.arithmetic.fixed import CONV_MAX, GRID, INPUT_MAX, FixedConv, FixedNetwork, on_grid
 from utils.arithmetic.integers import bits_per_dimension
 from utils.arithmetic.polyphase import band_sizes
@@ -316,7 +316,7 @@ def test_fixed_mixer_stays_within_what_the_coder_admits(components, high):
     if high > 2**20:
         outputs[0] = outputs[0].sign() * CONV_MAX
     weight, mean, scale = Mixer(components).freeze()(outputs, base)
-    assert weight.min() >= 0 and (weight.amax(0) == 1 << WEIGHT_BITS).all()
+    assert weight.min() >= 0 and (weight.amax(0) == 1 << WEIGHT_SUM_BITS).all()
     assert scale.min() >= 0 and scale.max() < SCALES
     assert all(field.dtype == torch.int32 for field in (weight, mean, scale))
     assert mean.long().abs().max() <= 1 << 25 + MEAN_BITS
@@ -356,15 +356,18 @@ def drawn_level(height, width, batch=2):
 
 
 def distributions(prior, coarse, detail, size, level=0):
-    """The distribution of each part; the walk must give the details back."""
-    found = []
+    """The distribution of each part; generated from its values, the details must come back under the same."""
+    found = list(given_parts(prior, coarse, level, detail))
+    distributions, again = [distribution for distribution, _ in found], []
+    values = iter([values for _, values in found])
 
-    def take(distribution, band, channels):
-        found.append(distribution)
-        return detail[band][:, channels]
+    def following(distribution):
+        again.append(distribution)
+        return next(values)
 
-    assert all(map(torch.equal, walk(prior, coarse, level, size, take), detail))
-    return found
+    assert all(map(torch.equal, generate_details(prior, coarse, level, size, following), detail))
+    assert all(map(same, distributions, again))
+    return distributions
 
 
 def same(a, b):
@@ -414,8 +417,8 @@ def test_trunk_sees_the_coarse_band_alone_and_once():
     prior, inputs = wild_prior(), []
     prior.trunk.register_forward_pre_hook(lambda module, given: inputs.append(given[0].clone()))
     coarse, detail = drawn_level(6, 6)
-    distributions(prior, coarse, detail, (6, 6))
-    distributions(prior, coarse, [255 - band for band in detail], (6, 6))
+    for known in (detail, [255 - band for band in detail]):
+        list(given_parts(prior, coarse, 0, known))
     assert len(inputs) == 2 and torch.equal(*inputs)
 
 
@@ -462,7 +465,7 @@ def test_freezing_keeps_the_coders_ranges_with_wild_weights():
         for weight, mean, scale in distributions(
             prior, coarse.double(), [b.double() for b in detail], (9, 6)
         ):
-            assert weight.min() >= 0 and (weight.amax(0) == 1 << WEIGHT_BITS).all()
+            assert weight.min() >= 0 and (weight.amax(0) == 1 << WEIGHT_SUM_BITS).all()
             assert 0 <= scale.min() and scale.max() < SCALES and mean.long().abs().max() < 1 << 31
 
 
@@ -509,7 +512,7 @@ def test_log_prob_is_the_sum_over_the_parts(scheme):
         x = noise(2, 3, *size)
         for levels in (None, 1):
             top, details = model.transform(x, levels)
-            total, coarse = model.top(2, top.shape[-2:]).log_prob(top).sum((1, 2, 3)), model.enter(x)
+            total, coarse = model.top(2, top.shape[-2:]).log_prob(top).sum((1, 2, 3)), model.from_images(x)
             for i, detail in enumerate(details):
                 shape = coarse.shape[-2:]
                 coarse, _ = model.pyramid.level(i).split(coarse)
@@ -611,22 +614,26 @@ def test_samples_without_a_scale_take_the_means():
     top = noise(2, 3, 2, 3)
     means = model.sample(2, 15, 20, base_scale=None, top=top, levels=3)
     assert torch.equal(model.sample(2, 15, 20, base_scale=-60.0, top=top, levels=3), means)
-    x = top
-    for i, size in zip((2, 1, 0), ((4, 5), (8, 10), (15, 20))):
-        x = model.refine(x, i, size)
+    sizes = (15, 20), (8, 10), (4, 5), (2, 3)
+    levels = list(model.synthesise(top, sizes, drawing()))
+    assert [level for level, _ in levels] == [3, 2, 1, 0] and torch.equal(levels[0][1], top)
+    for i, x in levels[1:]:
+        size = sizes[i]
+        assert x.shape[-2:] == size
         coarse, detail = model.pyramid.level(i).split(x)
         for (band, channels), d in zip(
             model.detail.parts, distributions(model.detail, coarse, detail, size, i)
         ):
             assert torch.equal(d.mode(), detail[band][:, channels])
-    assert torch.equal(model.leave(x).clamp(0, 255), means)
+    assert torch.equal(model.to_images(x).clamp(0, 255), means)
 
 
 @torch.no_grad()
 def test_samples_cost_what_their_entropy_is():
     """Drawn part by part, each given those before it: under another order they would cost more."""
     model, coarse = nudged("no couplings", 0.05), noise(8, 3, 16, 16)
-    _, detail = model.pyramid.level(0).split(model.refine(coarse, 0, (32, 32), 0.0, seeded()))
+    _, image = list(model.synthesise(coarse, ((32, 32), (16, 16)), drawing(0.0, seeded())))[-1]
+    _, detail = model.pyramid.level(0).split(image)
     found = distributions(model.detail, coarse, detail, (32, 32))
     again = [d.sample(generator=seeded(k)) for k, d in enumerate(found)]
     parts = [detail[band][:, channels] for band, channels in model.detail.parts]
@@ -644,8 +651,8 @@ def test_residuals_and_means_make_the_bands(scheme, photo):
     for i in (1, 0):
         for k, band in enumerate(details[i]):
             assert residuals[i][k].shape == band.shape and (band - residuals[i][k]).abs().max() > 0
-        coarse = analysis._enriched(model, coarse, i, ((21, 18), (11, 9))[i], residuals[i])
-    assert torch.equal(model.leave(coarse), x)
+    again = analysis._with_residuals(model, coarse, ((21, 18), (11, 9), (6, 5)), residuals)
+    assert torch.equal(model.to_images(again), x)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flow.codec.stream import DEFAULT, Settings, decode, encode, reduced, stages
+from flow.codec.stream import DEFAULT, Settings, decode, decode_levels, encode, reduced
 from flow.folder import freeze, identity, open_frozen, write_options
 from flow.model import build
 from source.rans import Decoder, Truncated
@@ -137,12 +137,12 @@ def test_coarse_to_fine(name, photo):
     """Leaving out the finest levels gives the coarse bands, from the first part of the stream."""
     model, x = frozen(name, 0.02), photo[..., :64, :48]
     (stream,) = coded(model, x)
-    coarse = model.enter(x)
+    coarse = model.from_images(x)
     for skip in range(1, 4):
         coarse, _ = model.pyramid.level(skip - 1).split(coarse)
         for part in (stream, stream[: len(stream) * 2 // 3]):
-            *_, (level, band, whole) = stages(model, [Decoder(part)], (64, 48), skip=skip)
-            assert (level, whole) == (skip, True) and torch.equal(band, coarse)
+            *_, (level, band, complete) = decode_levels(model, [Decoder(part)], (64, 48), skip=skip)
+            assert (level, complete) == (skip, True) and torch.equal(band, coarse)
 
 
 def test_reduced_images_have_the_colours_of_the_image(photo):
@@ -152,7 +152,7 @@ def test_reduced_images_have_the_colours_of_the_image(photo):
         model.detail.mean.last.bias.fill_(centre(0))
         model.pyramid.levels[0].lifts[1].bias += 20 / STEPS
     model, x = model.freeze(), photo[..., :65, :46].to(torch.uint8)
-    band = model.enter(x)
+    band = model.from_images(x)
     for level in range(1, 4):
         band, _ = model.pyramid.level(level - 1).split(band)
         small = reduced(model, band, level, (65, 46)).double()

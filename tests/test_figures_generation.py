@@ -12,7 +12,7 @@ from torch import nn
 import easyGenerate
 import progressive
 from flow.codec.container import pack, read_head
-from flow.codec.stream import encode, stages
+from flow.codec.stream import decode_levels, encode
 from flow.folder import write_options
 from flow.model import build
 from flow.zoom import BEST_PSNR, coarse_bands, enlarge, load_file, load_image, measure, prefixes
@@ -110,7 +110,7 @@ def test_animation(tmp_path):
 def test_coarse_bands_are_those_of_the_pyramid(name):
     model, x = make_wild(build(WILD[name]), 0.1), noise(2, 3, 16, 16)
     bands = coarse_bands(model, x, 3)
-    assert torch.equal(bands[0], model.enter(x)) and torch.equal(bands[3], model.transform(x)[0])
+    assert torch.equal(bands[0], model.from_images(x)) and torch.equal(bands[3], model.transform(x)[0])
     assert [b.shape[-1] for b in bands] == [16, 8, 4, 2]
 
 
@@ -137,10 +137,10 @@ def test_no_byte_less_will_do(image):
     (encoder,) = encode(model, image[None])
     stream, size = encoder.finish(), image.shape[-2:]
     for level, count in prefixes(model, stream, size):
-        *_, (_, _, whole) = stages(model, [Decoder(stream[:count])], size, skip=level)
-        assert whole
+        *_, (_, _, complete) = decode_levels(model, [Decoder(stream[:count])], size, skip=level)
+        assert complete
         with pytest.raises(Truncated):
-            list(stages(model, [Decoder(stream[: count - 1])], size, skip=level))
+            list(decode_levels(model, [Decoder(stream[: count - 1])], size, skip=level))
     assert list(prefixes(model, stream[:-1], size)) == list(prefixes(model, stream, size))[:-1]
 
 

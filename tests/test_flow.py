@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from flow.model import build
 from source.distribution import cropped
-from utils.arithmetic.polyphase import band_sizes, depth, level_sizes
+from utils.arithmetic.polyphase import band_sizes, crop, depth, level_sizes
 
 SCHEMES = {
     "coupling": {},
@@ -114,7 +114,7 @@ def test_log_prob_is_the_sum_over_the_hierarchy(scheme, prior):
     for levels in (None, 0, 2):
         top, details = model.transform(x, levels)
         total = model.top(3, top.shape[-2:]).log_prob(top).sum((1, 2, 3))
-        coarse = model.enter(x)
+        coarse = model.from_images(x)
         for i, detail in enumerate(details):
             coarse, _ = model.pyramid.level(i).split(coarse)
             for k, band in enumerate(detail):
@@ -173,7 +173,8 @@ def test_without_a_scale_samples_take_the_means():
     means = model.sample(2, 15, 20, base_scale=None, top=top, levels=3)
     x = top
     for i, size in zip((2, 1, 0), ((4, 5), (8, 10), (15, 20))):
-        x = model.refine(x, i, size)
+        bands = [model.detail(x, i)([None] * k).mode() for k in range(3)]
+        x = model.pyramid.level(i).merge(x, [crop(b, s) for b, s in zip(bands, band_sizes(*size)[1:])])
     assert torch.equal(means, x.clamp(0, 255))
     assert torch.equal(model.sample(2, 15, 20, base_scale=-60.0, top=top, levels=3), means)
     assert not torch.equal(model.sample(2, 15, 20, base_scale=3.0, top=top, levels=3), means)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from original import naive_log_pmf
 
 from flow.model import build
-from source.distribution import LOGSCALE_RANGE, Logistic, Mixture, cropped, joint, log_prob
+from source.distribution import LOGSCALE_RANGE, FixedMixture, Mixture, concatenated, cropped, log_prob
 from source.prior import LOGSCALE_START, ConditionalPrior, PositionPrior, SimplePrior, TopPrior
 from utils.arithmetic.integers import LIMIT, STEPS, bits_per_dimension, centre
 
@@ -142,7 +142,7 @@ def test_samples_follow_the_probabilities(logscale):
     count = 200_000
     generator = torch.Generator().manual_seed(0)
     logits, means, logscales = torch.tensor([[0.0, -0.5], [-0.02, 0.03], [logscale, logscale - 1]])[..., None]
-    for distribution in (Logistic(means[0], logscales[0]), Mixture(logits, means, logscales)):
+    for distribution in (Mixture.logistic(means[0], logscales[0]), Mixture(logits, means, logscales)):
         many = type(distribution)(*(field.expand(*field.shape[:-1], count) for field in distribution))
         x = many.sample(generator=generator)
         assert x.shape == (count,) and torch.equal(x, x.round())
@@ -156,7 +156,7 @@ def test_samples_follow_the_probabilities(logscale):
 
 def test_base_scale_and_mode():
     mean, logscale = torch.full((100_000,), 0.25), torch.full((100_000,), -4.0)
-    distribution = Logistic(mean, logscale)
+    distribution = Mixture.logistic(mean, logscale)
     assert torch.equal(distribution.mode(), torch.full_like(mean, 192))
     assert torch.equal(distribution.sample(-40.0), distribution.mode())
     for base_scale in (-1.0, 0.0, 2.0):
@@ -170,17 +170,17 @@ def test_base_scale_and_mode():
 
 def test_samples_from_absurd_scales_are_numbers():
     for logscale in (-1e4, 1e4):
-        x = Logistic(torch.linspace(-1e30, 1e30, 9), torch.full((9,), logscale)).sample(50.0)
+        x = Mixture.logistic(torch.linspace(-1e30, 1e30, 9), torch.full((9,), logscale)).sample(50.0)
         assert (x.abs() <= LIMIT).all()
 
 
-def test_joint_and_cropped_are_the_parts():
+def test_concatenated_and_cropped_are_the_parts():
     fields = torch.randn(2, 2, 3, 4, 5)
-    whole = Logistic(*fields)
+    whole = Mixture.logistic(*fields)
     part = cropped(whole, (3, 5))
     z, z_part = noise(2, 3, 4, 5), noise(2, 3, 3, 5)
     torch.testing.assert_close(part.log_prob(z_part), log_prob(z_part, *fields[..., :3, :]))
-    both = joint([whole, part]).log_prob(
+    both = concatenated([whole, part]).log_prob(
         torch.cat([z.movedim(1, -1).flatten(1), z_part.movedim(1, -1).flatten(1)], 1)
     )
     total = whole.log_prob(z).flatten(1).sum(1) + part.log_prob(z_part).flatten(1).sum(1)
@@ -196,14 +196,14 @@ def given_of(prior, coarse, level=0):
 def test_conditional_prior_starts_at_the_middle_and_depends_on_the_coarse_band():
     coarse = noise(2, 3, 4, 5)
     for band in given_of(ConditionalPrior(4, 1), coarse):
-        assert torch.equal(band.mean, torch.zeros_like(coarse))
-        assert torch.equal(band.logscale, torch.full_like(coarse, LOGSCALE_START))
+        assert torch.equal(band.mean[0], torch.zeros_like(coarse))
+        assert torch.equal(band.logscale[0], torch.full_like(coarse, LOGSCALE_START))
     prior = make_wild(ConditionalPrior(4, 1), 0.3)
     expected = prior.mean(centre(coarse)), prior.logscale(centre(coarse))
     for level in (0, 3):
         bands = given_of(prior, coarse, level)
-        for field, whole in zip(zip(*bands), expected):
-            assert torch.equal(torch.cat(field, 1), whole)
+        for field, whole in zip(list(zip(*bands))[1:], expected):
+            assert torch.equal(torch.cat(field, 2)[0], whole)
     assert not torch.equal(prior(255 - coarse, 0)(()).mean, bands[0].mean)
 
 
@@ -212,8 +212,8 @@ def test_simple_prior_is_the_same_at_all_levels_and_positions():
     assert sum(p.numel() for p in prior.parameters()) == 18
     for level, size in ((0, (8, 6)), (4, (1, 2))):
         for k, band in enumerate(given_of(prior, noise(2, 3, *size), level)):
-            for field, parameter in zip(band, (prior.mean, prior.logscale)):
-                assert torch.equal(field, parameter[3 * k : 3 * k + 3].expand(2, 3, *size))
+            for field, parameter in zip(band[1:], (prior.mean, prior.logscale)):
+                assert torch.equal(field[0], parameter[3 * k : 3 * k + 3].expand(2, 3, *size))
 
 
 def test_position_prior_is_separate_for_levels_and_positions_and_refuses_other_sizes():
@@ -221,8 +221,10 @@ def test_position_prior_is_separate_for_levels_and_positions_and_refuses_other_s
     assert [tuple(p.shape) for p in prior.mean] == [(9, 6, 5), (9, 3, 3), (9, 2, 2)]
     for level, size in enumerate(((6, 5), (3, 3), (2, 2))):
         for k, band in enumerate(given_of(prior, noise(2, 3, *size), level)):
-            assert torch.equal(band.mean, prior.mean[level][3 * k : 3 * k + 3].expand(2, -1, -1, -1))
-            assert torch.equal(band.logscale, prior.logscale[level][3 * k : 3 * k + 3].expand(2, -1, -1, -1))
+            assert torch.equal(band.mean[0], prior.mean[level][3 * k : 3 * k + 3].expand(2, -1, -1, -1))
+            assert torch.equal(
+                band.logscale[0], prior.logscale[level][3 * k : 3 * k + 3].expand(2, -1, -1, -1)
+            )
     for level, size in ((0, (5, 6)), (1, (6, 5)), (3, (1, 1))):
         with pytest.raises(ValueError, match="knows images of 12x10 only"):
             prior(noise(1, 3, *size), level)
@@ -262,10 +264,41 @@ def test_a_mixture_of_one_is_a_logistic():
     torch.testing.assert_close(prior(2, (2, 2)).log_prob(z), log_prob(z, prior.mean, prior.logscale))
 
 
+def test_one_component_costs_no_more_than_its_logistic():
+    mean, logscale, z = (noise(2, 3, 4, 5, seed=k) / 256 for k in range(3))
+    mixture = Mixture.logistic(mean, -4 * logscale)
+    assert torch.equal(mixture.log_prob(256 * z), log_prob(256 * z, mean, -4 * logscale))
+    assert torch.equal(mixture.mode(), torch.round(256 * mean + 128))
+    state = torch.Generator().manual_seed(5)
+    x, after = mixture.sample(generator=state), state.get_state()
+    torch.rand(mean.shape, generator=state.manual_seed(5), dtype=torch.float64)
+    assert torch.equal(after, state.get_state()) and x.shape == z.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float64])
+def test_the_mode_of_one_fixed_component_is_its_rounded_mean(dtype):
+    """Every mean that the networks' range of +-2^16 steps allows, and the ends of int32."""
+    mean = torch.cat([torch.arange(-(2**22), 2**22 + 1), torch.tensor([-(2**31), 2**31 - 1, 2**31 - 32])])
+    wanted = torch.floor(mean.double() / 64 + 0.5)
+    distribution = FixedMixture.logistic(mean.to(dtype), torch.zeros_like(mean))
+    assert distribution.mode().dtype == torch.float64 and torch.equal(distribution.mode(), wanted)
+
+
+@pytest.mark.parametrize("components", [1, 2, 3, 5])
+def test_equal_weights_give_the_rounded_mean_of_the_means(components):
+    """In integers: on every remainder, above and below 0."""
+    first = torch.arange(-300 * components, 300 * components)
+    means = torch.stack([first, *(torch.full_like(first, 7**k) for k in range(1, components))])
+    for weight in (1, 65536):
+        mode = FixedMixture(torch.full_like(means, weight), means, means).mode()
+        unit = 64 * components
+        assert mode.tolist() == [(2 * total + unit) // (2 * unit) for total in means.sum(0).tolist()]
+
+
 def test_logscales_are_limited_alike_in_densities_and_samples():
     low, high = LOGSCALE_RANGE
     for beyond, limit in ((low - 50, low), (high + 50, high)):
-        fields = [Logistic(torch.tensor(0.1), torch.tensor(float(s))) for s in (beyond, limit)]
+        fields = [Mixture.logistic(torch.tensor(0.1), torch.tensor(float(s))) for s in (beyond, limit)]
         a, b = (field.log_prob(torch.tensor(300.0)) for field in fields)
         assert torch.equal(a, b)
         a, b = (field.sample(0.0, torch.Generator().manual_seed(3)) for field in fields)

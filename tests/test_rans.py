@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from source.rans import Decoder, Encoder, Truncated
-from source.tables import Histogram, Logistic, Mixture
+from source.tables import Histogram, Mixture
 
 EXTREMES = [-(2**31), -(2**31) + 1, -5000, -2049, -2048, -1, 0, 1, 2047, 2048, 2049, 2**31 - 2, 2**31 - 1]
 INT32 = st.sampled_from(EXTREMES) | st.integers(-(2**31), 2**31 - 1)
@@ -113,7 +113,7 @@ def test_any_symbol_mean_and_scale(data, options):
     scale = np.stack([draw(st.integers(-3, 600)), draw(st.integers(-3, 600))])
     weight = np.stack([draw(st.integers(1, 2**31 - 1)), draw(st.integers(0, 2**31 - 1))])
     check_codec([(Mixture(weight, mean, scale, *options), symbols)])
-    check_codec([(Logistic(mean[0], scale[0], *options), symbols)])
+    check_codec([(Mixture.logistic(mean[0], scale[0], *options), symbols)])
 
 
 @settings(deadline=None)
@@ -126,7 +126,9 @@ def test_histograms(symbols):
 @pytest.mark.parametrize("seal", [0, 1, 2**31, 2**32 - 1])
 def test_nothing(seal):
     check_codec([], seal)
-    check_codec([(Logistic(np.zeros((0, 3), int), np.zeros((0, 3), int)), np.zeros((0, 3), int))], seal)
+    check_codec(
+        [(Mixture.logistic(np.zeros((0, 3), int), np.zeros((0, 3), int)), np.zeros((0, 3), int))], seal
+    )
 
 
 def test_one_certain_symbol_costs_nothing():
@@ -148,7 +150,11 @@ def test_seal_out_of_range():
 
 def test_truncated_at_every_byte():
     far = np.array(EXTREMES * 3)
-    groups = [sample((150,)), (Logistic(0 * far, 0 * far), far), sample((60,), 3, nbins=64, precision=16)]
+    groups = [
+        sample((150,)),
+        (Mixture.logistic(0 * far, 0 * far), far),
+        sample((60,), 3, nbins=64, precision=16),
+    ]
     groups.append((Histogram.of(groups[2][1]), groups[2][1]))
     expected = np.concatenate([symbols for _, symbols in groups])
     data, _ = encode(groups)
@@ -223,9 +229,9 @@ def golden_groups():
             values.append(low + (state >> 33) * (high - low) // 2**31)
         return np.array(values)
 
-    logistic = Logistic(draw(40, -9000, 9000), draw(40, 100, 420))
+    logistic = Mixture.logistic(draw(40, -9000, 9000), draw(40, 100, 420))
     mixture = Mixture(*(draw(60, *r).reshape(3, 20) for r in [(0, 999), (-900, 900), (-9, 300)]), 256, 16)
-    extremes = Logistic(draw(len(EXTREMES), -(2**31), 2**31), draw(len(EXTREMES), 0, 513))
+    extremes = Mixture.logistic(draw(len(EXTREMES), -(2**31), 2**31), draw(len(EXTREMES), 0, 513))
     symbols = draw(40, -200, 200)
     return [(logistic, symbols), (mixture, draw(20, -20, 20)), (extremes, np.array(EXTREMES))]
 
@@ -252,10 +258,10 @@ def test_golden_stream():
 @pytest.mark.parametrize("size", [0, 1, 2, 50])
 def test_unsealed(size):
     symbols = np.arange(size, dtype=np.int32)
-    table = Logistic(np.zeros(size, np.int32), np.full(size, 300))
+    table = Mixture.logistic(np.zeros(size, np.int32), np.full(size, 300))
     encoder = Encoder()
     encoder.push(table, symbols)
-    encoder.push(Logistic(np.zeros(0, np.int32), np.zeros(0, np.int32)), symbols[:0])
+    encoder.push(Mixture.logistic(np.zeros(0, np.int32), np.zeros(0, np.int32)), symbols[:0])
     data = encoder.finish(seal=None)
     assert len(data) <= len(encoder.finish())
     decoder = Decoder(data)

@@ -8,7 +8,7 @@ from scipy.special import expit
 
 from source import tables
 from source.rans import Decoder, Encoder
-from source.tables import Histogram, Logistic, Mixture
+from source.tables import Histogram, Mixture
 
 COMPONENTS = st.tuples(st.integers(1, 9999), st.integers(-3000, 3000), st.integers(0, 512))
 
@@ -60,7 +60,9 @@ def test_little_is_lost(log2_scale):
     for mean in np.random.default_rng(0).integers(-20000, 20000, 5):
         centre = (mean + 32) // 64
         scale = np.full(1, 32 * (log2_scale + 6))
-        _, frequency = window(lambda n, m=mean, k=scale: Logistic(np.full(n, m), k.repeat(n)), centre, 4096)
+        _, frequency = window(
+            lambda n, m=mean, k=scale: Mixture.logistic(np.full(n, m), k.repeat(n)), centre, 4096
+        )
         p = exact(np.arange(centre - 2048, centre + 2048), mean / 64, 2.0**log2_scale)
         q = frequency[1:-1] / 2**24
         lost = np.sum(p * np.log2(np.maximum(p, 1e-300) / q))
@@ -85,16 +87,18 @@ def test_components_that_agree_are_one():
     mean, scale, symbols = (random.integers(*r, 200) for r in [(-9000, 9000), (0, 400), (-99, 99)])
     weight = random.integers(1, 2**31 - 1, (3, 200))
     three = Mixture(weight, np.stack([mean] * 3), np.stack([scale] * 3)).intervals(symbols)
-    for several, single in zip(three, Logistic(mean, scale).intervals(symbols)):
+    for several, single in zip(three, Mixture.logistic(mean, scale).intervals(symbols)):
         np.testing.assert_array_equal(several, single)
 
 
 def test_scales_are_clamped():
     symbols = np.arange(-9, 9)
     for outside, inside in [(-1, 0), (-128, 0), (10**6, 512)]:
-        ours, theirs = (Logistic(0 * symbols, 0 * symbols + k).intervals(symbols) for k in (outside, inside))
+        ours, theirs = (
+            Mixture.logistic(0 * symbols, 0 * symbols + k).intervals(symbols) for k in (outside, inside)
+        )
         np.testing.assert_array_equal(ours, theirs)
-    Logistic(np.zeros(3, np.int8), np.full(3, 127, np.int8)).intervals(np.zeros(3, np.int8))
+    Mixture.logistic(np.zeros(3, np.int8), np.full(3, 127, np.int8)).intervals(np.zeros(3, np.int8))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +124,7 @@ def test_wrong_mixtures(change):
 
 
 def test_wrong_symbols():
-    distribution = Logistic(np.zeros(3, int), np.zeros(3, int))
+    distribution = Mixture.logistic(np.zeros(3, int), np.zeros(3, int))
     for symbols in (np.zeros(2, int), np.zeros(3), np.array([0, 0, 2**31])):
         with pytest.raises(ValueError, match="need"):
             distribution.intervals(symbols)

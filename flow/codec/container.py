@@ -23,7 +23,7 @@ from flow.codec.pictures import (
     unpack_metadata,
     unpack_pixels,
 )
-from flow.codec.stream import DEFAULT, Settings, encode, pixels, reduced, stages
+from flow.codec.stream import DEFAULT, Settings, decode_levels, encode, pixels, reduced
 from source.rans import Decoder, Truncated
 from utils.arithmetic.polyphase import depth, level_sizes
 
@@ -249,7 +249,9 @@ def _from_flow(head, stream, model, name, levels, partial):
         raise ValueError(f"the file is cut or corrupt: {len(stream)} bytes for {width}x{height} pixels")
     decoder = Decoder(stream)
     try:
-        for level, x, whole in stages(model, [decoder], (height, width), head.settings, levels, partial):
+        for level, x, whole in decode_levels(
+            model, [decoder], (height, width), head.settings, levels, partial
+        ):
             if whole and level in head.marks and head.marks[level] != _mark(model, x):
                 raise ValueError(f"corrupt file: a mark is wrong, that of level {level}")
         colours = _array(reduced(model, x, levels, (height, width)))

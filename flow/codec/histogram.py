@@ -9,34 +9,34 @@ Source: method 6.
 import numpy as np
 import torch
 
-from source.distribution import MEAN_STEPS
-from source.prior import against, walk
+from flow.codec.stream import pixels
+from flow.pyramid import finest
+from source.prior import given_parts
 from source.rans import Encoder
 from source.tables import Histogram
 from utils.arithmetic.polyphase import channels_last, depth, level_sizes
 
 
-def less_mode(distribution, values):
-    """Values minus the prior's rounded means."""
-    return values - distribution.mode()
-
-
 def _top_baseline(mixture):
-    """The mean of the components' means, rounded, halves upwards: exact, as it stays in integers."""
-    unit = MEAN_STEPS * len(mixture.mean)
-    return (2 * mixture.mean.sum(0) + unit) // (2 * unit)
+    """The mean of the components' means, rounded, halves upwards."""
+    return mixture._replace(weight=torch.ones_like(mixture.weight)).mode()
+
+
+def _in_turn(part):
+    """The r of a part, (B, c, h, w) -> (B, c h w) int32."""
+    return part.to(torch.int32).flatten(1)
 
 
 @torch.no_grad()
 def differences(model, images):
     """Images (B, 3, H, W) of one size -> all r: (B, 3 H W) int32. model: frozen. Inverse: restore."""
-    x, bands = model.enter(images), []
-    for i in range(depth(*x.shape[-2:])):
-        size = x.shape[-2:]
-        x, detail = model.pyramid.level(i).split(x)
-        bands[:0] = against(model.detail, x, i, size, detail, less_mode)
-    bands.insert(0, x - _top_baseline(model.top(len(x), x.shape[-2:])))
-    return torch.cat([band.to(torch.int32).flatten(1) for band in bands], 1).cpu().numpy()
+    x, parts = model.from_images(images), []
+    levels = model.pyramid.analyse(x)
+    for level, x, detail in levels:
+        given = given_parts(model.detail, x, level, detail)
+        parts[:0] = [_in_turn(values - distribution.mode()) for distribution, values in given]
+    parts.insert(0, _in_turn(x - _top_baseline(model.top(len(x), x.shape[-2:]))))
+    return torch.cat(parts, 1).cpu().numpy()
 
 
 @torch.no_grad()
@@ -45,22 +45,14 @@ def restore(model, r, size):
     sizes = level_sizes(*size, depth(*size))
     r, start = torch.from_numpy(r).to(model.device, model.dtype), 0
 
-    def following(like):
-        """The next r, in the shape of what they are to be added to."""
+    def add_next(baseline):
+        """Add the next r to a baseline."""
         nonlocal start
-        start, end = start + like[0].numel(), start
-        return channels_last(r[:, end:start].view(len(r), *like.shape[1:]))
+        start, end = start + baseline[0].numel(), start
+        return baseline + channels_last(r[:, end:start].view(len(r), *baseline.shape[1:]))
 
-    top = _top_baseline(model.top(len(r), sizes[-1]))
-    x = top + following(top)
-    for i in reversed(range(len(sizes) - 1)):
-
-        def take(distribution, band, channels):
-            mode = distribution.mode()
-            return mode + following(mode)
-
-        x = model.pyramid.level(i).merge(x, walk(model.detail, x, i, sizes[i], take))
-    return model.leave(x).clamp(0, 255).to(torch.uint8)
+    top = add_next(_top_baseline(model.top(len(r), sizes[-1])))
+    return pixels(model, finest(model.synthesise(top, sizes, lambda given: add_next(given.mode()))))
 
 
 def encode(model, images, precision=24):

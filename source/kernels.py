@@ -1,0 +1,278 @@
+"""The coder's loops over symbols, compiled: intervals <-> state and words, symbols <-> intervals.
+
+What a stream is, rans.py tells; what distributions are, tables.py. All that is compiled is in this one file:
+numba's cache does not notice a change in another.
+"""
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from source.units import (
+    ARGUMENT_BITS,
+    LOGIT_BITS,
+    LOGIT_CELLS_BITS,
+    MAX_PRECISION,
+    MEAN_BITS,
+    SCALE_BITS,
+    SIGMOID_BITS,
+    SIGMOID_CELL_BITS,
+    SIGMOID_REACH,
+    WEIGHT_SUM_BITS,
+)
+
+WORD = np.uint64(32)
+LOWEST = np.uint64(1 << 32)
+
+_compiled = numba.njit(cache=True, nogil=True)
+_inlined = numba.njit(forceinline=True)
+
+
+class Tables(NamedTuple):
+    """The functions of tables.py, tabulated: uint32 sigmoid, int32 inverse scale, scale and logit."""
+
+    sigmoid: np.ndarray
+    inverse: np.ndarray
+    scale: np.ndarray
+    logit: np.ndarray
+
+
+class Mixtures(NamedTuple):
+    """A mixture for each of N symbols, in the units of units.py.
+
+    low: (N,), the first integers of the windows; nbins: their size; precision: of the intervals;
+    weight, of a sum of 2^16, mean, scale: (K, N). All int32.
+    """
+
+    low: np.ndarray
+    nbins: int
+    precision: int
+    weight: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
+
+
+class Popped(NamedTuple):
+    """Where popping ended: after `count` symbols, at `position` in the words, with `state`."""
+
+    count: int
+    position: int
+    state: np.uint64
+
+
+@_compiled
+def push_intervals(start, frequency, precision, state, words):
+    """Push intervals, the last one first; words: room for one word each, filled from its end.
+
+    Returns the state and where the words begin.
+    """
+    position = words.size
+    shift = np.uint64(precision)
+    for i in range(start.size - 1, -1, -1):
+        f = np.uint64(frequency[i])
+        if state >> (np.uint64(64) - shift) >= f:
+            position -= 1
+            words[position] = np.uint32(state)
+            state >>= WORD
+        quotient = state // f
+        state = (quotient << shift) + (state - quotient * f) + np.uint64(start[i])
+    return state, position
+
+
+@_inlined
+def _refill(words, position, state):
+    """Bring the state back to [2^32, 2^64); below 2^32 it remains only if there is no word left."""
+    if state < LOWEST and position < words.size:
+        state = state << WORD | np.uint64(words[position])
+        position += 1
+    return position, state
+
+
+@_inlined
+def _advance(state, slot, start, end, precision):
+    """The state after the symbol of [start, end) was taken from it."""
+    return (state >> np.uint64(precision)) * np.uint64(end - start) + np.uint64(slot - start)
+
+
+@_compiled
+def pop_table(words, position, state, symbols, values, starts, precision):
+    """Pop symbols that share one table: values[j] owns [starts[j], starts[j + 1]). Returns Popped."""
+    mask = np.uint64((1 << precision) - 1)
+    for i in range(symbols.size):
+        position, state = _refill(words, position, state)
+        if state < LOWEST:
+            return Popped(i, position, state)
+        slot = np.int64(state & mask)
+        low, high = 0, values.size
+        while high - low > 1:
+            middle = (low + high) >> 1
+            if starts[middle] <= slot:
+                low = middle
+            else:
+                high = middle
+        state = _advance(state, slot, starts[low], starts[low + 1], precision)
+        symbols[i] = values[low]
+    return Popped(symbols.size, position, state)
+
+
+@_compiled
+def prepare_mixtures(weight, mean, nbins, normalised, low):
+    """Bring weights to a sum of 2^16 (normalised), and find the first integers of the windows (low).
+
+    weight >= 0, mean, normalised: (K, N); low: (N,). Returns False if the weights of a symbol are all 0.
+    """
+    for i in range(low.size):
+        total = np.int64(0)
+        for k in range(weight.shape[0]):
+            total += weight[k, i]
+        if total == 0:
+            return False
+        # The running sums are rounded, not the weights: that keeps the total
+        running, before, centre = np.int64(0), np.int64(0), np.int64(0)
+        for k in range(weight.shape[0]):
+            running += weight[k, i]
+            after = (running << WEIGHT_SUM_BITS) // total
+            normalised[k, i] = after - before
+            centre += (after - before) * mean[k, i]
+            before = after
+        low[i] = ((centre >> WEIGHT_SUM_BITS) + (1 << MEAN_BITS - 1) >> MEAN_BITS) - nbins // 2
+    return True
+
+
+@_inlined
+def _interpolate(table, x, bits):
+    """table, tabulated at multiples of 2^bits, at x >= 0: linear in between, rounded down, hence monotone."""
+    cell = np.uint64(x >> bits)
+    left, right = np.int64(table[cell]), np.int64(table[cell + np.uint64(1)])
+    return left + ((right - left) * (x & (1 << bits) - 1) >> bits)
+
+
+@_inlined
+def _bounds(z, i, mixtures, tables):
+    """Start and end of the interval of z, low - 1 <= z <= low + nbins, under the i-th mixture.
+
+    |64 z| < 2^32, |mean| <= 2^31 and inverse <= 2^29 keep the argument of the sigmoid below 2^63;
+    weights that sum to 2^16, the sum within 2^47; spread < 2^24, the product with it within 2^55.
+    """
+    low, nbins, precision, weight, mean, scale = mixtures
+    spread = (1 << precision) - nbins - 2
+    edge = (z << MEAN_BITS) - (1 << MEAN_BITS - 1)
+    centre = SIGMOID_REACH << ARGUMENT_BITS
+    limit = (2 * SIGMOID_REACH << ARGUMENT_BITS) - 1
+    start, end = np.int64(0), np.int64(0)
+    for k in range(mean.shape[0]):
+        slope = np.int64(tables.inverse[np.uint64(scale[k, i])])
+        x = (edge - mean[k, i]) * slope + centre
+        w = np.int64(weight[k, i])
+        start += w * _interpolate(tables.sigmoid, min(max(x, 0), limit), SIGMOID_CELL_BITS)
+        x += slope << MEAN_BITS
+        end += w * _interpolate(tables.sigmoid, min(max(x, 0), limit), SIGMOID_CELL_BITS)
+    rank = z - low[i] + 1
+    start = ((start >> WEIGHT_SUM_BITS) * spread >> SIGMOID_BITS) + rank
+    end = ((end >> WEIGHT_SUM_BITS) * spread >> SIGMOID_BITS) + rank + 1
+    if z < low[i]:
+        start = np.int64(0)
+    if z >= low[i] + nbins:
+        end = np.int64(1 << precision)
+    return start, end
+
+
+@_compiled
+def mixture_intervals(symbols, mixtures, tables, start, frequency):
+    """Find the intervals of symbols under Mixtures: one for each inside its window, four for each outside.
+
+    Inverse: pop_mixtures.
+    """
+    low, nbins, precision = mixtures.low, mixtures.nbins, mixtures.precision
+    j = 0
+    for i in range(symbols.size):
+        below, above = np.int64(low[i]) - 1, np.int64(low[i]) + nbins
+        symbol = np.int64(symbols[i])
+        z = min(max(symbol, below), above)
+        first, last = _bounds(z, i, mixtures, tables)
+        start[j], frequency[j] = first, last - first
+        j += 1
+        if z == below or z == above:
+            distance = abs(symbol - z) + 1
+            length = np.int64(0)
+            while distance >> (length + 1):
+                length += 1
+            upper = max(length - 16, 0)
+            lower = length - upper
+            for value, width in ((length, 5), (distance >> lower, upper), (distance, lower)):
+                start[j], frequency[j] = _bits_interval(value & (1 << width) - 1, width, precision)
+                j += 1
+
+
+@_compiled
+def pop_mixtures(words, position, state, symbols, mixtures, tables):
+    """Pop symbols, each under its own of Mixtures. Returns Popped. Inverse: mixture_intervals."""
+    low, nbins, precision = mixtures.low, mixtures.nbins, mixtures.precision
+    mask = np.uint64((1 << precision) - 1)
+    for i in range(symbols.size):
+        position, state = _refill(words, position, state)
+        if state < LOWEST:
+            return Popped(i, position, state)
+        slot = np.int64(state & mask)
+        below, above = np.int64(low[i]) - 1, np.int64(low[i]) + nbins
+        z = _guess(slot, i, mixtures, tables)
+        left, right = below, above
+        trial = 0
+        while True:
+            z = min(max(z, left), right)
+            start, end = _bounds(z, i, mixtures, tables)
+            if slot < start:
+                right = z - 1
+            elif slot >= end:
+                left = z + 1
+            else:
+                break
+            # Newton's step, but a bisection now and then, lest a flat stretch lead it astray
+            trial += 1
+            z = z + (slot - start) // (end - start) if trial & 3 else (left + right) >> 1
+        state = _advance(state, slot, start, end, precision)
+        if z == below or z == above:
+            position, state, length = _pop_bits(words, position, state, 5, precision)
+            upper = max(length - 16, 0)
+            lower = length - upper
+            position, state, high = _pop_bits(words, position, state, upper, precision)
+            position, state, rest = _pop_bits(words, position, state, lower, precision)
+            if rest < 0:
+                return Popped(i, position, state)
+            distance = ((np.int64(1) << upper) + high << lower) + rest - 1
+            z = z - distance if z == below else z + distance
+        symbols[i] = z  # wraps round in corrupt streams alone
+    return Popped(symbols.size, position, state)
+
+
+@_inlined
+def _guess(slot, i, mixtures, tables):
+    """About where the slot lies: the mean of the components' quantiles. Nothing but time depends on it."""
+    _, nbins, precision, weight, mean, scale = mixtures
+    spread = (1 << precision) - nbins - 2
+    level = min(max(slot - nbins // 2 - 1, 0), spread - 1) << (MAX_PRECISION - precision)
+    t = _interpolate(tables.logit, level, MAX_PRECISION - LOGIT_CELLS_BITS)
+    quantile = np.int64(0)
+    for k in range(mean.shape[0]):
+        offset = t * tables.scale[np.uint64(scale[k, i])] >> (LOGIT_BITS + SCALE_BITS - MEAN_BITS)
+        quantile += np.int64(weight[k, i]) * (mean[k, i] + offset)
+    return ((quantile >> WEIGHT_SUM_BITS) + (1 << MEAN_BITS - 1)) >> MEAN_BITS
+
+
+@_inlined
+def _bits_interval(value, width, precision):
+    """Start and frequency of a number of `width` <= 16 equiprobable bits. Inverse: _pop_bits."""
+    return value << (precision - width), 1 << (precision - width)
+
+
+@_inlined
+def _pop_bits(words, position, state, width, precision):
+    """Pop a number of `width` <= 16 equiprobable bits, -1 if the stream has ended: for good, then."""
+    position, state = _refill(words, position, state)
+    if state < LOWEST:
+        return position, state, np.int64(-1)
+    slot = np.int64(state & np.uint64((1 << precision) - 1))
+    value = slot >> (precision - width)
+    start, frequency = _bits_interval(value, width, precision)
+    return position, _advance(state, slot, start, start + frequency, precision), value
