@@ -4,8 +4,7 @@ import torch
 from torch import nn
 
 from source.networks import ConvNet
-from utils.arithmetic.fixed import FixedNetwork
-from utils.arithmetic.integers import MIDDLE, STEPS, centre, round_through
+from utils.arithmetic.integers import LIMIT, MIDDLE, STEPS, centre, round_through
 from utils.arithmetic.polyphase import channels_last, crop, extend, merge, split
 
 
@@ -28,11 +27,14 @@ class CouplingLevel(nn.Module):
         if not bands[k].numel():
             return bands[k]
         others = torch.cat([extend(b, size, MIDDLE) for j, b in enumerate(bands) if j != k], 1)
-        return crop(round_through(STEPS * self.networks[i](centre(others))), bands[k].shape[-2:])
+        return crop(self._output(i, others), bands[k].shape[-2:])
 
-    def freeze(self):
-        """Turn to fixed point: the same shifts for any order of summation."""
-        self.networks = nn.ModuleList(FixedNetwork.of(net, STEPS, unit=STEPS) for net in self.networks)
+    def _output(self, i, others):
+        return round_through(STEPS * self.networks[i](centre(others)))
+
+    def freeze(self, peaks):
+        """A FixedCouplingLevel; peaks: see utils/arithmetic/fixed.py, observe. May raise ValueError."""
+        return FixedCouplingLevel(net.freeze(peaks, STEPS, limit=int(LIMIT)) for net in self.networks)
 
     def split(self, x):
         """x (B, C, H, W) -> coarse band (B, C, ceil(H/2), ceil(W/2)), detail bands (ur, dl, dr)."""
@@ -47,3 +49,14 @@ class CouplingLevel(nn.Module):
         for i in reversed(range(len(self.networks))):
             bands[i % 4] = bands[i % 4] - self._shift(i, bands)
         return merge(*bands)
+
+
+class FixedCouplingLevel(CouplingLevel):
+    """A CouplingLevel in integers: the same shifts for any order of summation."""
+
+    def __init__(self, networks):
+        nn.Module.__init__(self)
+        self.networks = nn.ModuleList(networks)
+
+    def _output(self, i, others):
+        return self.networks[i]((others - MIDDLE).to(torch.int32)).to(others.dtype)

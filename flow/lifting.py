@@ -6,8 +6,8 @@ from torch import nn
 
 from flow.pyramid import Pyramid
 from source.networks import ConvNet, replicate_pad
-from utils.arithmetic.fixed import FixedNetwork
-from utils.arithmetic.integers import STEPS, round_through
+from utils.arithmetic.fixed import check_finite
+from utils.arithmetic.integers import LIMIT, STEPS, round_through
 from utils.arithmetic.polyphase import crop, extend, join_columns, split_columns
 
 # Predict and update of the classical wavelets: taps at n - 1, n, n + 1, then a bias in steps, which turns
@@ -18,6 +18,9 @@ CLASSICAL = {
     "haar": (((0, 1, 0), 0), ((0, 1 / 2, 0), -1 / 4)),
     "legall": (((0, 1 / 2, 1 / 2), -1 / 4), ((1 / 4, 1 / 4, 0), 1 / 8)),
 }
+
+# A frozen lift's taps and bias count 2^-16, up to 2^8 and 2^8 steps.
+TAP_BITS, TAP_MAX = 16, 2**24
 
 
 class Lift(nn.Module):
@@ -39,13 +42,38 @@ class Lift(nn.Module):
         y = before * padded[..., :width] + here * x + after * padded[..., 2:] + self.bias
         return y if self.network is None else y + self.network(x)
 
-    def freeze(self):
-        """Turn to fixed point: taps in multiples of 2^-16, whose products with coefficients float64 holds."""
-        self.double().requires_grad_(False)
-        self.taps.mul_(2.0**16).round_().mul_(2.0**-16)
-        self.bias.mul_(2.0**16).round_().mul_(2.0**-16)
-        if self.network is not None:
-            self.network = FixedNetwork.of(self.network, STEPS, unit=STEPS)
+    def freeze(self, peaks):
+        """A FixedLift; peaks: see utils/arithmetic/fixed.py, observe. May raise ValueError."""
+        return FixedLift(self, peaks)
+
+
+class FixedLift(nn.Module):
+    """A Lift in integers, of coefficients v in steps: floor(taps v + 256 bias + 1/2) + the network's integers.
+
+    v: (B, C, H, W) int32 -> (B, C, H, W) int32; taps and bias are multiples of 2^-16.
+    """
+
+    def __init__(self, lift, peaks):
+        super().__init__()
+        check_finite(lift.taps, lift.bias)
+        taps, bias = lift.taps.detach().double().cpu(), lift.bias.detach().double().cpu() * STEPS
+        for name, values in (("taps", taps), ("bias", bias)):
+            whole = torch.round(values * 2**TAP_BITS).clamp(-TAP_MAX, TAP_MAX)
+            self.register_buffer(name, whole.to(torch.int64))
+        self.network = None if lift.network is None else lift.network.freeze(peaks, STEPS, limit=int(LIMIT))
+
+    def check(self):
+        """Raise ValueError unless 64 bits hold every sum."""
+        if max(self.taps.abs().max(), self.bias.abs()) > TAP_MAX:
+            raise ValueError("these taps are too large to be frozen")
+
+    def forward(self, v):
+        """See the class."""
+        before, here, after = self.taps
+        padded, width = F.pad(v.double(), (1, 1, 0, 0), mode="replicate").long(), v.shape[-1]
+        y = before * padded[..., :width] + here * padded[..., 1:-1] + after * padded[..., 2:] + self.bias
+        y = (y + (1 << TAP_BITS - 1) >> TAP_BITS).clamp(-int(LIMIT), int(LIMIT)).int()
+        return y if self.network is None else y + self.network(v)
 
 
 class LiftingLevel(nn.Module):
@@ -61,10 +89,12 @@ class LiftingLevel(nn.Module):
         super().__init__()
         self.lifts, self.mirrored = nn.ModuleList(lifts), mirrored
 
-    def freeze(self):
-        """Turn to fixed point: the same steps for any order of summation."""
-        for lift in self.lifts:
-            lift.freeze()
+    def freeze(self, peaks):
+        """A FixedLiftingLevel; peaks: see utils/arithmetic/fixed.py, observe. May raise ValueError."""
+        return FixedLiftingLevel((lift.freeze(peaks) for lift in self.lifts), self.mirrored)
+
+    def _output(self, i, source):
+        return round_through(STEPS * self.lifts[i](source / STEPS))
 
     def _step(self, i, halves):
         """What step i adds to halves[1 - i % 2], from halves[i % 2]."""
@@ -76,7 +106,7 @@ class LiftingLevel(nn.Module):
             source = extend(source, size, 0)
         else:
             source = F.pad(source, (0, size[1] - source.shape[-1]))
-        shift = crop(round_through(STEPS * self.lifts[i](source / STEPS)), target.shape[-2:])
+        shift = crop(self._output(i, source), target.shape[-2:])
         return shift if i % 2 else -shift
 
     def _analyse(self, x):
@@ -102,6 +132,14 @@ class LiftingLevel(nn.Module):
         ur, dl, dr = detail
         left, right = (self._synthesise(u.mT, d.mT).mT for u, d in ((coarse, dl), (ur, dr)))
         return self._synthesise(left, right)
+
+
+class FixedLiftingLevel(LiftingLevel):
+    """A LiftingLevel in integers: the same steps for any order of summation."""
+
+    def _output(self, i, source):
+        v = source.clamp(-LIMIT, LIMIT).to(torch.int32)
+        return self.lifts[i](v).clamp(-int(LIMIT), int(LIMIT)).to(source.dtype)
 
 
 def lifting_level(wavelet, repeat, hchnl, nhidden, channels=3):

@@ -1,7 +1,5 @@
 """The model: colour, pyramid and prior as one normalizing flow, and the options that it is built from."""
 
-import copy
-
 import torch
 from torch import nn
 
@@ -19,6 +17,7 @@ from source.prior import (
     given_parts,
 )
 from utils.arithmetic.colour import rgb_to_ycocg, ycocg_to_rgb
+from utils.arithmetic.fixed import observe
 from utils.arithmetic.integers import centre
 from utils.arithmetic.polyphase import channels_last, depth, level_sizes
 from utils.options import Option, check_least
@@ -51,6 +50,9 @@ ARCHITECTURE = {
 BAND_PRIOR_OPTIONS = {"width", "blocks", "components"}
 
 
+OBSERVED_AT_ONCE = 4
+
+
 class NeuralWavelet(nn.Module):
     """x -> (top, details) and its likelihood under a hierarchical prior.
 
@@ -63,16 +65,18 @@ class NeuralWavelet(nn.Module):
         super().__init__()
         self.pyramid, self.top, self.detail, self.ycocg = pyramid, top, detail, ycocg
 
-    def freeze(self):
-        """A copy in fixed point, on the CPU: everything it computes is equal bit for bit on any machine.
+    def freeze(self, images=None):
+        """A model in integers, on the CPU: everything it computes is equal bit for bit on any machine.
 
-        Its distributions are in the integers of the entropy coder.
+        images: (B, 3, H, W), such as it is to code, whose activations tell the ranges of those in 8 bits; None:
+        a guess, for a model whose integers are to be filled in. Its distributions are in the coder's integers.
         Raises ValueError if the weights are too large.
         """
-        frozen = copy.deepcopy(self).cpu().double()
-        for level in frozen.pyramid.levels:
-            level.freeze()
-        frozen.top, frozen.detail = frozen.top.freeze(), frozen.detail.freeze()
+        with observe(self) as peaks, torch.no_grad():
+            for group in () if images is None else images.to(self.device).split(OBSERVED_AT_ONCE):
+                self.log_prob(group)
+        levels = [level.freeze(peaks) for level in self.pyramid.levels]
+        frozen = NeuralWavelet(Pyramid(levels), self.top.freeze(), self.detail.freeze(peaks), self.ycocg)
         return frozen.requires_grad_(False).eval()
 
     @property
@@ -82,8 +86,8 @@ class NeuralWavelet(nn.Module):
 
     @property
     def dtype(self):
-        """The type in which bands are held: float32, or float64 when frozen."""
-        return self.top.mean.dtype if self.top.mean.is_floating_point() else torch.float64
+        """The type in which bands are held: float32 has all integers that occur."""
+        return self.top.mean.dtype if self.top.mean.is_floating_point() else torch.float32
 
     def from_images(self, images):
         """Images (B, 3, H, W) of any dtype -> what the pyramid sees. Inverse: to_images."""

@@ -8,30 +8,37 @@ in turn as in SReC (arXiv 2004.02872).
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import nn
 
+from source import mixing
 from source.distribution import FixedMixture, Mixture
-from source.networks import Compand, Conv
-from source.tables import SCALE
-from source.units import (
-    MAX_OCTAVE,
-    MEAN_BITS,
-    MIN_OCTAVE,
-    SCALE_BITS,
-    SCALES,
-    SCALES_PER_OCTAVE,
-    WEIGHT_SUM_BITS,
-)
-from utils.arithmetic.fixed import CONV_MAX, GRID, INPUT_MAX, check_finite, frozen, in_tiles, on_grid
+from source.networks import SIGNED_MAX, Compand, Conv
+from source.prior import Part
+from source.units import MAX_OCTAVE, MIN_OCTAVE
+from utils.arithmetic.crew import in_tiles
+from utils.arithmetic.fixed import FixedCompand, FixedConv, check_finite, peak_of
 from utils.arithmetic.integers import MIDDLE, STEPS
+from utils.arithmetic.passes import (
+    ACTIVATION_BITS,
+    FINE_BITS,
+    INPUT_MAX,
+    WIDE_BITS,
+    channels_first,
+    channels_inside,
+    is_compiled,
+)
 from utils.arithmetic.polyphase import extend
 
 # Levels with a bias of their own: the finest ones; the last serves all deeper levels.
 LEVELS = 5
-# With more, sums of what FixedConv gives could pass what it takes: 2^9 (MAX_BLOCKS + 1) + 10 < 2^12.
 MAX_BLOCKS = 6
+# Rows of a strip: see FixedBandPrior.
+STRIP = 128
+# No companded value is larger; with it, a level's bias stays within 16 bits, in units of 2^-6.
+COMPANDED_MAX, LEVEL_MAX = 16.0, 2**14
 # Where the samples of a band lie between those of the coarse band: their (row, column) offsets in its 3x3
 # neighbourhood, of which the mean is the prediction to start from.
 NEAREST = ((1, 1), (1, 2)), ((1, 1), (2, 1)), ((1, 1), (1, 2), (2, 1), (2, 2))
@@ -51,7 +58,21 @@ class Residual(nn.Module):
 
     def forward(self, h):
         """See the class."""
-        return h + self.last(self.wide(h))
+        return self.last(self.wide(h), onto=h)
+
+    def freeze(self, peaks):
+        """A FixedResidual."""
+        return FixedResidual(self.wide.freeze(peaks), self.last.freeze(peaks))
+
+
+class FixedResidual(nn.Module):
+    """A Residual in integers."""
+
+    def __init__(self, wide, last):
+        super().__init__()
+        self.wide, self.last = wide, last
+
+    forward = Residual.forward
 
 
 class Mixer(nn.Module):
@@ -74,27 +95,6 @@ class Mixer(nn.Module):
         logits, mean, octaves = self.fields(outputs.to(base.dtype))
         mean = base + mean * torch.exp2(octaves)
         return Mixture(logits * math.log(2), mean / STEPS, (octaves - math.log2(STEPS)) * math.log(2))
-
-    def freeze(self):
-        """The same to the integers of the coder."""
-        return FixedMixer(self.components)
-
-
-class FixedMixer(Mixer):
-    """A Mixer that gives a FixedMixture: exact, as its inputs are on the grid and its powers in a table."""
-
-    def __init__(self, components):
-        super().__init__(components)
-        self.register_buffer("table", torch.from_numpy(SCALE), persistent=False)
-
-    def forward(self, outputs, base):
-        """See Mixer."""
-        logits, mean, octaves = self.fields(outputs)
-        scale = torch.floor((octaves - MIN_OCTAVE) * SCALES_PER_OCTAVE + 0.5).long()
-        mean = base + MIDDLE + mean * self.table[scale].double() * 2.0**-SCALE_BITS
-        below = torch.floor((logits.amax(0) - logits) * SCALES_PER_OCTAVE + 0.5).long()
-        weight = self.table[(SCALES - 1 - below).clamp(min=0)] >> SCALE_BITS + MAX_OCTAVE - WEIGHT_SUM_BITS
-        return FixedMixture(weight, torch.floor(mean * (1 << MEAN_BITS) + 0.5).int(), scale.int())
 
 
 class Band(nn.Module):
@@ -136,7 +136,7 @@ class Band(nn.Module):
         """
         base = self.base(planes)
         entered = self.compand(self.enter(torch.cat([planes, base], 1)))
-        return base, self.blocks(self.trunk(trunk) + entered).relu()
+        return base, self.blocks(self.trunk(trunk, onto=entered)).relu()
 
     def mixture(self, base, features, values):
         """The distribution of the channel that comes after `values`, (B, c, H, W) around 0."""
@@ -150,6 +150,72 @@ class Band(nn.Module):
         return self.mixer(self.out[c](hidden), mean)
 
 
+    def freeze(self, peaks):
+        """A FixedBand. Raises ValueError if the weights are too large."""
+        return FixedBand(self, peaks)
+
+
+class FixedBand(nn.Module):
+    """A Band in integers; the layers that read its features, one for each channel, are one.
+
+    Maps are int16, of pixels int32 in wide units: see utils/arithmetic/passes.py.
+    """
+
+    def __init__(self, band, peaks):
+        super().__init__()
+        self.base, self.enter = band.base.freeze(peaks), band.enter.freeze(peaks)
+        self.compand = FixedCompand()
+        self.trunk = band.trunk.freeze(peaks)
+        self.blocks = nn.Sequential(*(block.freeze(peaks) for block in band.blocks))
+        weight, bias = (torch.cat([getattr(h, name) for h in band.hidden]) for name in ("weight", "bias"))
+        self.hidden = FixedConv.of(weight, bias, peak_of(band.hidden[0], peaks))
+        self.beside = nn.ModuleList(
+            FixedConv.of(
+                layer.weight, layer.bias, torch.full((layer.in_channels,), COMPANDED_MAX), -SIGNED_MAX, SIGNED_MAX
+            )
+            for layer in band.beside
+        )
+        self.linear = nn.ModuleList(layer.freeze(peaks) for layer in band.linear)
+        self.out = nn.ModuleList(layer.freeze(peaks, out_units=FINE_BITS) for layer in band.out)
+
+    def features(self, q, planes):
+        """What a band's distributions are made of.
+
+        q: (B, width, H, W) uint8, the trunk as self.trunk reads it; planes: (B, known, H, W) int16, samples.
+        Returns base (B, C, H, W) int32, hidden (B, C * width / 2, H, W) int16.
+        """
+        planes = planes.to(torch.int32) << WIDE_BITS
+        base = self.base(planes)
+        entered = self.enter(torch.cat([planes, base], 1), companded=True)
+        h = self.trunk.convolve(channels_inside(q), channels_inside(entered))
+        return base, self.hidden(self.blocks(channels_first(h)))
+
+    def mixture(self, base, hidden, values):
+        """The FixedMixture of the channel that comes after `values`, (B, c, H, W) int16 around 0."""
+        c = values.shape[1]
+        out = self.out[c]
+        width = out.weight.shape[1]
+        base, hidden, values = map(channels_inside, (base, hidden[:, c * width : (c + 1) * width], values))
+        if is_compiled(hidden):
+            q, mean = self._look(c, base, hidden, values)
+        else:
+            mean = base[..., c]
+            if c:
+                errors = mixing.errors(base, values)
+                mean = mean + channels_inside(self.linear[c - 1](channels_first(errors)))[..., 0]
+                companded = self.compand(channels_first(errors))
+                beside = self.beside[c - 1]
+                hidden = beside.convolve(beside.quantise(torch.cat([companded, companded.abs()], 1)), hidden)
+            q = out.quantise(channels_first(hidden))
+        return FixedMixture(*mixing.mixture_fields(out.convolve(q), mean))
+
+    def _look(self, c, base, hidden, values):
+        """The same in one pass."""
+        beside, linear = (self.beside[c - 1], self.linear[c - 1]) if c else (None, None)
+        half, shift = self.out[c].integers(hidden.device)[:2]
+        return mixing.look_beside(base, hidden, values, beside, linear, (half, shift, self.out[c].high))
+
+
 class BandPrior(nn.Module):
     """A trunk that sees the coarse band alone, then a network for each band; levels share all but a bias.
 
@@ -159,8 +225,7 @@ class BandPrior(nn.Module):
 
     def __init__(self, width, blocks, components, order=(0, 1, 2), start=0.0, channels=3):
         super().__init__()
-        self.parts = tuple((band, slice(c, c + 1)) for band in order for c in range(channels))
-        self.channels = channels
+        self.order, self.channels = order, channels
         self.enter = Conv(channels, width, 3, INPUT_GAIN, precise=True)
         self.compand = Compand()
         self.level = nn.Parameter(torch.zeros(LEVELS, width, 1, 1))
@@ -169,11 +234,15 @@ class BandPrior(nn.Module):
             Band(index, k + 1, width, blocks, components, start, channels) for k, index in enumerate(order)
         )
 
+    def parts(self, height):
+        """See source/prior.py."""
+        return [Part(band, slice(c, c + 1)) for band in self.order for c in range(self.channels)]
+
     def forward(self, coarse, level):
         """See source/prior.py."""
-        size, blocks = coarse.shape[-2:], len(self.trunk) // 2
+        size = coarse.shape[-2:]
         planes, state = self._planes(coarse, size), None
-        (trunk,) = in_tiles(lambda x: (self._look(x, level),), 1 + 2 * blocks, planes)
+        trunk = self.trunk(self.compand(self.enter(planes)) + self.level[min(level, LEVELS - 1)])
 
         def given(known):
             nonlocal planes, state
@@ -181,10 +250,8 @@ class BandPrior(nn.Module):
                 planes = torch.cat([planes, self._planes(known[-1], size)], 1)
             band, channel = divmod(len(known), self.channels)
             if not channel:
-                state = None  # before the next: each is as large as the trunk
-                state = in_tiles(self.bands[band].features, 2 + blocks, trunk, planes)
-            values = planes[:, planes.shape[1] - channel :]
-            return in_tiles(self.bands[band].mixture, 0, *state, values)
+                state = self.bands[band].features(trunk, planes)
+            return self.bands[band].mixture(*state, planes[:, planes.shape[1] - channel :])
 
         return given
 
@@ -193,18 +260,105 @@ class BandPrior(nn.Module):
         """A band as the networks see it: as large as the coarse band, around 0, within what is exact."""
         return (extend(band, size, MIDDLE) - MIDDLE).clamp(-INPUT_MAX, INPUT_MAX)
 
-    def _look(self, coarse, level):
-        bias = self.level[min(level, LEVELS - 1)]
-        entered = self.compand(self.enter(coarse))
-        return self.trunk(
-            entered + (bias.to(entered.dtype) if bias.is_floating_point() else bias.double() * GRID)
-        )
+    def freeze(self, peaks):
+        """A FixedBandPrior; peaks: see utils/arithmetic/fixed.py, observe. May raise ValueError."""
+        return FixedBandPrior(self, peaks)
 
-    def freeze(self):
-        """Turn to fixed point: from now on, distributions are FixedMixture. May raise ValueError."""
-        check_finite(self.level)
-        level = self.level.detach().double().clamp(-CONV_MAX, CONV_MAX)
-        frozen(self)
-        del self.level
-        self.register_buffer("level", (on_grid(level) / GRID).to(torch.int32))
-        return self
+
+class FixedBandPrior(nn.Module):
+    """A BandPrior in integers: its distributions are FixedMixture.
+
+    Parts are strips of rows, so that what networks make of a level need not be kept for all of it: the channels
+    of a strip, then those of the next, band by band.
+    """
+
+    def __init__(self, prior, peaks):
+        super().__init__()
+        check_finite(prior.level)
+        self.order, self.channels = prior.order, prior.channels
+        self.enter = prior.enter.freeze(peaks)
+        level = torch.round(prior.level.detach().double().cpu() * (1 << ACTIVATION_BITS))
+        self.register_buffer("level", level.clamp(-LEVEL_MAX, LEVEL_MAX).to(torch.int16))
+        self.trunk = nn.Sequential(*(block.freeze(peaks) for block in prior.trunk))
+        self.bands = nn.ModuleList(band.freeze(peaks) for band in prior.bands)
+
+    def check(self):
+        """Raise ValueError unless the bands read the trunk alike, and no sum with a level's bias overflows."""
+        first = self.bands[0].trunk
+        if any(not torch.equal(band.trunk.shift, first.shift) for band in self.bands):
+            raise ValueError("damaged: the bands read the trunk each in its own units")
+        if self.level.abs().max() > LEVEL_MAX:
+            raise ValueError("damaged: a level's bias is too large")
+
+    def parts(self, height):
+        """See source/prior.py."""
+        strips = [slice(top, min(top + STRIP, height)) for top in range(0, height, STRIP)]
+        return [
+            Part(band, slice(c, c + 1), rows) for band in self.order for rows in strips for c in range(self.channels)
+        ]
+
+    def forward(self, coarse, level):
+        """See source/prior.py."""
+        return _FixedLevel(self, coarse, level)
+
+    def look(self, coarse, level):
+        """Samples of the coarse band around 0, int16 -> the trunk as the bands read it, uint8."""
+        entered = self.enter(coarse.to(torch.int32) << WIDE_BITS, companded=True)
+        h = self.trunk(entered + self.level[min(level, LEVELS - 1)])
+        return (channels_first(self.bands[0].trunk.quantise(h)),)
+
+
+class _FixedLevel:
+    """What networks make of one level, part by part; the features of the next strip are begun in time."""
+
+    def __init__(self, prior, coarse, level):
+        self.prior = prior
+        self.parts = prior.parts(coarse.shape[-2])
+        batch, channels, *self.size = coarse.shape
+        count = channels * (1 + len(prior.order))
+        planes = torch.zeros((batch, *self.size, count), dtype=torch.int16, device=coarse.device)
+        self.planes = channels_first(planes)
+        self.planes[:, :channels] = around_zero(coarse)
+        self.coming = self.state = None
+        look = partial(prior.look, level=level)
+        (self.trunk,) = in_tiles(look, 1 + 2 * len(prior.trunk) // 2, self.planes[:, :channels]).result()
+
+    def __call__(self, known):
+        """The distribution of the next part; known: the values of those before."""
+        index, channels = len(known), self.prior.channels
+        if index:
+            self._fill(self.parts[index - 1], known[-1])
+        part = self.parts[index]
+        k, c = self.prior.order.index(part.band), part.channels.start
+        if not c:
+            self.state = (self.coming or self._features(index)).result()
+            follows = index + channels
+            same = follows < len(self.parts) and self.parts[follows].band == part.band
+            self.coming = self._features(follows) if same else None
+        base, hidden = self.state
+        first = channels * (1 + k)
+        return self.prior.bands[k].mixture(base, hidden, self.planes[:, first : first + c, part.rows])
+
+    def _features(self, index):
+        band, _, rows = self.parts[index]
+        k = self.prior.order.index(band)
+        features = self.prior.bands[k]
+        planes = self.planes[:, : self.prior.channels * (1 + k)]
+        halo = 2 + len(features.blocks)
+        return in_tiles(features.features, halo, self.trunk, planes, rows=(rows.start, rows.stop))
+
+    def _fill(self, part, values):
+        """Write values into the planes, as large as the coarse band: last row and column replicated."""
+        plane = self.prior.channels * (1 + self.prior.order.index(part.band)) + part.channels.start
+        top, (height, width) = part.rows.start, values.shape[-2:]
+        target = self.planes[:, plane]
+        target[:, top : top + height, :width] = around_zero(values)[:, 0]
+        if 0 < width < self.size[1]:
+            target[:, top : top + height, width] = target[:, top : top + height, width - 1]
+        if height < part.rows.stop - top and top + height:
+            target[:, top + height] = target[:, top + height - 1]
+
+
+def around_zero(band):
+    """Samples as the networks see them: around 0, int16, within what is exact."""
+    return (band - MIDDLE).clamp(-INPUT_MAX, INPUT_MAX).to(torch.int16)

@@ -3,12 +3,22 @@
 Networks see what is left of the channels known, r = v - base, in wide units (see utils/arithmetic/passes.py).
 """
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
 import torch
 
 from source.tables import SCALE
-from source.units import MAX_OCTAVE, MEAN_BITS, MIN_OCTAVE, SCALE_BITS, SCALES, SCALES_PER_OCTAVE, WEIGHT_SUM_BITS
+from source.units import (
+    MAX_OCTAVE,
+    MEAN_BITS,
+    MIN_OCTAVE,
+    SCALE_BITS,
+    SCALES,
+    SCALES_PER_OCTAVE,
+    WEIGHT_SUM_BITS,
+)
 from utils.arithmetic.integers import MIDDLE
 from utils.arithmetic.kernels import companded
 from utils.arithmetic.passes import FINE_BITS, INT16_MAX, WIDE_BITS, WIDE_MAX, is_compiled, numpy
@@ -24,6 +34,24 @@ FIRST_SCALE = -MIN_OCTAVE * SCALES_PER_OCTAVE
 WEIGHT_SHIFT = SCALE_BITS + MAX_OCTAVE - WEIGHT_SUM_BITS
 
 _compiled = numba.njit(cache=True, nogil=True)
+
+
+class Beside(NamedTuple):
+    """The layer of the channels known: weight (2 c, width) int8; bias, left, right: (width,) int32."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+
+
+class Linear(NamedTuple):
+    """What the channels known add to a mean: clamp(offset + sum of weights (c,) int64 r >> exponent, +-limit)."""
+
+    weights: np.ndarray
+    offset: int
+    exponent: int
+    limit: int
 
 
 def mixture_fields(outputs, mean):
@@ -74,10 +102,9 @@ def errors(base, values):
 
 
 @_compiled
-def _look_beside(hidden, base, values, beside, linear, entry, q, mean):
+def _look_beside(base, hidden, values, beside, linear, half, shift, high, q, mean):
     weight, bias, left, right = beside
     weights, offset, exponent, limit = linear
-    half, shift, high = entry
     known, width = values.shape[1], q.shape[1]
     total = np.empty(width, np.int32)
     for n in range(q.shape[0]):
@@ -101,18 +128,26 @@ def _look_beside(hidden, base, values, beside, linear, entry, q, mean):
             q[n, h] = min(max(value + half[h] >> shift[h], np.int32(0)), np.int32(high))
 
 
-def look_beside(hidden, base, values, beside, linear, entry, high):
+def look_beside(base, hidden, values, beside, linear, entry):
     """What a channel's last layer reads, and its mean, given the channels known: one pass over pixels.
 
-    hidden: (B, H, W, width) int16, base: (B, H, W, 3) int32 wide, values: (B, H, W, c) int16, all on the CPU.
-    beside: weight (2 c, width) int8, bias, left, right; linear: weights (c,) int64, bias, exponent and limit;
-    entry: half and shift of the last layer, and what it clamps to.
+    base: (B, H, W, 3) int32 wide, hidden: (B, H, W, width) int16, values: (B, H, W, c) int16, all on the CPU.
+    beside, linear: the layers that read the c channels known, for c > 0; entry: half and shift of the layer that
+    reads what comes of it, and what it clamps to.
     Returns (B, H, W, width) uint8, (B, H, W) int32.
     """
-    q = torch.empty(hidden.shape, dtype=torch.uint8)
-    mean = torch.empty(hidden.shape[:-1], dtype=torch.int32)
-    # rows of pixels, which may be parts of larger maps
-    flat = [t.reshape(-1, t.shape[-1]).numpy() for t in (hidden, base, values)]
-    width = hidden.shape[-1]
-    _look_beside(*flat, beside, linear, (*numpy(*entry), high), q.view(-1, width).numpy(), mean.view(-1).numpy())
+    q, mean = hidden.new_empty(hidden.shape, dtype=torch.uint8), hidden.new_empty(hidden.shape[:-1], dtype=torch.int32)
+    half, shift, high = entry
+    width, known = hidden.shape[-1], values.shape[-1]
+    if known:
+        _, _, *integers = beside.integers(hidden.device)
+        beside = Beside(beside.weight[:, :, 0, 0].T.contiguous().numpy(), *numpy(*integers))
+        linear = Linear(
+            linear.weight[0, :, 0, 0].numpy().astype(np.int64), linear.bias.item(), linear.exponent.item(), linear.limit
+        )
+    else:
+        none = np.zeros(width, np.int32)
+        beside, linear = Beside(np.zeros((0, width), np.int8), none, none, none), Linear(np.zeros(0, np.int64), 0, 0, 0)
+    maps = [t.reshape(mean.numel(), t.shape[-1]).numpy() for t in (base, hidden, values)]
+    _look_beside(*maps, beside, linear, half.numpy(), shift.numpy(), high, q.view(-1, width).numpy(), mean.view(-1).numpy())
     return q, mean

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils.arithmetic.crew import in_tiles
 from utils.arithmetic.fixed import (
     FixedCompand,
     FixedConv,
@@ -26,6 +27,8 @@ from utils.arithmetic.polyphase import channels_last
 # around their hidden layers, 10; with a sign, 11.
 NARROW_MAX, HIDDEN_MAX, SIGNED_MAX = 2**8 - 1, 2**10 - 1, 2**11 - 1
 OUTPUT_MAX = 2**24
+# ConvNets are wide: smaller tiles stay in the caches.
+SMALL_TILE = 64
 
 
 def _pad(x, rows, columns):
@@ -176,12 +179,16 @@ class FixedConvNet(nn.Module):
         weight, bias = net.last.weight * factor, net.last.bias * factor + offset
         self.last = FixedShares.of(weight, bias, units[-1], HIDDEN_MAX, limit)
 
-    def forward(self, v):
-        """See the class."""
+    def forward(self, v, level=0):
+        """See the class; all levels are alike."""
+        (y,) = in_tiles(self._compute, 2, v, side=SMALL_TILE).result()
+        return y
+
+    def _compute(self, v):
         h = self.first(v).to(torch.int16)
         for layer in self.hidden:
             h = layer(h)
-        return self.last(h)
+        return (self.last(h),)
 
 
 class Conv(nn.Conv2d):

@@ -3,7 +3,7 @@
 Every prior of details is a module with
     given = prior(coarse, level)        level 0 is the finest
     distribution = given(known)         of each part, once and in turn; known: a list of those before
-    prior.parts                         what the parts are: (band 0 ur, 1 dl, 2 dr; slice of its channels)
+    prior.parts(height)                 what the parts are: a list of Part; height: of the coarse band
 so that a prior may let a part depend on those before it. Evaluation and encoding take the parts from
 `given_parts`, sampling and decoding from `generate_details`, its inverse. Distributions have the size of the
 coarse band; these two crop them. `start` is where means start, in the networks' range.
@@ -11,6 +11,7 @@ Source: method 3.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -18,23 +19,31 @@ from torch import nn
 from source.distribution import FixedMixture, Mixture, cropped
 from source.networks import ConvNet
 from source.units import MEAN_BITS, MIN_OCTAVE, SCALES_PER_OCTAVE, WEIGHT_SUM_BITS
-from utils.arithmetic.fixed import FixedNetwork
+from utils.arithmetic.fixed import check_finite
 from utils.arithmetic.integers import MIDDLE, STEPS, centre
 from utils.arithmetic.polyphase import band_sizes, channels_last, level_sizes
 
-BANDS = 3
 LOGSCALE_START = -3.0
 # Networks' range to the coder's integers (source/units.py): means of steps 1/64, 32 scales to the octave.
 MEAN_FACTOR, MEAN_OFFSET = STEPS << MEAN_BITS, MIDDLE << MEAN_BITS
 SCALE_FACTOR = SCALES_PER_OCTAVE / math.log(2)
 SCALE_OFFSET = SCALES_PER_OCTAVE * (math.log2(STEPS) - MIN_OCTAVE)
+FIXED_MAX = 2**31 - 1
 TOP_WEIGHTS = 1 << WEIGHT_SUM_BITS
+
+
+class Part(NamedTuple):
+    """A part of a level's details: of a band, 0 ur, 1 dl, 2 dr, these channels, in these rows."""
+
+    band: int
+    channels: slice = slice(None)
+    rows: slice = slice(None)
 
 
 def given_parts(prior, coarse, level, detail):
     """Yield (distribution, values) of each part of known details (ur, dl, dr), in the prior's order."""
     given, known = prior(coarse, level), []
-    for values in split_parts(prior, detail):
+    for values in split_parts(prior, detail, coarse.shape[-2]):
         yield cropped(given(known), values.shape[-2:]), values
         known.append(values)
 
@@ -45,20 +54,30 @@ def generate_details(prior, coarse, level, size, values_of):
     size: (height, width) of what coarse and details make. values_of: distribution -> (B, c, h, w).
     """
     given, known, sizes = prior(coarse, level), [], band_sizes(*size)[1:]
-    for band, _ in prior.parts:
-        known.append(values_of(cropped(given(known), sizes[band])))
-    return join_parts(prior, known)
+    for part in prior.parts(coarse.shape[-2]):
+        height, width = sizes[part.band]
+        known.append(values_of(cropped(given(known), (len(range(height)[part.rows]), width))))
+    return join_parts(prior, known, coarse, size)
 
 
-def split_parts(prior, detail):
-    """Details (ur, dl, dr) -> a list of the prior's parts of them, (B, c, h, w). Inverse: join_parts."""
-    return [detail[band][:, channels] for band, channels in prior.parts]
+def split_parts(prior, detail, height):
+    """Details (ur, dl, dr) -> a list of the prior's parts of them, (B, c, h, w). Inverse: join_parts.
+
+    height: of the coarse band.
+    """
+    return [detail[band][:, channels, rows] for band, channels, rows in prior.parts(height)]
 
 
-def join_parts(prior, parts):
-    """What a list holds for each of the prior's parts, (B, c, h, w), as bands: (ur, dl, dr)."""
-    bands = ([part for part, (k, _) in zip(parts, prior.parts) if k == band] for band in range(BANDS))
-    return tuple(channels_last(torch.cat(band, 1)) if len(band) > 1 else band[0] for band in bands)
+def join_parts(prior, values, coarse, size):
+    """The values of the prior's parts, (B, c, h, w), as bands (ur, dl, dr) of what, with coarse, has this size."""
+    shapes = [(*coarse.shape[:2], *band) for band in band_sizes(*size)[1:]]
+    bands = [channels_last(values[0].new_empty(shape)) for shape in shapes]
+    for (band, channels, rows), part in zip(prior.parts(coarse.shape[-2]), values):
+        bands[band][:, channels, rows] = part
+    return tuple(bands)
+
+
+BANDS_IN_TURN = tuple(Part(band) for band in range(3))
 
 
 class TopPrior(nn.Module):
@@ -86,7 +105,7 @@ class TopPrior(nn.Module):
         return _tiled(self.fields(), batch, size)
 
     def freeze(self):
-        """The same in the integers of the coder."""
+        """A FixedTop: the same in the integers of the coder."""
         logits, mean, logscale = (f.detach().double() for f in self.fields())
         weight = torch.round(torch.softmax(logits, 0) * TOP_WEIGHTS)
         mean = torch.round(mean * MEAN_FACTOR + MEAN_OFFSET)
@@ -114,33 +133,75 @@ def _tiled(mixture, batch, size):
     return type(mixture)(*(f.expand(-1, batch, -1, -1, -1) for f in fields))
 
 
-def _freeze(part, factor, offset):
-    """A network, a parameter or a list of them as one that gives round(factor x + offset)."""
-    if isinstance(part, nn.ParameterList):
-        return nn.ParameterList(_freeze(p, factor, offset) for p in part)
-    if isinstance(part, nn.Parameter):
-        return nn.Parameter(torch.round(part.detach().double() * factor + offset), requires_grad=False)
-    return FixedNetwork.of(part, factor, offset)
+class FixedIndependentPrior(nn.Module):
+    """A frozen prior whose bands do not depend on each other: its distributions are FixedMixture.
+
+    mean, scale: (coarse band in steps around 0, int32; level) -> nine channels (B, 9, h, w), int32.
+    """
+
+    def __init__(self, mean, scale):
+        super().__init__()
+        self.mean, self.scale = mean, scale
+
+    def parts(self, height):
+        """See the module."""
+        return BANDS_IN_TURN
+
+    def forward(self, coarse, level):
+        """See the module."""
+        v = (coarse - MIDDLE).to(torch.int32)
+        fields = (part(v, level).chunk(len(BANDS_IN_TURN), 1) for part in (self.mean, self.scale))
+        bands = [FixedMixture.logistic(*both) for both in zip(*fields)]
+        return lambda known: bands[len(known)]
+
+
+class FixedConstants(nn.Module):
+    """Nine integers for all positions, or for each, of every level or of all alike: round(factor x + offset)."""
+
+    def __init__(self, values, factor, offset):
+        super().__init__()
+        self.levels = len(values)
+        for level, value in enumerate(values):
+            check_finite(value)
+            fixed = torch.round(value.detach().double().cpu() * factor + offset)
+            self.register_buffer(f"level{level}", fixed.clamp(-FIXED_MAX, FIXED_MAX).to(torch.int32))
+
+    def forward(self, v, level):
+        """v (B, C, h, w) -> (B, 9, h, w). Raises ValueError where there are values for other positions only."""
+        value = getattr(self, f"level{level if self.levels > 1 else 0}", None)
+        if value is None or value.shape[-2:] not in ((1, 1), v.shape[-2:]):
+            _refuse_size(self.level0.shape)
+        return value.expand(len(v), -1, *v.shape[-2:])
+
+
+def _refuse_size(shape):
+    raise ValueError(
+        f"a model with -diffDetail knows one size only, of which a coarse band has {shape[1]}x{shape[2]}"
+    )
 
 
 class _IndependentPrior(nn.Module):
     """A prior whose bands do not depend on each other: one mean and one logscale for each detail value."""
 
-    kind = Mixture
-    parts = tuple((band, slice(None)) for band in range(BANDS))
+    def parts(self, height):
+        """See the module."""
+        return BANDS_IN_TURN
 
     def _given(self, mean, logscale):
         """The bands' distributions from nine channels of each, (B, 9, h, w)."""
-        fields = zip(mean.chunk(BANDS, 1), logscale.chunk(BANDS, 1))
-        bands = [self.kind.logistic(*both) for both in fields]
+        bands = [Mixture.logistic(*both) for both in zip(mean.chunk(3, 1), logscale.chunk(3, 1))]
         return lambda known: bands[len(known)]
 
-    def freeze(self):
-        """Turn to fixed point: from now on, distributions are FixedMixture."""
-        self.kind = FixedMixture
-        self.mean = _freeze(self.mean, MEAN_FACTOR, MEAN_OFFSET)
-        self.logscale = _freeze(self.logscale, SCALE_FACTOR, SCALE_OFFSET)
-        return self
+    def freeze(self, peaks):
+        """A FixedIndependentPrior; peaks: see utils/arithmetic/fixed.py, observe. May raise ValueError."""
+        return FixedIndependentPrior(
+            self._freeze(self.mean, peaks, MEAN_FACTOR, MEAN_OFFSET),
+            self._freeze(self.logscale, peaks, SCALE_FACTOR, SCALE_OFFSET),
+        )
+
+    @staticmethod
+    def _freeze(values, peaks, factor, offset):
+        return FixedConstants(values if isinstance(values, nn.ParameterList) else [values], factor, offset)
 
 
 class ConditionalPrior(_IndependentPrior):
@@ -148,8 +209,8 @@ class ConditionalPrior(_IndependentPrior):
 
     def __init__(self, hchnl, nhidden, start=0.0, channels=3):
         super().__init__()
-        self.mean = ConvNet(channels, BANDS * channels, hchnl, nhidden)
-        self.logscale = ConvNet(channels, BANDS * channels, hchnl, nhidden)
+        self.mean = ConvNet(channels, 3 * channels, hchnl, nhidden)
+        self.logscale = ConvNet(channels, 3 * channels, hchnl, nhidden)
         nn.init.constant_(self.mean.last.bias, start)
         nn.init.constant_(self.logscale.last.bias, LOGSCALE_START)
 
@@ -158,14 +219,18 @@ class ConditionalPrior(_IndependentPrior):
         c = centre(coarse)
         return self._given(self.mean(c), self.logscale(c))
 
+    @staticmethod
+    def _freeze(net, peaks, factor, offset):
+        return net.freeze(peaks, factor, offset)
+
 
 class SimplePrior(_IndependentPrior):
     """One mean and logscale for each channel and band, shared over levels and positions (-simplePrior)."""
 
     def __init__(self, start=0.0, channels=3):
         super().__init__()
-        self.mean = nn.Parameter(torch.full((BANDS * channels, 1, 1), start))
-        self.logscale = nn.Parameter(torch.full((BANDS * channels, 1, 1), LOGSCALE_START))
+        self.mean = nn.Parameter(torch.full((3 * channels, 1, 1), start))
+        self.logscale = nn.Parameter(torch.full((3 * channels, 1, 1), LOGSCALE_START))
 
     def forward(self, coarse, level):
         """See the module."""
@@ -181,14 +246,13 @@ class PositionPrior(_IndependentPrior):
 
     def __init__(self, size, levels, start=0.0, channels=3):
         super().__init__()
-        shapes = [(BANDS * channels, *s) for s in level_sizes(*size, levels)[1:]]
-        self.size = tuple(size)
+        shapes = [(3 * channels, *s) for s in level_sizes(*size, levels)[1:]]
         self.mean = nn.ParameterList(torch.full(s, start) for s in shapes)
         self.logscale = nn.ParameterList(torch.full(s, LOGSCALE_START) for s in shapes)
 
     def forward(self, coarse, level):
         """See the module. Raises ValueError for images of another size."""
         if level >= len(self.mean) or coarse.shape[-2:] != self.mean[level].shape[-2:]:
-            raise ValueError(f"a model with -diffDetail knows images of {self.size[0]}x{self.size[1]} only")
+            _refuse_size(self.mean[0].shape)
         shape = (len(coarse), -1, -1, -1)
         return self._given(self.mean[level].expand(*shape), self.logscale[level].expand(*shape))

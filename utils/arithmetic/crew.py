@@ -12,6 +12,9 @@ from functools import cache
 
 import torch
 
+# The side of tiles, in pixels.
+TILE = 128
+
 _here = threading.local()
 
 
@@ -48,3 +51,48 @@ def submit(function, *arguments):
 def _pool(count):
     # not the setting of the thread that starts them: libraries ask each thread for its own
     return ThreadPoolExecutor(count, "crew", torch.set_num_threads, (1,))
+
+
+class in_tiles:
+    """function(*maps) tile by tile, begun at once, a tile to a thread: bounds the memory, and stays in the caches.
+
+    maps: (B, C, H, W). function: maps -> a tuple of maps, each value of which depends on those no more than `halo`
+    pixels away; at the edges of a map a tile has that edge. rows: (from, to), those wanted; None: all.
+    `result` waits and returns the tuple, stored channels last.
+    """
+
+    def __init__(self, function, halo, *maps, rows=None, side=TILE):
+        height, width = maps[0].shape[-2:]
+        self._top, self._bottom = rows or (0, height)
+        self._function, self._halo, self._maps, self._width = function, halo, maps, width
+        self._lock, self._whole = threading.Lock(), None
+        self._single = self._bottom - self._top <= side and width <= side
+        self._tiles = [
+            submit(self._compute, top, left, min(top + side, self._bottom), min(left + side, width))
+            for top in range(self._top, self._bottom, side)
+            for left in range(0, width, side)
+        ]
+
+    def _compute(self, top, left, bottom, right):
+        halo = self._halo
+        above, before = max(top - halo, 0), max(left - halo, 0)
+        window = slice(above, bottom + halo), slice(before, right + halo)
+        inside = slice(top - above, bottom - above), slice(left - before, right - before)
+        parts = [part[(..., *inside)] for part in self._function(*(m[(..., *window)] for m in self._maps))]
+        if self._single:
+            self._whole = parts
+            return
+        with self._lock:
+            if self._whole is None:
+                size = self._bottom - self._top, self._width
+                self._whole = [
+                    part.new_empty((len(part), *size, part.shape[1])).permute(0, 3, 1, 2) for part in parts
+                ]
+        for whole, part in zip(self._whole, parts):
+            whole[..., top - self._top : bottom - self._top, left:right] = part
+
+    def result(self):
+        """The maps, (B, C, to - from, W) each."""
+        for tile in self._tiles:
+            tile.result()
+        return self._whole

@@ -197,10 +197,17 @@ class FixedConv(Fixed):
 
     def convolve(self, q, onto=None):
         """q -> y (B, H, W, out), added to `onto`, (B, H, W, out), if that is given."""
-        way = products.choose(q.device, self.high, q[..., 0].numel() < products.FEW_PIXELS)
+        taps = self.weight.shape[2:]
+        batch, height, width = q.shape[0], q.shape[1] - taps[0] + 1, q.shape[2] - taps[1] + 1
+        way = products.choose(q.device, self.high, batch * height * width < products.FEW_PIXELS)
         prepared = self._on(q.device, way.name, lambda: way.prepare(self.weight))
-        sums = way.run(q, prepared, self.weight.shape[2:])
-        return passes.requantise(sums, *self.integers(q.device)[2:], onto)
+        integers = self.integers(q.device)[2:]
+        out = q.new_empty((batch, height, width, len(self.bias)), dtype=torch.int16)
+        for images, rows in products.pieces(batch, height, width, max(way.bytes * self.weight[0].numel(), 4 * len(self.weight))):
+            sums = way.run(q[images, rows.start : rows.stop + taps[0] - 1], prepared, taps)
+            ground = None if onto is None else onto[images, rows]
+            passes.requantise(sums, *integers, out[images, rows], ground)
+        return out
 
     def forward(self, x, onto=None):
         """x (B, C, H, W) -> (B, out, H, W), added to `onto` if that is given."""
@@ -236,19 +243,24 @@ class FixedWide(Fixed):
         if bound.max() >= WIDE_EXACT or self.exponent.min() < 0 or self.exponent.max() > WIDE_RIGHT_MAX:
             raise _too_large()
 
+    def _integers(self):
+        return self.bias, self.exponent.long(), torch.zeros_like(self.weight[0, :, 0, 0], dtype=torch.int32)
+
     def _matrix(self):
         return self.weight.permute(2, 3, 1, 0).flatten(0, 2).double().contiguous()
 
-    def forward(self, x):
-        """x (B, C, H, W) -> (B, out, H, W)."""
+    def forward(self, x, companded=False):
+        """x (B, C, H, W) -> (B, out, H, W), int32, or companded, int16."""
         x, taps = passes.channels_inside(x), tuple(self.weight.shape[2:])
         matrix = self._on(x.device, "matrix", self._matrix)
-        bias, exponent = self._on(x.device, "integers", lambda: (self.bias, self.exponent.long()))
-        zero = self._on(x.device, "zero", lambda: torch.zeros(x.shape[-1], dtype=torch.int32, device=x.device))
+        bias, exponent, zero = self._on(x.device, "integers", self._integers)
         q = passes.quantise(x, zero, zero, -self.reach, self.reach, border_of(taps), torch.float64)
-        sums = products.product(torch.mm, q, matrix, taps)
-        y = passes.requantise_wide(sums.view(-1, len(bias)), bias, exponent, self.limit)
-        return passes.channels_first(y.view(*x.shape[:3], -1))
+        out = x.new_empty((*x.shape[:3], len(bias)), dtype=torch.int16 if companded else torch.int32)
+        for images, rows in products.pieces(*x.shape[:3], 8 * max(matrix.shape)):
+            part = q[images, rows.start : rows.stop + taps[0] - 1]
+            sums = products.product(torch.mm, part, matrix, taps)
+            passes.requantise_wide(sums, bias, exponent, self.limit, out[images, rows])
+        return passes.channels_first(out)
 
 
 class FixedShares(Fixed):
@@ -340,7 +352,9 @@ class FixedDepthwise(Fixed):
         half, shift, bias, left, right = self._on(x.device, "integers", self._integers)
         q = passes.quantise(x, half, shift, 0, self.high, border_of(self.weight.shape[2:]), torch.uint8)
         taps = self._on(x.device, "taps", lambda: self.weight[:, 0].permute(1, 2, 0).contiguous())
-        return passes.channels_first(passes.requantise(passes.depthwise(q, taps), bias, left, right))
+        out = x.new_empty(x.shape)
+        passes.requantise(passes.depthwise(q, taps), bias, left, right, out)
+        return passes.channels_first(out)
 
 
 class FixedGate(nn.Module):

@@ -33,15 +33,15 @@ def quantise(x, half, shift, low, high, border, out):
 
 
 @_compiled
-def unfold(padded, top, width, rows, out):
+def unfold(padded, width, rows, out):
     """Neighbourhoods of pixels as rows of `out`, (N, rows * segment): each has a segment of so many rows of padded.
 
-    padded: (H + rows - 1, (W + columns - 1) * C), any type; top: the first row of pixels, of `width` each.
+    padded: (H + rows - 1, (W + columns - 1) * C), any type; width: W.
     """
     segment = out.shape[1] // rows
     channels = (padded.shape[1] - segment) // max(width - 1, 1)
     for n in range(out.shape[0]):
-        i, start = top + n // width, n % width * channels
+        i, start = n // width, n % width * channels
         for row in range(rows):
             for k in range(segment):
                 out[n, row * segment + k] = padded[i + row, start + k]
@@ -88,6 +88,15 @@ def companded(u):
     bits = np.float32(abs(u) + np.int32(256)).view(np.int32) - COMPAND_BIAS
     y = bits + (np.int32(1) << COMPAND_SHIFT - np.int32(1)) >> COMPAND_SHIFT
     return y if u >= 0 else -y
+
+
+@_compiled
+def requantise_companded(sums, bias, shift, limit, out):
+    """out = companded requantise_wide: (N, C) int16."""
+    for n in range(out.shape[0]):
+        for c in range(out.shape[1]):
+            value = np.int64(sums[n, c]) + bias[c] >> shift[c]
+            out[n, c] = companded(np.int32(min(max(value, -limit), limit)))
 
 
 @_compiled

@@ -61,31 +61,34 @@ def quantise(x, half, shift, low, high, border, dtype):
     return out
 
 
-def requantise(sums, bias, left, right, onto=None):
-    """onto + (sums + bias << left >> right), clamped to +-(2^15 - 1), as int16; bias, left, right: (C,) int32.
+def requantise(sums, bias, left, right, out, onto=None):
+    """out = clamp(onto + (sums + bias << left >> right), +-(2^15 - 1)); bias, left, right: (C,) int32.
 
-    sums: (B, H, W, >= C), integers below 2^24 of any type. onto: (B, H, W, C) int16, or None for 0.
+    sums: (B, H, W, >= C), integers below 2^24 of any type; onto: (B, H, W, C) int16, or None for 0; out: int16.
     """
-    channels = len(bias)
     if not is_compiled(sums):
-        y = sums[..., :channels].int() + bias << left >> right
-        return (y if onto is None else y + onto).clamp(-INT16_MAX, INT16_MAX).to(torch.int16)
-    out = sums.new_empty((*sums.shape[:-1], channels), dtype=torch.int16)
+        y = sums[..., : len(bias)].int() + bias << left >> right
+        out.copy_((y if onto is None else y + onto).clamp(-INT16_MAX, INT16_MAX))
+        return
     flat = [t.reshape(-1, t.shape[-1]).numpy() for t in (sums, out)]
     if onto is None:
         kernels.requantise(flat[0], *numpy(bias, left, right), flat[1])
     else:
-        kernels.requantise_onto(flat[0], *numpy(bias, left, right), onto.view(-1, channels).numpy(), flat[1])
-    return out
+        kernels.requantise_onto(flat[0], *numpy(bias, left, right), onto.view(-1, len(bias)).numpy(), flat[1])
 
 
-def requantise_wide(sums, bias, shift, limit, dtype=torch.int32):
-    """clamp(sums + bias >> shift, +-limit); sums: (N, C) float64, bias, shift: (C,) int64."""
+def requantise_wide(sums, bias, shift, limit, out):
+    """out = clamp(sums + bias >> shift, +-limit); companded, where out is int16 and not int32.
+
+    sums: (B, H, W, C) float64; bias, shift: (C,) int64.
+    """
     if not is_compiled(sums):
-        return (sums.long() + bias >> shift).clamp(-limit, limit).to(dtype)
-    out = sums.new_empty(sums.shape, dtype=dtype)
-    kernels.requantise_wide(*numpy(sums, bias, shift), limit, out.numpy())
-    return out
+        y = (sums.long() + bias >> shift).clamp(-limit, limit).int()
+        out.copy_(compand(y) if out.dtype == torch.int16 else y)
+        return
+    kernel = kernels.requantise_companded if out.dtype == torch.int16 else kernels.requantise_wide
+    sums, out = (t.view(-1, t.shape[-1]).numpy() for t in (sums, out))
+    kernel(sums, *numpy(bias, shift), limit, out)
 
 
 def compand(u):

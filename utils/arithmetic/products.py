@@ -11,7 +11,8 @@ halfway: a way is used only after it gave the very integers of the plain one, he
 import functools
 import os
 import time
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,18 +20,22 @@ import torch.nn.functional as F
 from utils.arithmetic import kernels
 from utils.arithmetic.passes import is_compiled
 
-# Bytes of neighbourhoods laid out at a time, so that they are still in the cache when they are multiplied.
-UNFOLDED = 1 << 20
+# Bytes of sums or of neighbourhoods computed at a time, so that they are still in the cache when they are used.
+CACHED = 1 << 20
 # Below so many pixels, a library's direct convolution takes longer to start than a product takes in all.
 FEW_PIXELS = 2048
 ENVIRONMENT = "NWF_PRODUCTS"
 
 
 class Way(NamedTuple):
-    """prepare(weight int8) -> what run(q, prepared, taps) needs; largest: the largest |activation| it takes."""
+    """prepare(weight int8) -> what run(q, prepared, taps) needs.
+
+    largest: the largest |activation| it takes; bytes: of a value in the neighbourhoods that it lays out, or 0.
+    """
 
     name: str
     largest: int
+    bytes: int
     prepare: Callable
     run: Callable
 
@@ -41,31 +46,39 @@ def _as_matrix(weight, dtype):
 
 
 def product(multiply, q, matrix, taps):
-    """A convolution as a product of matrices: neighbourhoods of pixels, a few rows at a time, times weights."""
+    """A convolution as a product of matrices, of the neighbourhoods of pixels and the weights."""
     batch, height, width, channels = q.shape
     rows, columns = taps
-    height, width = height - rows + 1, width - columns + 1
     if rows * columns == 1:
-        return multiply(q.reshape(-1, channels), matrix).view(batch, height, width, -1)
-    sums, step = [], max(UNFOLDED // (width * len(matrix) * q.element_size()), 1)
-    for image in q:
-        for top in range(0, height, step):
-            sums.append(multiply(unfolded(image, top, min(step, height - top), taps), matrix))
-    return (torch.cat(sums) if len(sums) > 1 else sums[0]).view(batch, height, width, -1)
+        sums = multiply(q.reshape(-1, channels), matrix)
+    else:
+        height, width = height - rows + 1, width - columns + 1
+        parts = [unfolded(image, taps) for image in q]
+        sums = multiply(torch.cat(parts) if batch > 1 else parts[0], matrix)
+    return sums.view(batch, height, width, -1)
 
 
-def unfolded(image, top, count, taps):
-    """The neighbourhoods of `count` rows of pixels: (H + rows - 1, W + columns - 1, C) -> (count * W, taps * C)."""
+def pieces(batch, height, width, bytes_a_pixel):
+    """Cut maps so that what is computed of a piece fits the cache: slices of images, and of rows."""
+    rows = CACHED // (width * bytes_a_pixel)
+    if batch * height <= rows:
+        return [(slice(0, batch), slice(0, height))]
+    tops = range(0, height, max(rows, 1))
+    return [(slice(b, b + 1), slice(top, min(top + tops.step, height))) for b in range(batch) for top in tops]
+
+
+def unfolded(image, taps):
+    """The neighbourhoods of pixels: (H + rows - 1, W + columns - 1, C) -> (H * W, rows * columns * C)."""
     rows, columns = taps
-    width, channels = image.shape[1] - columns + 1, image.shape[2]
+    height, width, channels = image.shape[0] - rows + 1, image.shape[1] - columns + 1, image.shape[2]
     if not is_compiled(image):
-        windows = image[top : top + count + rows - 1].unfold(0, rows, 1).unfold(1, columns, 1)
-        return windows.permute(0, 1, 3, 4, 2).reshape(count * width, -1)
-    out = image.new_empty(count * width, rows * columns * channels)
+        windows = image.unfold(0, rows, 1).unfold(1, columns, 1)
+        return windows.permute(0, 1, 3, 4, 2).reshape(height * width, -1)
+    out = image.new_empty(height * width, rows * columns * channels)
     source, target = image.view(len(image), -1).numpy(), out.numpy()
     if channels * image.element_size() % 8 == 0:  # fewer, larger pieces to copy
         source, target = source.view("i8"), target.view("i8")
-    kernels.unfold(source, top, width, rows, target)
+    kernels.unfold(source, width, rows, target)
     return out
 
 
@@ -105,14 +118,14 @@ def _run_float_product(q, matrix, taps):
 WAYS = {
     way.name: way
     for way in (
-        Way("int8 convolution", 255, _prepare_int8_convolution, _run_int8_convolution),
-        Way("int8 product", 255, lambda w: _as_matrix(w, torch.int8), _run_int8_product),
+        Way("int8 convolution", 255, 0, _prepare_int8_convolution, _run_int8_convolution),
+        Way("int8 product", 255, 1, lambda w: _as_matrix(w, torch.int8), _run_int8_product),
         Way(
-            "float32 convolution", 2**15,
+            "float32 convolution", 2**15, 0,
             lambda w: w.float().contiguous(memory_format=torch.channels_last), _run_float_convolution,
         ),
-        Way("float32 product", 2**15, lambda w: _as_matrix(w, torch.float32), _run_float_product),
-        Way("float64 product", 2**15, lambda w: _as_matrix(w, torch.float64), _run_float_product),
+        Way("float32 product", 2**15, 4, lambda w: _as_matrix(w, torch.float32), _run_float_product),
+        Way("float64 product", 2**15, 8, lambda w: _as_matrix(w, torch.float64), _run_float_product),
     )
 }  # fmt: skip
 
