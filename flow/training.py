@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from utils.arithmetic.integers import bits_per_dimension
-from utils.files import load_tensors, remove_unfinished, save_tensors, whole, write_table
+from utils.files import load_tensors, remove_unfinished, replacing, save_tensors, write_table
 from utils.options import Option
 from utils.show.plots import loss_curve
 
@@ -278,7 +278,7 @@ class Trainer:
         """Write records/losses.csv, and pic/lossCurve.png unless it is fresh."""
         write_table(self.folder / "records" / "losses.csv", RECORD, self.progress.history)
         if always or time.monotonic() - self.drawn > DRAW_SECONDS:
-            with whole(self.folder / "pic" / "lossCurve.png") as temporary:
+            with replacing(self.folder / "pic" / "lossCurve.png") as temporary:
                 loss_curve(self.progress.history, temporary)
             self.drawn = time.monotonic()
 
