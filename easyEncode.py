@@ -22,6 +22,7 @@ from flow.folder import find_folder, open_frozen, open_model
 from utils.arithmetic.integers import bits_per_dimension
 from utils.data.images import image_files
 from utils.options import Option, parse, pick_device, script
+from utils.show.rivals import quick, sizes
 
 FILES = {
     "img": Option(None, "encode these image files, and those in these folders", many=True),
@@ -84,8 +85,6 @@ def open_named(options):
 
 def encode_data_set(options):
     """Code the test set, compare, and print the figures."""
-    from utils.show.rivals import QUICK, sizes  # here, as it tries all codecs that are installed
-
     if options["earlyStop"] <= 0:
         options["earlyStop"] = -1
     model, batches = open_test_set(options)
@@ -96,7 +95,7 @@ def encode_data_set(options):
         return [bits_per_dimension(-m.log_prob(images), 1).tolist() for m in (model, learned)]
 
     figures = code(batches, *streams_of(stream, model, settings), theory, model.device)
-    others = sizes(batches, QUICK)
+    others = sizes(batches, quick())
     print(f"before the weights were rounded: {figures.theory[1]:.4f} bits per dimension")
     print("other codecs: " + ", ".join(f"{name} {size:.4f}" for name, size in others.items()))
     report(figures)

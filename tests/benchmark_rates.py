@@ -26,7 +26,7 @@ from flow.codec.stream import DEFAULT, Settings  # noqa: E402
 from flow.folder import find_folder, open_frozen, read_options, target_name  # noqa: E402
 from utils.data.images import image_files, read_rgb  # noqa: E402
 from utils.options import Option, check_least, parse, pick_device, script  # noqa: E402
-from utils.show.rivals import RIVALS, sizes  # noqa: E402
+from utils.show.rivals import rivals, sizes  # noqa: E402
 
 OPTIONS = {name: option for name, option in TEST_SET.items() if name != "earlyStop"} | {
     "img": Option(None, "these image files, and those in these folders", many=True),
@@ -101,10 +101,10 @@ def main(argv=None):
     if "img" in typed and "target" in typed:
         raise ValueError("-img measures pictures, -target a data set: need one of them at most")
     check_least(options, 0, "count")
-    options["others"] = options["others"] or list(RIVALS)
-    unknown = [name for name in options["others"] if name not in RIVALS]
+    options["others"] = options["others"] or list(rivals())
+    unknown = [name for name in options["others"] if name not in rivals()]
     if unknown:
-        raise ValueError(f"-others {unknown[0]}: not one of {', '.join(RIVALS)}, the codecs installed")
+        raise ValueError(f"-others {unknown[0]}: not one of {', '.join(rivals())}, the codecs installed")
     columns = ("ours", *options["others"], *COLUMNS)
     print(f"{'bits per dimension':{WIDTH}}" + "".join(f"{column:>10}" for column in columns))
     if not (measure_pictures if "img" in typed else measure_data_set)(options):
