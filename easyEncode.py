@@ -14,10 +14,10 @@ import sys
 
 from flow.codec import stream
 from flow.codec.container import pack, unpack
-from flow.codec.evaluate import TEST_SET, code, open_test_set, report, streams_of, weights_of
+from flow.codec.evaluate import CODER, TEST_SET, code, open_test_set, report, streams_of, weights_of
 from flow.codec.jobs import Row, plan, run
 from flow.codec.pictures import png_size, read_picture, write_png
-from flow.codec.stream import DEFAULT, Settings
+from flow.codec.stream import Settings
 from flow.folder import find_folder, open_frozen, open_model
 from utils.arithmetic.integers import bits_per_dimension
 from utils.data.images import image_files
@@ -29,10 +29,9 @@ FILES = {
     "decode": Option(None, "decode these .nwf files, and those in these folders", many=True),
     "out": Option(".", "folder of the files written"),
     "force": Option(False, "overwrite files that are there"),
-    "levels": Option(0, "with -decode: leave out so many of the finest levels"),
+    "levels": Option(0, "with -decode: leave out so many of the finest levels", least=0),
     "partial": Option(False, "with -decode: files that were cut too, as far as they go"),
 }
-CODER = {"nbins": Option(DEFAULT.nbins, "integers around the mean that need no escape")}
 OPTIONS = FILES | TEST_SET | CODER
 
 
@@ -85,8 +84,6 @@ def open_named(options):
 
 def encode_data_set(options):
     """Code the test set, compare, and print the figures."""
-    if options["earlyStop"] <= 0:
-        options["earlyStop"] = -1
     model, batches = open_test_set(options)
     learned, _ = open_model(find_folder(options["folder"]), weights_of(options), model.device)
     settings = Settings(options["nbins"], options["precision"])

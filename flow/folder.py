@@ -18,7 +18,7 @@ import torch
 from flow.model import ARCHITECTURE, build
 from utils.data.datasets import split_target
 from utils.files import load_tensors, save_tensors, write_text
-from utils.options import Option, check_types
+from utils.options import DATA_FOLDER, SCALES, SIDE, Option, check_values
 
 ROOT = Path(__file__).resolve().parent.parent
 # The architecture options that names and identities always hold, in this order; those that came later count
@@ -28,6 +28,16 @@ PAPER = (
     *("diffDetail", "HUE", "clamp", "heavy", "lifting"),
 )
 WEIGHTS = ("best_test", "best_train", "latest")
+STORED = (
+    ARCHITECTURE
+    | DATA_FOLDER
+    | {
+        "target": Option(None, "data set of the training"),
+        "size": SIDE._replace(help="side of all images of the training; none: they differ"),
+        "patch": SIDE._replace(default=32),
+        "scales": SCALES,
+    }
+)
 
 
 def _later(options):
@@ -75,7 +85,7 @@ def write_options(folder, options):
 
 
 def read_options(folder):
-    """Read parameter.json; `patch`, the side of patches, is `size` where old ones do not have it.
+    """Read parameter.json; where old ones lack them, `patch`, the side of patches, is `size`, and `scales` 1.
 
     Raises ValueError if there is none, or none that makes sense.
     """
@@ -88,10 +98,8 @@ def read_options(folder):
         raise ValueError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(options, dict):
         raise ValueError(f"{path}: not a table of options")
-    check_types(options, ARCHITECTURE | {"patch": Option(32, "side of the patches")}, path)
-    if type(options.get("size")) not in (int, type(None)):
-        raise ValueError(f"{path}: size is {options['size']!r}, need int or null")
-    return {"patch": options.get("size") or 32} | options
+    check_values(options, STORED, path)
+    return {"patch": options.get("size") or 32, "scales": 1} | options
 
 
 def _weights_path(folder, weights):

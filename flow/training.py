@@ -20,28 +20,32 @@ from tqdm import tqdm
 
 from utils.arithmetic.integers import bits_per_dimension
 from utils.files import load_tensors, remove_unfinished, replacing, save_tensors, write_table
-from utils.options import Option
+from utils.options import SEED, Option
 from utils.show.plots import loss_curve
 
 TRAINING = {
-    "epoch": Option(400, "epochs to train, from the start"),
-    "batch": Option(200, "images a step, over all processes"),
-    "lr": Option(0.001, "learning rate"),
+    "epoch": Option(400, "epochs to train, from the start", least=1),
+    "batch": Option(200, "images a step, over all processes", least=1, most=10**6),
+    "lr": Option(0.001, "learning rate", above=0),
     "optimizer": Option("adamax", "adamax, the paper's, or adam", ("adamax", "adam")),
-    "clipNorm": Option(0.0, "limit of the gradient's norm, in bits per dimension; 0: none"),
+    "clipNorm": Option(0.0, "limit of the gradient's norm, in bits per dimension; 0: none", least=0),
     "lrSchedule": Option(
         "paper",
         "paper: warm-up over ten epochs, times -decay each epoch; "
         "cosine: short warm-up, then half a cosine to 0 at the last epoch; constant",
         ("paper", "cosine", "constant"),
     ),
-    "decay": Option(0.99, "factor on the learning rate for each epoch of -lrSchedule paper"),
-    "ema": Option(0.0, "decay of the moving average of the weights that is tested and kept as best; 0: none"),
-    "savePeriod": Option(10, "epochs between periodic savings"),
-    "seed": Option(0, "seed of the initial weights and of the order of the images"),
+    "decay": Option(0.99, "factor on the learning rate for each epoch of -lrSchedule paper", above=0, most=1),
+    "ema": Option(
+        0.0, "decay of the moving average of the weights that is tested and kept as best; 0: none",
+        least=0, below=1,
+    ),
+    "savePeriod": Option(10, "epochs between periodic savings", least=1),
+    "seed": SEED._replace(help="seed of the initial weights and of the order of the images"),
     "flip": Option(False, "mirror half of the images at random, left to right, while training"),
     "noise": Option(
-        0.0, "add noise of up to so many tones to a third of the images while training, for cameras' grain"
+        0.0, "add noise of up to so many tones to a third of the images while training, for cameras' grain",
+        least=0, most=255,
     ),
     "amp": Option(False, "compute the networks in bfloat16 while training (tests stay in float32)"),
     "compile": Option(False, "compile the training step with torch.compile"),

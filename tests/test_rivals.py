@@ -117,7 +117,7 @@ def test_what_came_back_changed_ends_with_status_1(folder, pictures, capsys, mon
         (("-img", "a.png", "-target", "CIFAR"), "-target"),
         (("-img", "a.png"), "a.png"),
         (("-img", "."), "no image files"),
-        (("-count", "-1"), "count"),
+        (("-count", "0"), "count"),
     ],
 )
 def test_one_line_for_what_users_get_wrong(folder, argv, word, capsys, tmp_path, monkeypatch):

@@ -205,7 +205,7 @@ def test_mirror():
     assert all(torch.equal(y[1, :, :, i], x[1, :, :, 4 - i]) for i in range(5))
 
 
-def test_a_third_of_the_images_become_grainy():
+def test_a_third_of_the_images_get_noise():
     x = torch.full((3000, 3, 8, 8), 100, dtype=torch.uint8)
     y = grainy(x, 6.0, torch.Generator().manual_seed(3))
     assert y.dtype == torch.uint8 and y.shape == x.shape
@@ -638,10 +638,10 @@ def test_only_the_first_process_writes(images, tmp_path):
         ("-lr nan", "-lr nan: need"),
         ("-decay -1", "-decay -1.0: need"),
         ("-ema 1", "-ema 1.0: need"),
-        ("-noise -1", "-noise -1.0: need at least 0"),
+        ("-noise -1", "-noise -1.0: need 0 .. 255"),
         ("-clipNorm -1", "-clipNorm -1.0: need at least 0"),
-        ("-clipNorm nan", "-clipNorm nan: need at least 0"),
-        ("-clipNorm inf", "-clipNorm inf: need at least 0"),
+        ("-clipNorm nan", "-clipNorm nan: need a finite number, at least 0"),
+        ("-clipNorm inf", "-clipNorm inf: need a finite number, at least 0"),
         ("-optimizer sgd", "-optimizer: invalid choice: 'sgd'"),
         ("-prior bands -simplePrior", "-simplePrior and -prior bands: need one"),
         ("-prior pixels", "-prior: invalid choice: 'pixels'"),
@@ -649,7 +649,7 @@ def test_only_the_first_process_writes(images, tmp_path):
         ("-seed -1", "-seed -1: need"),
         ("-seed 99999999999999999999999", "-seed 9999"),
         ("-hchnl 0", "-hchnl 0: need"),
-        ("-hchnl 1000000000000", "memory does not hold"),
+        ("-hchnl 1000000000000", "-hchnl 1000000000000: need 1 .. 2048"),
         ("-repeat -1", "-repeat -1: need"),
         ("-diffDetail", "-simplePrior"),
         ("-lifting db4", "-lifting: invalid choice: 'db4'"),
@@ -663,6 +663,11 @@ def test_bad_options_end_in_one_line(command, tmp_path, capsys, argv, text):
     folder = tmp_path / "model"
     assert text in refused(capsys, *command, *argv.split(), "-folder", folder)
     assert not folder.exists()
+
+
+def test_memory_that_does_not_hold_a_model(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(easymain, "build", lambda options: torch.empty(10**15))
+    assert "memory does not hold" in refused(capsys, *command, "-folder", tmp_path / "model")
 
 
 def test_missing_and_corrupt_shards(tmp_path, capsys):
@@ -708,6 +713,9 @@ def test_load_with_what_may_not_change(trained, capsys, argv):
         {"hchnl": "4"},
         {"hchnl": 5},
         {"hchnl": -1},
+        {"width": 10**30},
+        {"repeat": 100_000},
+        {"clamp": math.nan},
         {"heavy": 1},
         {"lifting": "db4"},
         {"size": "8"},
@@ -720,6 +728,9 @@ def test_load_with_what_may_not_change(trained, capsys, argv):
         {"epoch": None},
         {"batch": 0},
         {"lr": "much"},
+        {"lr": 10**400},
+        {"ema": 1},
+        {"data": 5},
         {"lrSchedule": "often"},
         {"target": 5},
         {"seed": 0.5},
