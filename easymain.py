@@ -9,15 +9,25 @@ Writes a model folder that all other scripts read: see flow/folder.py.
 """
 
 import sys
-from pathlib import Path
 
 import torch
 
-from flow.folder import default_folder, freeze, read_options, write_options
+from flow.folder import (
+    RESUMABLE,
+    default_folder,
+    find_saving,
+    freeze,
+    options_file,
+    read_options,
+    remove_unfinished_files,
+    saving,
+    write_options,
+)
 from flow.model import ARCHITECTURE, build
-from flow.training import TRAINING, Trainer, Workers
+from flow.training import TRAINING, Trainer
 from utils.data.datasets import choose_sides, load
 from utils.options import CUDA, DATA_FOLDER, SCALES, SIDE, Option, check_values, parse, pick_device, script
+from utils.workers import Workers
 
 DATA = DATA_FOLDER | {
     "target": Option(
@@ -42,13 +52,13 @@ def resolve(argv):
     resume = options.pop("load")
     if resume:
         saved = read_options(folder)
-        check_values(saved, DATA | TRAINING, Path(folder) / "parameter.json")
+        check_values(saved, DATA | TRAINING, options_file(folder))
         for name in typed.keys() - MAY_CHANGE - {"folder", "load"}:
             value = saved["patch"] if name == "size" else saved.get(name, OPTIONS[name].default)
             if typed[name] != value:
                 raise ValueError(f"-{name} {typed[name]}: the model in {folder} has {value}")
         options |= saved | {name: typed[name] for name in typed.keys() & MAY_CHANGE}
-    elif (Path(folder) / "parameter.json").exists():
+    elif options_file(folder).exists():
         raise ValueError(f"{folder} holds a model: -load goes on with it, -folder names another place")
     if options["prior"] == "simple":  # one model, one name
         options |= {"prior": "paper", "simplePrior": True}
@@ -72,11 +82,13 @@ def main(argv=None):
         with workers.leader_first():
             train, test = (load(options["target"], part, **reading) for part in ("train", "test"))
         trainer = Trainer(model, train, test, options, folder, device, workers)
+        if not workers.rank:
+            remove_unfinished_files(folder)
         if resume:
-            trainer.load()
+            trainer.state.load(find_saving(folder, RESUMABLE))
         if not workers.rank:
             # in this order: a folder with options has what -load goes on from
-            trainer.save("latest")
+            trainer.save()
             write_options(folder, options)
             count, parameters = sum(map(len, train)), sum(p.numel() for p in model.parameters())
             print(f"{folder}: {parameters:,} parameters, {count:,} images of {options['target']}")
@@ -84,12 +96,12 @@ def main(argv=None):
     if workers.rank:
         return
     for weights in ("best_train", "best_test"):
-        if (Path(folder) / "savings" / f"{weights}.safetensors").exists():
+        if saving(folder, weights).exists():
             try:
                 freeze(folder, weights)
             except ValueError as error:
                 print(f"the codec cannot use {weights}: {error}", file=sys.stderr)
-    progress = trainer.progress
+    progress = trainer.state.progress
     if not finished:
         print(f"stopped in epoch {progress.epoch + 1} and saved: go on with -folder {folder} -load")
         sys.exit(130)

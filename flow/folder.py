@@ -17,7 +17,7 @@ import torch
 
 from flow.model import ARCHITECTURE, build
 from utils.data.datasets import split_target
-from utils.files import load_tensors, save_tensors, write_text
+from utils.files import load_tensors, remove_unfinished, save_tensors, write_text
 from utils.options import DATA_FOLDER, SCALES, SIDE, Option, check_values
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +27,8 @@ PAPER = (
     *("repeat", "hchnl", "nhidden", "nMixing", "simplePrior"),
     *("diffDetail", "HUE", "clamp", "heavy", "lifting"),
 )
-WEIGHTS = ("best_test", "best_train", "latest")
+WEIGHTS = "best_test", "best_train", "latest"
+RESUMABLE = "latest", "best_test", "best_train"
 STORED = (
     ARCHITECTURE
     | DATA_FOLDER
@@ -38,6 +39,52 @@ STORED = (
         "scales": SCALES,
     }
 )
+
+
+def options_file(folder):
+    """The file of all options; a folder that has it holds a model."""
+    return Path(folder) / "parameter.json"
+
+
+def savings(folder):
+    """The folder of everything that holds weights."""
+    return Path(folder) / "savings"
+
+
+def saving(folder, name):
+    """The file of the weights with a name: latest, best_test, best_train, or what epoch_name gives."""
+    return savings(folder) / f"{name}.safetensors"
+
+
+def epoch_name(epoch):
+    """The name of a periodic saving."""
+    return f"epoch_{epoch:05d}"
+
+
+def savings_of_epochs(folder):
+    """The files of the periodic savings, oldest first."""
+    return sorted(savings(folder).glob("epoch_*.safetensors"))
+
+
+def losses_file(folder):
+    """The table of the losses of every epoch."""
+    return Path(folder) / "records" / "losses.csv"
+
+
+def pictures(folder):
+    """The folder of what is drawn of a model."""
+    return Path(folder) / "pic"
+
+
+def loss_curve_file(folder):
+    """The picture of the table of losses."""
+    return pictures(folder) / "lossCurve.png"
+
+
+def remove_unfinished_files(folder):
+    """Remove what a training that was killed while it wrote has left."""
+    for part in (folder, savings(folder), losses_file(folder).parent, pictures(folder)):
+        remove_unfinished(part)
 
 
 def _later(options):
@@ -66,7 +113,7 @@ def find_folder(folder=None, box="model"):
     if folder is not None:
         return Path(folder)
     for path in (ROOT / "etc" / box, ROOT / "opt" / "demo"):
-        if (path / "parameter.json").exists():
+        if options_file(path).exists():
             return path
     raise ValueError("no model yet: give -folder, or train one with `make demo`")
 
@@ -76,12 +123,12 @@ def picture_folder(out, folder):
     if out is not None:
         return Path(out)
     folder = Path(folder)
-    return Path("output") / folder.name if folder.resolve().parent == ROOT / "etc" else folder / "pic"
+    return Path("output") / folder.name if folder.resolve().parent == ROOT / "etc" else pictures(folder)
 
 
 def write_options(folder, options):
     """Write parameter.json."""
-    write_text(Path(folder) / "parameter.json", json.dumps(options, indent=1) + "\n")
+    write_text(options_file(folder), json.dumps(options, indent=1) + "\n")
 
 
 def read_options(folder):
@@ -89,7 +136,7 @@ def read_options(folder):
 
     Raises ValueError if there is none, or none that makes sense.
     """
-    path = Path(folder) / "parameter.json"
+    path = options_file(folder)
     try:
         options = json.loads(path.read_text())
     except FileNotFoundError:
@@ -102,15 +149,18 @@ def read_options(folder):
     return {"patch": options.get("size") or 32, "scales": 1} | options
 
 
-def _weights_path(folder, weights):
-    """The .safetensors file of the weights asked for, or the first of WEIGHTS that is there."""
-    savings = Path(folder) / "savings"
-    names = WEIGHTS if weights is None else (weights,)
-    for name in names:
-        path = savings / f"{name}.safetensors"
+def find_saving(folder, names):
+    """The first saving with one of these names that is there. Raises ValueError if none is."""
+    paths = [saving(folder, name) for name in names]
+    for path in paths:
         if path.exists():
             return path
-    raise ValueError(f"{savings}: none of {', '.join(f'{n}.safetensors' for n in names)} is there")
+    raise ValueError(f"{savings(folder)}: none of {', '.join(path.name for path in paths)} is there")
+
+
+def _weights_path(folder, weights):
+    """The file of the weights asked for, or the first of WEIGHTS that is there."""
+    return find_saving(folder, WEIGHTS if weights is None else (weights,))
 
 
 def open_model(folder, weights=None, device="cpu"):

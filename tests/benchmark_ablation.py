@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from flow.model import ARCHITECTURE, build  # noqa: E402
-from flow.training import TRAINING, Trainer, Workers  # noqa: E402
+from flow.training import TRAINING, Trainer  # noqa: E402
 from source.bands import LEVELS, START_OCTAVES, Band, BandPrior, Mixer  # noqa: E402
 from source.distribution import Mixture  # noqa: E402
 from source.networks import ConvNet  # noqa: E402
@@ -47,6 +47,7 @@ from utils.arithmetic.integers import STEPS  # noqa: E402
 from utils.data.datasets import choose_sides, draw, load  # noqa: E402
 from utils.files import write_table  # noqa: E402
 from utils.options import CUDA, DATA_FOLDER, SEED, SIDE, Option, parse, pick_device, script  # noqa: E402
+from utils.workers import Stop, Workers  # noqa: E402
 
 # What makes a figure, and stands beside it in the table.
 SETTINGS = {
@@ -232,10 +233,10 @@ def train(model, images, test, options):
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(model, [images], [test], training, folder, pick_device(options["cuda"]), Workers())
         try:
-            trainer.run_epoch([False], show=True)
-            return trainer.evaluate(), trainer.progress.seconds
+            trainer.run_epoch(Stop(), show=True)
+            return trainer.evaluate(), trainer.state.progress.seconds
         except FloatingPointError:
-            return math.nan, trainer.progress.seconds
+            return math.nan, trainer.state.progress.seconds
 
 
 def read_rows(path):

@@ -22,12 +22,14 @@ from test_datasets import dump, pixels, write_cifar
 
 import easymain
 from flow import training
+from flow.batches import add_noise, epoch_batches, mirror, mirrored
 from flow.codec.evaluate import TEST_SET, open_test_set
 from flow.folder import PAPER, open_model, read_options, target_name
-from flow.training import Trainer, Workers, epoch_batches, grainy, learning_rate, mirror, mirrored
+from flow.training import Trainer, learning_rate
 from utils.arithmetic.integers import bits_per_dimension
 from utils.data.datasets import PHOTOS, load
 from utils.files import load_tensors
+from utils.workers import Workers
 
 ROOT = Path(__file__).parents[1]
 
@@ -207,16 +209,16 @@ def test_mirror():
 
 def test_a_third_of_the_images_get_noise():
     x = torch.full((3000, 3, 8, 8), 100, dtype=torch.uint8)
-    y = grainy(x, 6.0, torch.Generator().manual_seed(3))
+    y = add_noise(x, 6.0, torch.Generator().manual_seed(3))
     assert y.dtype == torch.uint8 and y.shape == x.shape
-    assert torch.equal(y, grainy(x, 6.0, torch.Generator().manual_seed(3)))
-    assert not torch.equal(y, grainy(x, 6.0, torch.Generator().manual_seed(4)))
+    assert torch.equal(y, add_noise(x, 6.0, torch.Generator().manual_seed(3)))
+    assert not torch.equal(y, add_noise(x, 6.0, torch.Generator().manual_seed(4)))
     spread = y.float().std((1, 2, 3))
     assert 850 < (spread > 0).sum() < 1150 and spread.max() < 7
     assert spread[spread > 0].mean().item() == pytest.approx(3, abs=0.3)
     assert abs(y.float().mean().item() - 100) < 0.05
     ends = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2).expand(300, 3, 8, 2)
-    edges = grainy(ends, 20.0, torch.Generator().manual_seed(3))
+    edges = add_noise(ends, 20.0, torch.Generator().manual_seed(3))
     assert edges[..., 0].max() < 100 and edges[..., 1].min() > 155
 
 
@@ -577,10 +579,12 @@ def test_killed_before_any_of_its_writes(command, tmp_path, monkeypatch):
         patch.setattr(Path, "replace", replace)
         easymain.main([*argv, str(tmp_path / "model")])
     assert len(left) >= 2 + 2 * (2 + 2 + 3) + 1  # at the start, two epochs of two steps, the curve
+    assert all(any(folder.rglob(".*")) for folder in left)
     for folder in left:
         load = ["-load"] if (folder / "parameter.json").exists() else []
         easymain.main([*argv, str(folder), *load])
         assert_same_training(folder, tmp_path / "whole")
+        assert not list(folder.rglob(".*"))
 
 
 # -- several processes ---------------------------------------------------------------------------------------
@@ -609,7 +613,7 @@ def test_only_the_first_process_writes(images, tmp_path):
     workers = Workers()
     workers.rank = 1
     trainer = Trainer(easymain.build({}), *data, options, tmp_path / "model", torch.device("cpu"), workers)
-    assert trainer.run() and trainer.progress.history[0]["train_bpd"] > 0
+    assert trainer.run() and trainer.state.progress.history[0]["train_bpd"] > 0
     assert not (tmp_path / "model").exists()
 
 
@@ -766,7 +770,8 @@ def test_damaged_savings(trained, capsys):
             open_model(trained, "latest")
     for path in latest.parent.iterdir():
         path.unlink()
-    assert str(latest) in refused(capsys, "-folder", trained, "-load")
+    line = refused(capsys, "-folder", trained, "-load")
+    assert f"{latest.parent}: none of latest.safetensors, best_test.safetensors" in line
     with pytest.raises(ValueError, match=r"none of latest\.safetensors is there"):
         open_model(trained, "latest")
 
