@@ -22,14 +22,14 @@ from tqdm import tqdm
 from flow.analysis import COLOURS, TITLES, classical_response, down_tap, frequency_response, impulse_responses
 from flow.folder import find_folder, open_model, picture_folder, trained
 from utils.data.images import PHOTOS, image_files, read_rgb
-from utils.options import CUDA, FIGURE, FOLDER, Option, check_least, parse, pick_device, script
+from utils.options import CUDA, FIGURE, FOLDER, Option, parse, pick_device, script
 from utils.show.plots import plt, save_arrays, save_figure
 
 OPTIONS = (
     FOLDER
     | {
-        "step": Option(0.001, "step between frequencies, in radians per pixel"),
-        "num": Option(28, "patches of photographs"),
+        "step": Option(0.001, "step between frequencies, in radians per pixel", least=1e-5, most=math.pi),
+        "num": Option(28, "patches of photographs", least=1, most=10_000),
     }
     | FIGURE
     | CUDA
@@ -80,9 +80,6 @@ def draw(responses, omega, varied, caption):
 def main(argv=None):
     """Differentiate, transform, average, draw and save."""
     options, _ = parse(__doc__, OPTIONS, argv)
-    if not 0 < options["step"] <= math.pi:
-        raise ValueError(f"-step {options['step']}: need more than 0 and at most pi")
-    check_least(options, 1, "num")
     folder, device = find_folder(options["folder"], "paper"), pick_device(options["cuda"])
     model, _ = open_model(folder, device=device)
     images = model.from_images(patches(options["num"], options["seed"]).to(device))

@@ -14,24 +14,24 @@ import sys
 
 from flow.codec import stream
 from flow.codec.container import pack, unpack
-from flow.codec.evaluate import TEST_SET, code, open_test_set, report, streams_of, weights_of
+from flow.codec.evaluate import CODER, TEST_SET, code, open_test_set, report, streams_of, weights_of
 from flow.codec.jobs import Row, plan, run
 from flow.codec.pictures import png_size, read_picture, write_png
-from flow.codec.stream import DEFAULT, Settings
+from flow.codec.stream import Settings
 from flow.folder import find_folder, open_frozen, open_model
 from utils.arithmetic.integers import bits_per_dimension
 from utils.data.images import image_files
 from utils.options import Option, parse, pick_device, script
+from utils.show.rivals import quick, sizes
 
 FILES = {
     "img": Option(None, "encode these image files, and those in these folders", many=True),
     "decode": Option(None, "decode these .nwf files, and those in these folders", many=True),
     "out": Option(".", "folder of the files written"),
     "force": Option(False, "overwrite files that are there"),
-    "levels": Option(0, "with -decode: leave out so many of the finest levels"),
+    "levels": Option(0, "with -decode: leave out so many of the finest levels", least=0),
     "partial": Option(False, "with -decode: files that were cut too, as far as they go"),
 }
-CODER = {"nbins": Option(DEFAULT.nbins, "integers around the mean that need no escape")}
 OPTIONS = FILES | TEST_SET | CODER
 
 
@@ -84,10 +84,6 @@ def open_named(options):
 
 def encode_data_set(options):
     """Code the test set, compare, and print the figures."""
-    from utils.show.rivals import QUICK, sizes  # here, as it tries all codecs that are installed
-
-    if options["earlyStop"] <= 0:
-        options["earlyStop"] = -1
     model, batches = open_test_set(options)
     learned, _ = open_model(find_folder(options["folder"]), weights_of(options), model.device)
     settings = Settings(options["nbins"], options["precision"])
@@ -96,7 +92,7 @@ def encode_data_set(options):
         return [bits_per_dimension(-m.log_prob(images), 1).tolist() for m in (model, learned)]
 
     figures = code(batches, *streams_of(stream, model, settings), theory, model.device)
-    others = sizes(batches, QUICK)
+    others = sizes(batches, quick())
     print(f"before the weights were rounded: {figures.theory[1]:.4f} bits per dimension")
     print("other codecs: " + ", ".join(f"{name} {size:.4f}" for name, size in others.items()))
     report(figures)

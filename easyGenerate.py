@@ -17,28 +17,30 @@ from flow.folder import find_folder, open_model, picture_folder, trained
 from flow.zoom import coarse_bands
 from utils.arithmetic.polyphase import depth
 from utils.data.datasets import draw
-from utils.options import CUDA, FIGURE, FOLDER, Option, check_least, parse, pick_device, script, seeded
+from utils.options import (
+    BASE_SCALE,
+    CUDA,
+    DATA_FOLDER,
+    FIGURE,
+    FOLDER,
+    SIDE,
+    Option,
+    parse,
+    pick_device,
+    script,
+)
 from utils.show.plots import save_arrays, save_figure
 from utils.show.sheets import magnified, save_image, tiled
 
-OPTIONS = FOLDER | {
-    "num": Option(8, "rows and columns of the grid"),
-    "baseScale": Option(0.0, "added to the logscales of the details: the logarithm of a temperature"),
+OPTIONS = FOLDER | DATA_FOLDER | {
+    "num": Option(8, "rows and columns of the grid", least=1, most=1000),
+    "baseScale": BASE_SCALE,
     "mean": Option(False, "the means of the details, in place of samples"),
-    "size": Option(0, "side of the images; 0: as in training, or 32"),
+    "size": SIDE._replace(help="side of the images (default: as in training, or 32)"),
     "from": Option("prior", "prior: draw all; coarse: keep test images' coarse bands", ("prior", "coarse")),
-    "depth": Option(2, "with -from coarse: finest levels to generate"),
+    "depth": Option(2, "with -from coarse: finest levels to generate", least=0),
     "target": Option("photos", "with -from coarse: data set or folder of the test images"),
-    "data": Option("data", "folder of the data sets"),
 } | FIGURE | CUDA  # fmt: skip
-
-
-def check(options):
-    """Raise ValueError for what makes no grid."""
-    check_least(options, 1, "num")
-    check_least(options, 0, "size", "depth")
-    if not abs(options["baseScale"]) <= 20:
-        raise ValueError(f"-baseScale {options['baseScale']}: need -20 .. 20")
 
 
 def generate(model, options, side, real, generator):
@@ -57,9 +59,8 @@ def generate(model, options, side, real, generator):
 def main(argv=None):
     """Write generate_....png and .pdf, generate_..._pixels.png and generate_....npz."""
     options, _ = parse(__doc__, OPTIONS, argv)
-    check(options)
     device = pick_device(options["cuda"])
-    generator = seeded(options["seed"], device)
+    generator = torch.Generator(device).manual_seed(options["seed"])
     folder = find_folder(options["folder"])
     model, architecture = open_model(folder, device=device)
     out = picture_folder(options["out"], folder)

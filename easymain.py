@@ -8,26 +8,34 @@
 Writes a model folder that all other scripts read: see flow/folder.py.
 """
 
-import math
 import sys
-from pathlib import Path
 
 import torch
 
-from flow.folder import default_folder, freeze, read_options, write_options
+from flow.folder import (
+    RESUMABLE,
+    default_folder,
+    find_saving,
+    freeze,
+    options_file,
+    read_options,
+    remove_unfinished_files,
+    saving,
+    write_options,
+)
 from flow.model import ARCHITECTURE, build
-from flow.training import TRAINING, Trainer, Workers
+from flow.training import TRAINING, Trainer
 from utils.data.datasets import choose_sides, load
-from utils.options import CUDA, Option, check_least, check_types, parse, pick_device, script
+from utils.options import CUDA, DATA_FOLDER, SCALES, SIDE, Option, check_values, parse, pick_device, script
+from utils.workers import Workers
 
-DATA = {
+DATA = DATA_FOLDER | {
     "target": Option(
         "photos", "photos, CIFAR, ImageNet32, ImageNet64, joint, or a folder of image files; + joins several"
     ),
-    "data": Option("data", "folder of the data sets; CIFAR is downloaded to it if absent"),
-    "size": Option(32, "side of the patches of photos or folders; not given: that of sets joined to them"),
-    "scales": Option(1, "scales at which images of folders are cut: full size, half, a quarter, ..."),
-    "workers": Option(2, "threads that decode image files"),
+    "size": SIDE._replace(help=f"{SIDE.help} (default: that of sets joined to them, or 32)"),
+    "scales": SCALES,
+    "workers": Option(2, "threads that decode image files", least=0, most=256),
 }
 FOLDER = {
     "folder": Option(None, "model folder (default: opt/default_easyMera_TARGET and the architecture)"),
@@ -44,32 +52,19 @@ def resolve(argv):
     resume = options.pop("load")
     if resume:
         saved = read_options(folder)
-        others = {name: DATA[name] for name in DATA.keys() - {"size"}} | TRAINING
-        check_types(saved, others, Path(folder) / "parameter.json")
+        check_values(saved, DATA | TRAINING, options_file(folder))
         for name in typed.keys() - MAY_CHANGE - {"folder", "load"}:
             value = saved["patch"] if name == "size" else saved.get(name, OPTIONS[name].default)
             if typed[name] != value:
                 raise ValueError(f"-{name} {typed[name]}: the model in {folder} has {value}")
         options |= saved | {name: typed[name] for name in typed.keys() & MAY_CHANGE}
-    elif (Path(folder) / "parameter.json").exists():
+    elif options_file(folder).exists():
         raise ValueError(f"{folder} holds a model: -load goes on with it, -folder names another place")
-    check_least(options, 1, "epoch", "batch", "savePeriod", "size", "scales")
     if options["prior"] == "simple":  # one model, one name
         options |= {"prior": "paper", "simplePrior": True}
     sides = choose_sides(options["target"], typed.get("size"))
     if not resume:
         options["patch"], options["size"] = sides
-    if not options["lr"] > 0:
-        raise ValueError(f"-lr {options['lr']}: need more than 0")
-    for name in ("clipNorm", "noise"):
-        if not 0 <= options[name] < math.inf:
-            raise ValueError(f"-{name} {options[name]}: need at least 0")
-    if not 0 < options["decay"] <= 1:
-        raise ValueError(f"-decay {options['decay']}: need more than 0 and at most 1")
-    if not 0 <= options["seed"] < 2**32:
-        raise ValueError(f"-seed {options['seed']}: need at least 0 and less than 2^32")
-    if not 0 <= options["ema"] < 1:
-        raise ValueError(f"-ema {options['ema']}: need at least 0 and less than 1")
     return options, folder, resume
 
 
@@ -82,16 +77,18 @@ def main(argv=None):
     torch.manual_seed(options["seed"])
     torch.set_float32_matmul_precision("high")
     model = build(options)
-    where = {name: options[name] for name in ("data", "workers", "scales")} | {"size": options["patch"]}
+    reading = {name: options[name] for name in ("data", "workers", "scales")} | {"size": options["patch"]}
     with workers.joined(device):
         with workers.leader_first():
-            train, test = (load(options["target"], part, **where) for part in ("train", "test"))
+            train, test = (load(options["target"], part, **reading) for part in ("train", "test"))
         trainer = Trainer(model, train, test, options, folder, device, workers)
+        if not workers.rank:
+            remove_unfinished_files(folder)
         if resume:
-            trainer.load()
+            trainer.state.load(find_saving(folder, RESUMABLE))
         if not workers.rank:
             # in this order: a folder with options has what -load goes on from
-            trainer.save("latest")
+            trainer.save()
             write_options(folder, options)
             count, parameters = sum(map(len, train)), sum(p.numel() for p in model.parameters())
             print(f"{folder}: {parameters:,} parameters, {count:,} images of {options['target']}")
@@ -99,16 +96,17 @@ def main(argv=None):
     if workers.rank:
         return
     for weights in ("best_train", "best_test"):
-        if (Path(folder) / "savings" / f"{weights}.safetensors").exists():
+        if saving(folder, weights).exists():
             try:
                 freeze(folder, weights)
             except ValueError as error:
                 print(f"the codec cannot use {weights}: {error}", file=sys.stderr)
-    best = f"best test {trainer.progress.best_test:.4f} bits per dimension"
+    progress = trainer.state.progress
     if not finished:
-        print(f"stopped in epoch {trainer.progress.epoch + 1} and saved: go on with -folder {folder} -load")
+        print(f"stopped in epoch {progress.epoch + 1} and saved: go on with -folder {folder} -load")
         sys.exit(130)
-    print(f"{folder}: trained for {trainer.progress.epoch} epochs, {best}")
+    best = f"best test {progress.best_test:.4f} bits per dimension"
+    print(f"{folder}: trained for {progress.epoch} epochs, {best}")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ OPTIONS = (
     FOLDER
     | {name: option._replace(help=option.help + "; target: a test image") for name, option in PICTURE.items()}
     | {
-        "deltaDepth": Option(1, "finest levels whose details are taken away"),
+        "deltaDepth": Option(1, "finest levels whose details are taken away", least=1),
         "data": Option(None, "folder of the data sets (default: the one the model was trained with)"),
     }
     | FIGURE

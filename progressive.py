@@ -12,6 +12,7 @@ image itself, taken for a coarse band, whose colours it is given first. Each for
 
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from flow.folder import find_folder, open_frozen, picture_folder, target_name, trained
@@ -19,33 +20,39 @@ from flow.zoom import enlarge, load_file, load_image, measure
 from utils.arithmetic.polyphase import level_sizes
 from utils.data.datasets import draw
 from utils.data.images import picture
-from utils.options import CUDA, FIGURE, FOLDER, Option, check_least, parse, pick_device, script, seeded
+from utils.options import (
+    BASE_SCALE,
+    CUDA,
+    DATA_FOLDER,
+    FIGURE,
+    FOLDER,
+    SIDE,
+    Option,
+    parse,
+    pick_device,
+    script,
+)
 from utils.show.plots import save_figure, save_rows
 from utils.show.quality import psnr
 from utils.show.sheets import FILTERS, contact_sheet, labelled, resized, save_gif, save_image
 
-OPTIONS = FOLDER | {
-    "num": Option(4, "test images to draw"),
+OPTIONS = FOLDER | DATA_FOLDER | {
+    "num": Option(4, "test images to draw", least=1),
     "target": Option("photos", "data set or folder of the test images"),
-    "data": Option("data", "folder of the data sets"),
-    "size": Option(0, "side of the patches of photos or of a folder; 0: as in training, or 32"),
+    "size": SIDE._replace(help=f"{SIDE.help} (default: as in training, or 32)"),
     "img": Option(None, "pictures or .nwf files in place of test images", many=True),
-    "baseScale": Option(-2.0, "added to the logscales of the details: the logarithm of a temperature"),
-    "exBaseScale": Option(-2.0, "the same for super-resolution"),
+    "baseScale": BASE_SCALE._replace(default=-2.0),
+    "exBaseScale": BASE_SCALE._replace(default=-2.0, help="the same for super-resolution"),
     "mean": Option(False, "the means of the details, in place of samples"),
-    "exdepth": Option(2, "super-resolution by 2^exdepth; 0: none"),
-    "exsize": Option(128, "super-resolution is of the middle of an image, at most so many pixels a side"),
-    "measure": Option(0, "measure super-resolution on so many test images, in place of all else"),
+    "exdepth": Option(2, "super-resolution by 2^exdepth; 0: none", least=0, most=10),
+    "exsize": Option(
+        128, "super-resolution is of the middle of an image, at most so many pixels a side",
+        least=1, most=8192,
+    ),
+    "measure": Option(
+        None, "measure super-resolution on so many test images, in place of all else", kind=int, least=1
+    ),
 } | FIGURE | CUDA  # fmt: skip
-
-
-def check(options):
-    """Raise ValueError for numbers that ask for nothing that there is."""
-    check_least(options, 1, "num", "exsize")
-    check_least(options, 0, "size", "exdepth", "measure")
-    for name in ("baseScale", "exBaseScale"):
-        if not abs(options[name]) <= 20:
-            raise ValueError(f"-{name} {options[name]}: need -20 .. 20")
 
 
 def test_images(options, count, size):
@@ -159,9 +166,8 @@ def show_measures(model, images, out):
 def main(argv=None):
     """Write progressive.png .pdf .gif .csv, superresolution.png .pdf and single images, or the measures."""
     options, _ = parse(__doc__, OPTIONS, argv)
-    check(options)
     device = pick_device(options["cuda"])
-    generator = seeded(options["seed"], device)
+    generator = torch.Generator(device).manual_seed(options["seed"])
     folder = find_folder(options["folder"])
     model, architecture, name = open_frozen(folder, device=device)
     out, size = picture_folder(options["out"], folder), architecture["patch"]

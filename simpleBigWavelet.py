@@ -29,7 +29,7 @@ from utils.data.images import IN_THE_BOX, picture
 from utils.options import CUDA, FIGURE, FOLDER, PICTURE, Option, parse, pick_device, script
 from utils.show.plots import plt, save_figure, save_rows, show_image
 
-OPTIONS = FOLDER | PICTURE | {"depth": Option(2, "levels of the pyramid")} | FIGURE | CUDA
+OPTIONS = FOLDER | PICTURE | {"depth": Option(2, "levels of the pyramid", least=1)} | FIGURE | CUDA
 SHOWN = ("learned", "legall", "haar")
 
 

@@ -4,7 +4,7 @@ parameter.json                 every option, resolved, and the side of patches
 savings/latest.safetensors     weights, optimiser and progress: what -load goes on from
 savings/epoch_N.safetensors    the same, periodic, the last few
 savings/best_test.safetensors  the weights with the lowest test loss; best_train likewise
-savings/..._frozen.safetensors their fixed-point forms, which the codec uses
+savings/..._frozen.safetensors the same in integers, which the codec uses
 records/losses.csv             bits per dimension of every epoch
 pic/                           lossCurve.png, and what the plotting scripts draw
 """
@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from flow.model import ARCHITECTURE, build
-from utils.data.datasets import split_target
-from utils.files import load_tensors, save_tensors, write_text
-from utils.options import Option, check_types
+from utils.data.datasets import load, split_target
+from utils.files import load_tensors, remove_unfinished, save_tensors, write_text
+from utils.options import DATA_FOLDER, SCALES, SIDE, Option, check_values
 
 ROOT = Path(__file__).resolve().parent.parent
 # The architecture options that names and identities always hold, in this order; those that came later count
@@ -27,7 +27,64 @@ PAPER = (
     *("repeat", "hchnl", "nhidden", "nMixing", "simplePrior"),
     *("diffDetail", "HUE", "clamp", "heavy", "lifting"),
 )
-WEIGHTS = ("best_test", "best_train", "latest")
+WEIGHTS = "best_test", "best_train", "latest"
+RESUMABLE = "latest", "best_test", "best_train"
+STORED = (
+    ARCHITECTURE
+    | DATA_FOLDER
+    | {
+        "target": Option(None, "data set of the training"),
+        "size": SIDE._replace(help="side of all images of the training; none: they differ"),
+        "patch": SIDE._replace(default=32),
+        "scales": SCALES,
+    }
+)
+
+
+def options_file(folder):
+    """The file of all options; a folder that has it holds a model."""
+    return Path(folder) / "parameter.json"
+
+
+def savings(folder):
+    """The folder of everything that holds weights."""
+    return Path(folder) / "savings"
+
+
+def saving(folder, name):
+    """The file of the weights with a name: latest, best_test, best_train, or what epoch_name gives."""
+    return savings(folder) / f"{name}.safetensors"
+
+
+def epoch_name(epoch):
+    """The name of a periodic saving."""
+    return f"epoch_{epoch:05d}"
+
+
+def savings_of_epochs(folder):
+    """The files of the periodic savings, oldest first."""
+    return sorted(savings(folder).glob("epoch_*.safetensors"))
+
+
+def losses_file(folder):
+    """The table of the losses of every epoch."""
+    return Path(folder) / "records" / "losses.csv"
+
+
+def pictures(folder):
+    """The folder of what is drawn of a model."""
+    return Path(folder) / "pic"
+
+
+def loss_curve_file(folder):
+    """The picture of the table of losses."""
+    return pictures(folder) / "lossCurve.png"
+
+
+def remove_unfinished_files(folder):
+    """Remove what a training that was killed while it wrote has left."""
+    for part in (folder, savings(folder), losses_file(folder).parent, pictures(folder)):
+        remove_unfinished(part)
 
 
 def _later(options):
@@ -56,7 +113,7 @@ def find_folder(folder=None, box="model"):
     if folder is not None:
         return Path(folder)
     for path in (ROOT / "etc" / box, ROOT / "opt" / "demo"):
-        if (path / "parameter.json").exists():
+        if options_file(path).exists():
             return path
     raise ValueError("no model yet: give -folder, or train one with `make demo`")
 
@@ -66,20 +123,20 @@ def picture_folder(out, folder):
     if out is not None:
         return Path(out)
     folder = Path(folder)
-    return Path("output") / folder.name if folder.resolve().parent == ROOT / "etc" else folder / "pic"
+    return Path("output") / folder.name if folder.resolve().parent == ROOT / "etc" else pictures(folder)
 
 
 def write_options(folder, options):
     """Write parameter.json."""
-    write_text(Path(folder) / "parameter.json", json.dumps(options, indent=1) + "\n")
+    write_text(options_file(folder), json.dumps(options, indent=1) + "\n")
 
 
 def read_options(folder):
-    """Read parameter.json; `patch`, the side of patches, is `size` where old ones do not have it.
+    """Read parameter.json; where old ones lack them, `patch`, the side of patches, is `size`, and `scales` 1.
 
     Raises ValueError if there is none, or none that makes sense.
     """
-    path = Path(folder) / "parameter.json"
+    path = options_file(folder)
     try:
         options = json.loads(path.read_text())
     except FileNotFoundError:
@@ -88,21 +145,22 @@ def read_options(folder):
         raise ValueError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(options, dict):
         raise ValueError(f"{path}: not a table of options")
-    check_types(options, ARCHITECTURE | {"patch": Option(32, "side of the patches")}, path)
-    if type(options.get("size")) not in (int, type(None)):
-        raise ValueError(f"{path}: size is {options['size']!r}, need int or null")
-    return {"patch": options.get("size") or 32} | options
+    check_values(options, STORED, path)
+    return {"patch": options.get("size") or 32, "scales": 1} | options
+
+
+def find_saving(folder, names):
+    """The first saving with one of these names that is there. Raises ValueError if none is."""
+    paths = [saving(folder, name) for name in names]
+    for path in paths:
+        if path.exists():
+            return path
+    raise ValueError(f"{savings(folder)}: none of {', '.join(path.name for path in paths)} is there")
 
 
 def _weights_path(folder, weights):
-    """The .safetensors file of the weights asked for, or the first of WEIGHTS that is there."""
-    savings = Path(folder) / "savings"
-    names = WEIGHTS if weights is None else (weights,)
-    for name in names:
-        path = savings / f"{name}.safetensors"
-        if path.exists():
-            return path
-    raise ValueError(f"{savings}: none of {', '.join(f'{n}.safetensors' for n in names)} is there")
+    """The file of the weights asked for, or the first of WEIGHTS that is there."""
+    return find_saving(folder, WEIGHTS if weights is None else (weights,))
 
 
 def open_model(folder, weights=None, device="cpu"):
@@ -128,7 +186,7 @@ def _fill(model, tensors, path):
 
 def identity(model, options):
     """A SHA-256, in hex, over the integers of a frozen model and the options that shape it."""
-    shape = [options.get(name) for name in (*PAPER, "size")]
+    shape = [ENGINE, *(options.get(name) for name in (*PAPER, "size"))]
     shape += [[name, options[name]] for name in _later(options)]
     digest = hashlib.sha256(json.dumps(shape).encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -139,18 +197,26 @@ def identity(model, options):
 
 
 def freeze(folder, weights=None):
-    """Write the fixed-point form of weights beside them, unless theirs is there; returns its path.
+    """Write weights in integers beside them, unless theirs are there; returns the path.
 
     Raises ValueError if the weights are too large to be frozen.
     """
     path = _weights_path(folder, weights)
     frozen = path.with_name(f"{path.stem}_frozen.safetensors")
     source = hashlib.sha256(path.read_bytes()).hexdigest()
-    if not frozen.exists() or load_tensors(frozen)[1].get("weights") != source:
+    state = load_tensors(frozen)[1] if frozen.exists() else {}
+    if (state.get("engine"), state.get("weights")) != (ENGINE, source):
         model, options = open_model(folder, path.stem)
-        model = model.freeze()
-        save_tensors(frozen, model.state_dict(), {"identity": identity(model, options), "weights": source})
+        model = model.freeze(sample(options["patch"] if options.get("diffDetail") else SAMPLE_SIDE))
+        state = {"engine": ENGINE, "identity": identity(model, options), "weights": source}
+        save_tensors(frozen, model.state_dict(), state)
     return frozen
+
+
+def sample(side):
+    """Patches of the photographs in the box that are not for testing: (SAMPLES, 3, side, side), uint8."""
+    (patches,) = load("photos", "train", size=side, progress=False)
+    return patches[:: max(len(patches) // SAMPLES, 1)][:SAMPLES]
 
 
 def open_frozen(folder, weights=None, device="cpu"):
@@ -165,9 +231,6 @@ def open_frozen(folder, weights=None, device="cpu"):
     for part in model.modules():
         if hasattr(part, "check"):
             part.check()
-    # what is not checked above: whole numbers, and the taps of lifting
-    if not all(torch.equal(p * 2**16, torch.round(p * 2**16)) for p in model.parameters()):
-        raise ValueError(f"{path}: damaged: its numbers are not in fixed point")
     name = identity(model, options)
     if name != state.get("identity"):
         raise ValueError(f"{path}: damaged: its integers are not those that it was stored with")

@@ -20,18 +20,20 @@ from utils.arithmetic.colour import rgb_to_ycocg, ycocg_to_rgb
 from utils.arithmetic.fixed import observe
 from utils.arithmetic.integers import centre
 from utils.arithmetic.polyphase import channels_last, depth, level_sizes
-from utils.options import Option, check_least
+from utils.options import Option, check_values
 
 # What the user types and parameter.json holds; translated to arguments in `build` alone.
 ARCHITECTURE = {
-    "repeat": Option(1, "couplings of each band at a level; with -lifting, pairs of predict and update"),
-    "hchnl": Option(12, "channels of the networks' hidden layers"),
-    "nhidden": Option(1, "1x1 layers between the first and the last layer of a network"),
-    "nMixing": Option(5, "logistic components of the mixture for the last 2x2 block"),
+    "repeat": Option(
+        1, "couplings of each band at a level; with -lifting, pairs of predict and update", least=0, most=64
+    ),
+    "hchnl": Option(12, "channels of the networks' hidden layers", least=1, most=2048),
+    "nhidden": Option(1, "1x1 layers between the first and the last layer of a network", least=0, most=32),
+    "nMixing": Option(5, "logistic components of the mixture for the last 2x2 block", least=1, most=256),
     "simplePrior": Option(False, "details under one learned mean and scale for each band, without networks"),
     "diffDetail": Option(False, "with -simplePrior: separate for each level and position"),
     "HUE": Option(False, "put the lossless luma and chroma transform YCoCg-R in front of the flow"),
-    "clamp": Option(-1.0, "limit of the absolute means of the mixture; -1: none"),
+    "clamp": Option(-1.0, "limit of the absolute means of the mixture; -1: none", least=-1),
     "heavy": Option(False, "networks of its own for every level, in place of shared ones"),
     "lifting": Option(
         "none", "scheme 1, lifting of rows and columns, started as this classical wavelet; none: scheme 2",
@@ -43,13 +45,14 @@ ARCHITECTURE = {
         "by band and channel by channel; simple, as -simplePrior",
         ("paper", "bands", "simple"),
     ),
-    "width": Option(64, "channels of the networks of -prior bands"),
-    "blocks": Option(1, "residual blocks of -prior bands for each band, 0 to 6; twice as many before"),
-    "components": Option(3, "logistic components of the mixtures of -prior bands"),
+    "width": Option(64, "channels of the networks of -prior bands", least=1, most=2048),
+    "blocks": Option(
+        1, "residual blocks of -prior bands for each band; twice as many before", least=0, most=MAX_BLOCKS
+    ),
+    "components": Option(3, "logistic components of the mixtures of -prior bands", least=1, most=32),
 }  # fmt: skip
-BAND_PRIOR_OPTIONS = {"width", "blocks", "components"}
-
-
+BAND_PRIOR_OPTIONS = "width", "blocks", "components"
+# Images whose activations are observed together.
 OBSERVED_AT_ONCE = 4
 
 
@@ -156,15 +159,10 @@ def build(options):
     size, the side of the training images, matters to -heavy (as many levels as they have) and -diffDetail.
     Raises ValueError for values that make no model.
     """
+    check_values(options, ARCHITECTURE)
     o = {name: option.default for name, option in ARCHITECTURE.items()} | options
-    check_least(o, 1, "hchnl", "nMixing", "width", "components")
-    check_least(o, 0, "repeat", "nhidden", "blocks")
-    if o["blocks"] > MAX_BLOCKS:
-        raise ValueError(f"-blocks {o['blocks']}: need {MAX_BLOCKS} at most, to be exact in fixed point")
-    for name, option in ARCHITECTURE.items():
-        if option.choices and o[name] not in option.choices:
-            raise ValueError(f"-{name} {o[name]}: need one of {', '.join(option.choices)}")
-        if name in BAND_PRIOR_OPTIONS and o["prior"] != "bands" and o[name] != option.default:
+    for name in BAND_PRIOR_OPTIONS:
+        if o["prior"] != "bands" and o[name] != ARCHITECTURE[name].default:
             raise ValueError(f"-{name} is of -prior bands: give that too")
     if o["simplePrior"] and o["prior"] == "bands":
         raise ValueError("-simplePrior and -prior bands: need one of them at most")

@@ -106,7 +106,8 @@ class TopPrior(nn.Module):
 
     def freeze(self):
         """A FixedTop: the same in the integers of the coder."""
-        logits, mean, logscale = (f.detach().double() for f in self.fields())
+        check_finite(*self.parameters())
+        logits, mean, logscale = (f.detach().double().cpu() for f in self.fields())
         weight = torch.round(torch.softmax(logits, 0) * TOP_WEIGHTS)
         mean = torch.round(mean * MEAN_FACTOR + MEAN_OFFSET)
         return FixedTop(weight, mean, torch.round(logscale * SCALE_FACTOR + SCALE_OFFSET))

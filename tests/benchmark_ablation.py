@@ -38,35 +38,37 @@ from torch import nn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from flow.model import build  # noqa: E402
-from flow.training import TRAINING, Trainer, Workers  # noqa: E402
+from flow.model import ARCHITECTURE, build  # noqa: E402
+from flow.training import TRAINING, Trainer  # noqa: E402
 from source.bands import LEVELS, START_OCTAVES, Band, BandPrior, Mixer  # noqa: E402
 from source.distribution import Mixture  # noqa: E402
 from source.networks import ConvNet  # noqa: E402
 from utils.arithmetic.integers import STEPS  # noqa: E402
 from utils.data.datasets import choose_sides, draw, load  # noqa: E402
 from utils.files import write_table  # noqa: E402
-from utils.options import CUDA, Option, check_least, parse, pick_device, script, seeded  # noqa: E402
+from utils.options import CUDA, DATA_FOLDER, SEED, SIDE, Option, parse, pick_device, script  # noqa: E402
+from utils.workers import Stop, Workers  # noqa: E402
 
 # What makes a figure, and stands beside it in the table.
 SETTINGS = {
     "target": Option("photos", "photos, CIFAR, ImageNet32, ImageNet64, or a folder of image files"),
-    "size": Option(32, "side of the patches of photos or folders"),
-    "steps": Option(800, "training steps of each model"),
-    "batch": Option(24, "images a step"),
-    "lr": Option(0.004, "Adam's learning rate"),
-    "count": Option(256, "test images"),
-    "seed": Option(0, "seed of the initial weights and of all that is drawn"),
-    "width": Option(32, "channels of the hidden layers"),
-    "blocks": Option(1, "residual blocks of each band's network"),
-    "components": Option(3, "logistic components of a mixture"),
-    "hchnl": Option(16, "channels of couplings before the band-wise prior"),
+    "size": SIDE._replace(default=32),
+    "steps": Option(800, "training steps of each model", least=1, most=10**6),
+    "batch": Option(24, "images a step", least=1, most=10**6),
+    "lr": Option(0.004, "Adam's learning rate", above=0),
+    "count": Option(256, "test images", least=1),
+    "seed": SEED._replace(help="seed of the initial weights and of all that is drawn"),
+    "width": ARCHITECTURE["width"]._replace(default=32, help="channels of the hidden layers"),
+    "blocks": ARCHITECTURE["blocks"]._replace(help="residual blocks of each band's network"),
+    "components": ARCHITECTURE["components"]._replace(help="logistic components of a mixture"),
+    "hchnl": ARCHITECTURE["hchnl"]._replace(
+        default=16, help="channels of couplings before the band-wise prior"
+    ),
 }
-OPTIONS = SETTINGS | CUDA | {
-    "data": Option("data", "folder of the data sets; CIFAR is downloaded to it if absent"),
+OPTIONS = SETTINGS | CUDA | DATA_FOLDER | {
     "rows": Option(None, "these rows only", many=True),
     "out": Option("output/ablation.csv", "table of finished rows"),
-    "threads": Option(torch.get_num_threads(), "threads to compute with"),
+    "threads": Option(torch.get_num_threads(), "threads to compute with", least=1, most=1024),
 }  # fmt: skip
 FIGURES = ("bits", "parameters", "multiply_adds", "seconds")
 KEY = ("row", *SETTINGS)
@@ -216,11 +218,11 @@ def open_images(options):
     images, *others = load(options["target"], "train", options["data"], options["size"])
     if others:
         raise ValueError(f"-target {options['target']}: need images of one size")
-    needed, generator = options["steps"] * options["batch"], seeded(options["seed"])
+    needed, generator = options["steps"] * options["batch"], torch.Generator().manual_seed(options["seed"])
     turns = -(-needed // len(images))
     order = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(turns)])
-    where = {name: options[name] for name in ("target", "data", "size", "seed")}
-    return images[order[:needed]], draw(options["count"], **where)
+    chosen = {name: options[name] for name in ("target", "data", "size", "seed")}
+    return images[order[:needed]], draw(options["count"], **chosen)
 
 
 def train(model, images, test, options):
@@ -231,10 +233,10 @@ def train(model, images, test, options):
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(model, [images], [test], training, folder, pick_device(options["cuda"]), Workers())
         try:
-            trainer.run_epoch([False], show=True)
-            return trainer.evaluate(), trainer.progress.seconds
+            trainer.run_epoch(Stop(), show=True)
+            return trainer.evaluate(), trainer.state.progress.seconds
         except FloatingPointError:
-            return math.nan, trainer.progress.seconds
+            return math.nan, trainer.state.progress.seconds
 
 
 def read_rows(path):
@@ -269,10 +271,6 @@ def main(argv=None):
     for name in names:
         if name not in ROWS:
             raise ValueError(f"-rows {name}: need some of {', '.join(ROWS)}")
-    check_least(options, 1, "size", "steps", "batch", "count", "width", "components", "hchnl", "threads")
-    check_least(options, 0, "blocks")
-    if not options["lr"] > 0:
-        raise ValueError(f"-lr {options['lr']}: need more than 0")
     options["size"] = choose_sides(options["target"], typed.get("size"))[0]
     torch.set_num_threads(options["threads"])
     torch.set_float32_matmul_precision("high")

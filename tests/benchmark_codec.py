@@ -33,9 +33,9 @@ MODELS = {
 }
 OPTIONS = CUDA | {
     "folder": Option(None, "model folder; default: untrained models of two sizes"),
-    "threads": Option(torch.get_num_threads(), "threads of the CPU"),
-    "count": Option(100, "32x32 images"),
-    "batch": Option(50, "32x32 images coded together"),
+    "threads": Option(torch.get_num_threads(), "threads of the CPU", least=1, most=1024),
+    "count": Option(100, "32x32 images", least=1),
+    "batch": Option(50, "32x32 images coded together", least=1, most=10**6),
     "case": Option("", "internal: model and images of this process"),
 }
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from flow.folder import read_options  # noqa: E402
+from flow.folder import losses_file, read_options  # noqa: E402
 from utils.data.datasets import load  # noqa: E402
 from utils.options import Option, parse, script  # noqa: E402
 from utils.show.plots import plt, save_figure, save_rows  # noqa: E402
@@ -27,7 +27,7 @@ OPTIONS = {
 
 def read_curve(folder, images):
     """(images seen, test bits per dimension) of every epoch of a training; ValueError without a record."""
-    path = Path(folder) / "records" / "losses.csv"
+    path = losses_file(folder)
     try:
         with path.open() as file:
             curve = [(int(row["epoch"]) * images, float(row["test_bpd"])) for row in csv.DictReader(file)]

@@ -21,19 +21,19 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from flow.codec import stream  # noqa: E402
 from flow.codec.container import pack, unpack  # noqa: E402
-from flow.codec.evaluate import TEST_SET, code, open_test_set, streams_of, weights_of  # noqa: E402
-from flow.codec.stream import DEFAULT, Settings  # noqa: E402
+from flow.codec.evaluate import CODER, TEST_SET, code, open_test_set, streams_of, weights_of  # noqa: E402
+from flow.codec.stream import Settings  # noqa: E402
 from flow.folder import find_folder, open_frozen, read_options, target_name  # noqa: E402
 from utils.data.images import image_files, read_rgb  # noqa: E402
-from utils.options import Option, check_least, parse, pick_device, script  # noqa: E402
-from utils.show.rivals import RIVALS, sizes  # noqa: E402
+from utils.options import Option, parse, pick_device, script  # noqa: E402
+from utils.show.rivals import rivals, sizes  # noqa: E402
 
-OPTIONS = {name: option for name, option in TEST_SET.items() if name != "earlyStop"} | {
+ALL_BATCHES = {name: option for name, option in TEST_SET.items() if name != "earlyStop"}
+OPTIONS = ALL_BATCHES | CODER | {
     "img": Option(None, "these image files, and those in these folders", many=True),
     "others": Option(None, "only these of the other codecs, such as PNG", many=True),
-    "count": Option(0, "only the first so many pictures; 0: all"),
-    "nbins": Option(DEFAULT.nbins, "integers around the mean that need no escape"),
-}
+    "count": Option(None, "only the first so many pictures (default: all)", kind=int, least=1, most=10**9),
+}  # fmt: skip
 REFERENCE = "JPEG XL 9"
 COLUMNS = "over XL 9", "encode s", "decode s"
 WIDTH = 28
@@ -50,7 +50,7 @@ def show(options, name, rates, encoding, decoding):
 def measure_pictures(options):
     """Code pictures one by one to .nwf files and back, in memory. Returns whether all came back equal."""
     files = [f for n in map(Path, options["img"]) for f in (image_files(n) if n.is_dir() else [n])]
-    files = files[: options["count"] or None]
+    files = files[: options["count"]]
     if not files:
         raise ValueError(f"{', '.join(options['img'])}: no image files")
     folder, device = find_folder(options["folder"]), pick_device(options["cuda"])
@@ -78,7 +78,7 @@ def measure_pictures(options):
 
 def measure_data_set(options):
     """Code a test set to streams and back. Returns whether all images came back equal."""
-    model, batches = open_test_set(options | {"earlyStop": -1}, options["count"] or None)
+    model, batches = open_test_set(options | {"earlyStop": None}, options["count"])
     settings = Settings(options["nbins"], options["precision"])
 
     def theory(images):
@@ -100,11 +100,10 @@ def main(argv=None):
     options, typed = parse(__doc__, OPTIONS, argv)
     if "img" in typed and "target" in typed:
         raise ValueError("-img measures pictures, -target a data set: need one of them at most")
-    check_least(options, 0, "count")
-    options["others"] = options["others"] or list(RIVALS)
-    unknown = [name for name in options["others"] if name not in RIVALS]
+    options["others"] = options["others"] or list(rivals())
+    unknown = [name for name in options["others"] if name not in rivals()]
     if unknown:
-        raise ValueError(f"-others {unknown[0]}: not one of {', '.join(RIVALS)}, the codecs installed")
+        raise ValueError(f"-others {unknown[0]}: not one of {', '.join(rivals())}, the codecs installed")
     columns = ("ours", *options["others"], *COLUMNS)
     print(f"{'bits per dimension':{WIDTH}}" + "".join(f"{column:>10}" for column in columns))
     if not (measure_pictures if "img" in typed else measure_data_set)(options):

@@ -11,7 +11,7 @@ from test_container import FIXTURES, tiny_model
 from flow.codec.container import pack, unpack
 from flow.folder import find_folder, open_frozen, open_model
 from utils.data.images import PHOTOS
-from utils.show.rivals import RIVALS
+from utils.show.rivals import rivals
 
 BOX = PHOTOS.parent
 LARGEST = {"model": 4e6, "cifar": 8e6, "paper": 1e6}
@@ -46,7 +46,7 @@ def test_photographs_kept_for_testing_take_less_than_by_other_codecs(photo):
     picture = Image.open(PHOTOS / f"{photo}.png").convert("RGB").crop((120, 200, 280, 297))
     data = pack(picture, model, name)
     assert unpack(data, model, name).tobytes() == picture.tobytes()
-    others = {codec: len(encode(np.array(picture))) for codec, encode in RIVALS.items() if codec != "WebP"}
+    others = {codec: len(encode(np.array(picture))) for codec, encode in rivals().items() if codec != "WebP"}
     assert all(len(data) < others[codec] for codec in others if not codec.startswith("JPEG XL")), others
 
 

@@ -137,8 +137,13 @@ def test_same_names_are_refused(folder, pictures, tmp_path, capsys):
         (("-folder", "nowhere", "-img", "a.png"), "nowhere"),
         (("-img", "."), "no such files"),
         (("-target", "nothing"), "nothing"),
-        (("-target", "photos", "-nbins", "1", "-earlyStop", "1"), "nbins"),
-        (("-target", "photos", "-precision", "30", "-earlyStop", "1"), "precision"),
+        (("-target", "photos", "-nbins", "1", "-earlyStop", "1"), "-nbins 1: need 2 .. 8388608"),
+        (("-target", "photos", "-precision", "30", "-earlyStop", "1"), "-precision 30: need 16 .. 24"),
+        (("-target", "photos", "-earlyStop", "0"), "-earlyStop 0: need at least 1"),
+        (
+            ("-target", "photos", "-precision", "16", "-nbins", "40000", "-earlyStop", "1"),
+            "nbins 40000: need 2 .. 2^(precision - 1)",
+        ),
         (("-best", "-valbest"), "-best"),
     ],
 )

@@ -219,9 +219,10 @@ def test_filters_script(tmp_path, monkeypatch):
             "lena.tiff: no such file; etc/photos/roman-colosseum.png is there",
         ),
         (simpleBigWavelet, ["-depth", "9"], "-depth 9: a 512x512 picture has 8 levels"),
-        (legall_lena, ["-deltaDepth", "0"], "-deltaDepth 0: a 512x512 picture has 8 levels"),
-        (FIR, ["-step", "0"], "-step 0.0: need more than 0 and at most pi"),
-        (FIR, ["-num", "0"], "-num 0: need at least 1"),
+        (legall_lena, ["-deltaDepth", "0"], "-deltaDepth 0: need at least 1"),
+        (legall_lena, ["-deltaDepth", "9"], "-deltaDepth 9: a 512x512 picture has 8 levels"),
+        (FIR, ["-step", "0"], "-step 0.0: need 1e-05 .. 3.14159"),
+        (FIR, ["-num", "0"], "-num 0: need 1 .. 10000"),
     ],
 )
 def test_what_a_user_can_get_wrong_is_one_line(folder, capsys, script, argv, message):

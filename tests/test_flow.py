@@ -1,5 +1,6 @@
 """Every flow gives every image back bit for bit, whatever its size and the weights; densities and samples."""
 
+import math
 from functools import cache
 
 import pytest
@@ -197,10 +198,10 @@ def test_samples_go_on_from_a_given_top(scheme, middle, photo):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hchnl": 0}, "-hchnl 0: need at least 1"),
-        ({"nMixing": 0}, "-nMixing 0: need at least 1"),
-        ({"repeat": -1}, "-repeat -1: need at least 0"),
-        ({"nhidden": -1}, "-nhidden -1: need at least 0"),
+        ({"hchnl": 0}, "-hchnl 0: need 1 .. 2048"),
+        ({"nMixing": 0}, "-nMixing 0: need 1 .. 256"),
+        ({"repeat": -1}, "-repeat -1: need 0 .. 64"),
+        ({"nhidden": -1}, "-nhidden -1: need 0 .. 32"),
         ({"diffDetail": True, "size": 8}, "give -simplePrior too"),
         ({"lifting": "db4"}, "-lifting db4: need one of none, haar, legall"),
         ({"lifting": "haar", "repeat": 0}, "-repeat 0"),
@@ -210,9 +211,10 @@ def test_samples_go_on_from_a_given_top(scheme, middle, photo):
         ({"prior": "bands", "diffDetail": True, "size": 8}, "give -simplePrior too"),
         ({"prior": "bands", "simplePrior": True}, "-simplePrior and -prior bands: need one"),
         ({"prior": "pixels"}, "-prior pixels: need one of paper, bands, simple"),
-        ({"prior": "bands", "width": 0}, "-width 0: need at least 1"),
-        ({"prior": "bands", "components": 0}, "-components 0: need at least 1"),
-        ({"prior": "bands", "blocks": -1}, "-blocks -1: need at least 0"),
+        ({"prior": "bands", "width": 0}, "-width 0: need 1 .. 2048"),
+        ({"prior": "bands", "components": 0}, "-components 0: need 1 .. 32"),
+        ({"prior": "bands", "blocks": -1}, "-blocks -1: need 0 .. 6"),
+        ({"clamp": math.nan}, "-clamp nan: need a finite number, at least -1"),
     ],
 )
 def test_options_that_make_no_model(options, message):

@@ -1,5 +1,7 @@
 """The other codecs are lossless, and benchmark_rates.py sets ours beside them."""
 
+import subprocess
+import sys
 from io import BytesIO
 
 import benchmark_rates
@@ -14,7 +16,7 @@ from flow.model import build
 from utils.data.datasets import PHOTOS
 from utils.data.images import read_rgb
 from utils.files import save_tensors
-from utils.show.rivals import QUICK, RIVALS, sizes
+from utils.show.rivals import quick, rivals, sizes
 
 OPTIONAL = {"JPEG-LS": "jpegls", "JPEG 2000": "jpeg2k", "JPEG XL 7": "jpegxl", "JPEG XL 9": "jpegxl"}
 PHOTO = read_rgb(PHOTOS / "oakland-zoo-otters.png")[:, 200:260, 300:380].permute(1, 2, 0).contiguous().numpy()
@@ -24,9 +26,9 @@ NOISE = np.random.default_rng(0).integers(0, 256, (1, 3, 3), np.uint8)
 @pytest.mark.parametrize("pixels", [PHOTO, PHOTO[:32, :32].copy(), NOISE], ids=["photo", "patch", "noise"])
 @pytest.mark.parametrize("name", ["PNG", "WebP", *OPTIONAL])
 def test_lossless(name, pixels):
-    if name not in RIVALS:
+    if name not in rivals():
         pytest.skip("not installed")
-    data = RIVALS[name](pixels)
+    data = rivals()[name](pixels)
     if name in OPTIONAL:
         imagecodecs = pytest.importorskip("imagecodecs")
         back = getattr(imagecodecs, f"{OPTIONAL[name]}_decode")(data)
@@ -39,9 +41,16 @@ def test_sizes_are_means_over_images():
     images = torch.from_numpy(np.stack([PHOTO[:32, :32], PHOTO[-32:, -32:]])).permute(0, 3, 1, 2)
     rates = sizes([images], ("PNG", "WebP"))
     assert list(rates) == ["PNG", "WebP"]
-    lengths = [len(RIVALS["PNG"](x.permute(1, 2, 0).contiguous().numpy())) for x in images]
+    lengths = [len(rivals()["PNG"](x.permute(1, 2, 0).contiguous().numpy())) for x in images]
     assert rates["PNG"] == pytest.approx(8 * np.mean(lengths) / (3 * 32 * 32))
-    assert list(sizes([images])) == list(RIVALS) and set(QUICK) <= set(RIVALS)
+    assert list(sizes([images])) == list(rivals())
+    assert quick() == [name for name in rivals() if name != "JPEG XL 9"]
+
+
+def test_nothing_is_tried_before_it_is_asked_for():
+    words = "import sys; from utils.show.rivals import rivals; assert 'imagecodecs' not in sys.modules; "
+    words += "assert 'pillow_jxl' not in sys.modules; assert rivals() is rivals()"
+    subprocess.run([sys.executable, "-c", words], check=True, cwd=PHOTOS.parents[1])
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +84,10 @@ def run(capsys, *argv):
 def test_table_of_pictures(folder, pictures, capsys):
     status, rows, _ = run(capsys, "-folder", folder, "-img", pictures / "grey.png", pictures, "-count", 3)
     assert status == 0 and [row.split()[0] for row in rows] == ["grey.png", "0.png", "1.png", "mean"]
-    *cells, mean = [np.array(row[benchmark_rates.WIDTH :].split()[: 1 + len(RIVALS)], float) for row in rows]
+    columns = 1 + len(rivals())
+    *cells, mean = [np.array(row[benchmark_rates.WIDTH :].split()[:columns], float) for row in rows]
     assert np.allclose(np.mean(cells, axis=0), mean, atol=1e-4)
-    png = 8 * len(RIVALS["PNG"](PHOTO[:40, :33].copy())) / (3 * 40 * 33)
+    png = 8 * len(rivals()["PNG"](PHOTO[:40, :33].copy())) / (3 * 40 * 33)
     assert cells[1][1] == pytest.approx(png, abs=1e-4)
 
 
@@ -107,7 +117,7 @@ def test_what_came_back_changed_ends_with_status_1(folder, pictures, capsys, mon
         (("-img", "a.png", "-target", "CIFAR"), "-target"),
         (("-img", "a.png"), "a.png"),
         (("-img", "."), "no image files"),
-        (("-count", "-1"), "count"),
+        (("-count", "0"), "count"),
     ],
 )
 def test_one_line_for_what_users_get_wrong(folder, argv, word, capsys, tmp_path, monkeypatch):

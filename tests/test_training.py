@@ -22,12 +22,14 @@ from test_datasets import dump, pixels, write_cifar
 
 import easymain
 from flow import training
+from flow.batches import add_noise, epoch_batches, mirror, mirrored
 from flow.codec.evaluate import TEST_SET, open_test_set
 from flow.folder import PAPER, open_model, read_options, target_name
-from flow.training import Trainer, Workers, epoch_batches, grainy, learning_rate, mirror, mirrored
+from flow.training import Trainer, learning_rate
 from utils.arithmetic.integers import bits_per_dimension
 from utils.data.datasets import PHOTOS, load
 from utils.files import load_tensors
+from utils.workers import Workers
 
 ROOT = Path(__file__).parents[1]
 
@@ -205,18 +207,18 @@ def test_mirror():
     assert all(torch.equal(y[1, :, :, i], x[1, :, :, 4 - i]) for i in range(5))
 
 
-def test_a_third_of_the_images_become_grainy():
+def test_a_third_of_the_images_get_noise():
     x = torch.full((3000, 3, 8, 8), 100, dtype=torch.uint8)
-    y = grainy(x, 6.0, torch.Generator().manual_seed(3))
+    y = add_noise(x, 6.0, torch.Generator().manual_seed(3))
     assert y.dtype == torch.uint8 and y.shape == x.shape
-    assert torch.equal(y, grainy(x, 6.0, torch.Generator().manual_seed(3)))
-    assert not torch.equal(y, grainy(x, 6.0, torch.Generator().manual_seed(4)))
+    assert torch.equal(y, add_noise(x, 6.0, torch.Generator().manual_seed(3)))
+    assert not torch.equal(y, add_noise(x, 6.0, torch.Generator().manual_seed(4)))
     spread = y.float().std((1, 2, 3))
     assert 850 < (spread > 0).sum() < 1150 and spread.max() < 7
     assert spread[spread > 0].mean().item() == pytest.approx(3, abs=0.3)
     assert abs(y.float().mean().item() - 100) < 0.05
     ends = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2).expand(300, 3, 8, 2)
-    edges = grainy(ends, 20.0, torch.Generator().manual_seed(3))
+    edges = add_noise(ends, 20.0, torch.Generator().manual_seed(3))
     assert edges[..., 0].max() < 100 and edges[..., 1].min() > 155
 
 
@@ -577,10 +579,12 @@ def test_killed_before_any_of_its_writes(command, tmp_path, monkeypatch):
         patch.setattr(Path, "replace", replace)
         easymain.main([*argv, str(tmp_path / "model")])
     assert len(left) >= 2 + 2 * (2 + 2 + 3) + 1  # at the start, two epochs of two steps, the curve
+    assert all(any(folder.rglob(".*")) for folder in left)
     for folder in left:
         load = ["-load"] if (folder / "parameter.json").exists() else []
         easymain.main([*argv, str(folder), *load])
         assert_same_training(folder, tmp_path / "whole")
+        assert not list(folder.rglob(".*"))
 
 
 # -- several processes ---------------------------------------------------------------------------------------
@@ -609,7 +613,7 @@ def test_only_the_first_process_writes(images, tmp_path):
     workers = Workers()
     workers.rank = 1
     trainer = Trainer(easymain.build({}), *data, options, tmp_path / "model", torch.device("cpu"), workers)
-    assert trainer.run() and trainer.progress.history[0]["train_bpd"] > 0
+    assert trainer.run() and trainer.state.progress.history[0]["train_bpd"] > 0
     assert not (tmp_path / "model").exists()
 
 
@@ -638,10 +642,10 @@ def test_only_the_first_process_writes(images, tmp_path):
         ("-lr nan", "-lr nan: need"),
         ("-decay -1", "-decay -1.0: need"),
         ("-ema 1", "-ema 1.0: need"),
-        ("-noise -1", "-noise -1.0: need at least 0"),
+        ("-noise -1", "-noise -1.0: need 0 .. 255"),
         ("-clipNorm -1", "-clipNorm -1.0: need at least 0"),
-        ("-clipNorm nan", "-clipNorm nan: need at least 0"),
-        ("-clipNorm inf", "-clipNorm inf: need at least 0"),
+        ("-clipNorm nan", "-clipNorm nan: need a finite number, at least 0"),
+        ("-clipNorm inf", "-clipNorm inf: need a finite number, at least 0"),
         ("-optimizer sgd", "-optimizer: invalid choice: 'sgd'"),
         ("-prior bands -simplePrior", "-simplePrior and -prior bands: need one"),
         ("-prior pixels", "-prior: invalid choice: 'pixels'"),
@@ -649,7 +653,7 @@ def test_only_the_first_process_writes(images, tmp_path):
         ("-seed -1", "-seed -1: need"),
         ("-seed 99999999999999999999999", "-seed 9999"),
         ("-hchnl 0", "-hchnl 0: need"),
-        ("-hchnl 1000000000000", "memory does not hold"),
+        ("-hchnl 1000000000000", "-hchnl 1000000000000: need 1 .. 2048"),
         ("-repeat -1", "-repeat -1: need"),
         ("-diffDetail", "-simplePrior"),
         ("-lifting db4", "-lifting: invalid choice: 'db4'"),
@@ -663,6 +667,11 @@ def test_bad_options_end_in_one_line(command, tmp_path, capsys, argv, text):
     folder = tmp_path / "model"
     assert text in refused(capsys, *command, *argv.split(), "-folder", folder)
     assert not folder.exists()
+
+
+def test_memory_that_does_not_hold_a_model(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(easymain, "build", lambda options: torch.empty(10**15))
+    assert "memory does not hold" in refused(capsys, *command, "-folder", tmp_path / "model")
 
 
 def test_missing_and_corrupt_shards(tmp_path, capsys):
@@ -708,6 +717,9 @@ def test_load_with_what_may_not_change(trained, capsys, argv):
         {"hchnl": "4"},
         {"hchnl": 5},
         {"hchnl": -1},
+        {"width": 10**30},
+        {"repeat": 100_000},
+        {"clamp": math.nan},
         {"heavy": 1},
         {"lifting": "db4"},
         {"size": "8"},
@@ -720,6 +732,9 @@ def test_load_with_what_may_not_change(trained, capsys, argv):
         {"epoch": None},
         {"batch": 0},
         {"lr": "much"},
+        {"lr": 10**400},
+        {"ema": 1},
+        {"data": 5},
         {"lrSchedule": "often"},
         {"target": 5},
         {"seed": 0.5},
@@ -755,7 +770,8 @@ def test_damaged_savings(trained, capsys):
             open_model(trained, "latest")
     for path in latest.parent.iterdir():
         path.unlink()
-    assert str(latest) in refused(capsys, "-folder", trained, "-load")
+    line = refused(capsys, "-folder", trained, "-load")
+    assert f"{latest.parent}: none of latest.safetensors, best_test.safetensors" in line
     with pytest.raises(ValueError, match=r"none of latest\.safetensors is there"):
         open_model(trained, "latest")
 

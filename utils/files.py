@@ -11,31 +11,41 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+UNFINISHED = ".unfinished"
+
 
 @contextmanager
-def whole(path):
-    """A temporary path: flushed to disk and renamed to `path` if the block ends well, else removed."""
+def replacing(path):
+    """A temporary path beside `path`: replaces it if the block ends well, else is removed.
+
+    Raises OSError that names `path` where the temporary file cannot be written.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    # cut, as a name that is just short enough leaves no room for more; what writes it may go by the suffix
+    temporary = path.with_name(f".{path.stem[:32]}.{os.getpid()}{UNFINISHED}{path.suffix[:16]}")
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, temporary, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def remove_unfinished(folder):
     """Remove the temporary files that killed processes left in a folder."""
-    for path in Path(folder).glob(".*.*.*"):
+    for path in Path(folder).glob(f".*{UNFINISHED}*"):
         path.unlink(missing_ok=True)
 
 
 def write_text(path, text):
     """Write a text file as a whole."""
-    with whole(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(text)
 
 
@@ -51,7 +61,7 @@ def write_table(path, columns, rows):
 def save_tensors(path, tensors, state):
     """Write a dict of tensors and a JSON-able state into one .safetensors file, as a whole."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    with whole(path) as temporary:
+    with replacing(path) as temporary:
         # not by safetensors itself, whose files nobody but their owner can read
         temporary.write_bytes(save(tensors, metadata={"state": json.dumps(state)}))
 

@@ -11,15 +11,59 @@ import torch
 
 
 class Option(NamedTuple):
-    """An option of a script: its default (whose type it takes), meaning, and choices if it has any.
+    """An option of a script: its default, its meaning, and which values it takes.
 
-    many: it takes one or more names, and gives their list.
+    choices: these only. many: one or more names, as a list. kind: their type; by default that of the default,
+    or str. least, most: bounds of a number; above, below: the same, themselves excluded. absent: what may be
+    typed for the default, None.
     """
 
     default: Any
     help: str
     choices: tuple | None = None
     many: bool = False
+    kind: Any = None
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    absent: float | None = None
+
+    @property
+    def type(self):
+        """The type of its values."""
+        return list if self.many else self.kind or (str if self.default is None else type(self.default))
+
+    @property
+    def bounds(self):
+        """The numbers that it takes, in words; "" where any will do."""
+        if self.least is not None and self.most is not None:
+            return f"{_shown(self.least)} .. {_shown(self.most)}"
+        words = "at least", "more than", "at most", "less than"
+        numbers = self.least, self.above, self.most, self.below
+        return " and ".join(f"{word} {_shown(n)}" for word, n in zip(words, numbers) if n is not None)
+
+    def need(self, value):
+        """What this option needs in place of a value, in words; None if it takes the value."""
+        if value is None and self.default is None:
+            return None
+        if type(value) is not self.type and not (self.type is float and type(value) is int):
+            return self.type.__name__
+        if self.choices and value not in self.choices:
+            return f"one of {', '.join(self.choices)}"
+        if self.type is float and not abs(value) <= sys.float_info.max:
+            return ", ".join(filter(None, ("a finite number", self.bounds)))
+        within = (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+        return None if within else self.bounds
+
+
+def _shown(number):
+    return f"{number:g}" if isinstance(number, float) else str(number)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -30,15 +74,24 @@ class _Parser(argparse.ArgumentParser):
 
 
 FOLDER = {"folder": Option(None, "model folder (default: one in etc, or opt/demo that `make demo` trains)")}
+SEED = Option(0, "seed of everything that is drawn at random", least=0, most=2**32 - 1)
 FIGURE = {
     "out": Option(
         None, "folder for the pictures (default: pic/ in the model folder, output/ for those in etc)"
     ),
     "show": Option(False, "open the pictures in a window too"),
-    "seed": Option(0, "seed of everything that is drawn at random"),
+    "seed": SEED,
 }
 PICTURE = {"img": Option(None, "picture (default: the middle 512x512 of etc/photos/roman-colosseum.png)")}
-CUDA = {"cuda": Option(-1, "GPU to compute on; -1: the CPU")}
+CUDA = {"cuda": Option(-1, "GPU to compute on; -1: the CPU", least=-1)}
+DATA_FOLDER = {"data": Option("data", "folder of the data sets; CIFAR is downloaded to it if absent")}
+SIDE = Option(None, "side of the patches of photos or folders", kind=int, least=1, most=8192)
+SCALES = Option(
+    1, "scales at which images of folders are cut: full size, half, a quarter, ...", least=1, most=16
+)
+BASE_SCALE = Option(
+    0.0, "added to the logscales of the details: the logarithm of a temperature", least=-20, most=20
+)
 
 
 def make_parser(doc, options):
@@ -53,33 +106,45 @@ def make_parser(doc, options):
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    for name, (default, text, choices, many) in options.items():
-        if default is False:
-            parser.add_argument(f"-{name}", action="store_true", help=text)
-        elif many:
-            parser.add_argument(f"-{name}", nargs="+", help=text, metavar="NAME")
+    for name, option in options.items():
+        if option.default is False:
+            parser.add_argument(f"-{name}", action="store_true", help=option.help)
+        elif option.many:
+            parser.add_argument(f"-{name}", nargs="+", help=option.help, metavar="NAME")
         else:
-            shown = "" if default is None else f" (default: {default})"
-            kind = str if default is None else type(default)
-            names = {"choices": choices} if choices else {"metavar": kind.__name__.upper()}
-            parser.add_argument(f"-{name}", type=kind, help=text + shown, **names)
+            default = "" if option.default is None else f"default: {option.default}"
+            notes = "; ".join(filter(None, (default, option.bounds)))
+            text = f"{option.help} ({notes})" if notes else option.help
+            kind = option.type
+            names = {"choices": option.choices} if option.choices else {"metavar": kind.__name__.upper()}
+            parser.add_argument(f"-{name}", type=kind, help=text, **names)
     return parser
 
 
 def parse(doc, options, argv):
-    """Parse argv. Returns the dict of all options, and the dict of those that were typed."""
+    """Parse argv. Returns the dict of all options, and the dict of those that were typed.
+
+    Raises ValueError for a value that its option does not take.
+    """
     typed = vars(make_parser(doc, options).parse_args(argv))
+    for name, value in typed.items():
+        if value == options[name].absent:
+            typed[name] = None
+    check_values(typed, {name: options[name] for name in typed})
     return {name: option.default for name, option in options.items()} | typed, typed
 
 
-def check_types(values, options, where):
-    """Raise ValueError, naming `where`, for a value that could not have been typed as an option."""
-    for name, (default, _, choices, _) in options.items():
-        value, kind = values.get(name, default), type(default)
-        if not (type(value) is kind or (kind is float and type(value) is int)):
-            raise ValueError(f"{where}: {name} is {value!r}, need {kind.__name__}")
-        if choices and value not in choices:
-            raise ValueError(f"{where}: {name} is {value!r}, need one of {', '.join(choices)}")
+def check_values(values, options, place=None):
+    """Raise ValueError for a value that its option does not take.
+
+    values: name -> value; what is absent has the default. place: the file that holds them, if one does.
+    """
+    for name, option in options.items():
+        value = values.get(name, option.default)
+        need = option.need(value)
+        if need:
+            found = f"-{name} {value}" if place is None else f"{place}: {name} {value!r}"
+            raise ValueError(f"{found}: need {need}")
 
 
 def script(main):
@@ -117,13 +182,6 @@ def memory_message(error):
     return None
 
 
-def check_least(options, least, *names):
-    """Raise ValueError unless each of the named options is None or at least so much."""
-    for name in names:
-        if options[name] is not None and options[name] < least:
-            raise ValueError(f"-{name} {options[name]}: need at least {least}")
-
-
 def pick_device(cuda):
     """The torch.device of -cuda N. Raises ValueError if there is no such GPU."""
     if cuda < 0:
@@ -132,10 +190,3 @@ def pick_device(cuda):
     if cuda >= count:
         raise ValueError(f"-cuda {cuda}: this machine has {count} GPUs; -cuda -1 computes on the CPU")
     return torch.device("cuda", cuda)
-
-
-def seeded(seed, device="cpu"):
-    """A random generator of -seed on a device. Raises ValueError for what is no seed."""
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"-seed {seed}: need at least 0 and less than 2^32")
-    return torch.Generator(device).manual_seed(seed)

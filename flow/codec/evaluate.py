@@ -8,26 +8,41 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from flow.codec.stream import DEFAULT
 from flow.folder import find_folder, open_frozen
-from source.rans import Decoder
+from source.rans import MAX_PRECISION, MIN_PRECISION, Decoder
 from utils.data.datasets import choose_sides, load
-from utils.options import CUDA, FOLDER, Option, check_least, pick_device
+from utils.options import CUDA, DATA_FOLDER, FOLDER, SCALES, SIDE, Option, pick_device
 
 TEST_SET = (
     FOLDER
+    | DATA_FOLDER
     | {
         "target": Option(None, "data set as in easymain.py (default: that of the training)"),
-        "data": Option("data", "folder of the data sets; CIFAR is downloaded to it if absent"),
-        "size": Option(-1, "side of the patches of photos or folders; -1: the training's, or else as there"),
-        "scales": Option(-1, "scales at which images of folders are cut; -1: the training's, or else 1"),
-        "batch": Option(10, "images coded together"),
-        "earlyStop": Option(-1, "stop after so many batches; -1: code the whole test set"),
-        "precision": Option(24, "probabilities are integers out of 2^precision"),
+        "size": SIDE._replace(help=f"{SIDE.help} (default: the training's, or else as there)"),
+        "scales": SCALES._replace(
+            default=None, help=f"{SCALES.help} (default: the training's, or else 1)", kind=int
+        ),
+        "batch": Option(10, "images coded together", least=1, most=10**6),
+        "earlyStop": Option(
+            None, "stop after so many batches (default: -1, the whole test set)", kind=int, least=1, absent=-1
+        ),
+        "precision": Option(
+            DEFAULT.precision,
+            "probabilities are integers out of 2^precision",
+            least=MIN_PRECISION,
+            most=MAX_PRECISION,
+        ),
         "best": Option(False, "the weights with the lowest training loss"),
         "valbest": Option(False, "the weights with the lowest test loss: the default, where there are any"),
     }
     | CUDA
 )
+CODER = {
+    "nbins": Option(
+        DEFAULT.nbins, "integers around the mean that need no escape", least=2, most=1 << MAX_PRECISION - 1
+    )
+}
 
 
 class Figures(NamedTuple):
@@ -52,22 +67,16 @@ def open_test_set(options, count=None):
 
     count: take only the first so many images of each size.
     """
-    check_least(options, 1, "batch")
-    if options["earlyStop"] < 1 and options["earlyStop"] != -1:
-        raise ValueError(f"-earlyStop {options['earlyStop']}: need at least 1, or -1 for the whole test set")
     folder, device = find_folder(options["folder"]), pick_device(options["cuda"])
     model, trained, _ = open_frozen(folder, weights_of(options), device)
     target = options["target"] or trained.get("target")
-    if not isinstance(target, str):
+    if target is None:
         raise ValueError("the model folder does not tell a data set: give -target")
-    side = options["size"]
-    if side == -1:
-        side = trained["patch"] if target == trained.get("target") else choose_sides(target)[0]
-    stop = None if options["earlyStop"] < 0 else options["earlyStop"]
-    scales = options["scales"]
-    if scales == -1:
-        scales = trained.get("scales", 1) if target == trained.get("target") else 1
+    same = target == trained.get("target")
+    side = options["size"] or (trained["patch"] if same else choose_sides(target)[0])
+    scales = options["scales"] or (trained["scales"] if same else 1)
     sets = load(target, "test", options["data"], side, scales=scales)
+    stop = options["earlyStop"]
     return model, [batch for images in sets for batch in images[:count].split(options["batch"])[:stop]]
 
 

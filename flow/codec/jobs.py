@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from utils.files import whole
+from utils.files import replacing
 from utils.options import memory_message
 
 
@@ -51,7 +51,7 @@ def run(pairs, work, force=False):
         try:
             if target.exists() and not force:
                 raise ValueError(f"{target} exists: -force overwrites it")
-            with whole(target) as temporary:
+            with replacing(target) as temporary:
                 row = work(source, temporary)
             rows.append((str(target), *row, perf_counter() - start))
         except (ValueError, OSError, MemoryError, RuntimeError) as error:

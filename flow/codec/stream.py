@@ -15,6 +15,7 @@ from source.distribution import drawing
 from source.prior import given_parts
 from source.rans import Encoder, Truncated
 from source.tables import Mixture
+from utils.arithmetic.crew import crew
 from utils.arithmetic.polyphase import channels_last, depth, extend, level_sizes
 from utils.data.images import halve
 
@@ -41,6 +42,7 @@ def _tables(distribution, settings):
 
 
 @torch.no_grad()
+@crew()
 def encode(model, images, settings=DEFAULT, watch=None):
     """Images (B, 3, H, W) of one size -> a list of B Encoders, still open; `finish` makes their bytes.
 
@@ -101,9 +103,10 @@ def decode_levels(model, decoders, size, settings=DEFAULT, skip=0, partial=False
         complete = complete and there
         return channels_last(values.to(device=model.device, dtype=model.dtype))
 
-    top = pop(model.top(len(decoders), sizes[-1]))
-    for level, x in model.synthesise(top, sizes, pop, skip):
-        yield level, x, complete
+    with crew():
+        top = pop(model.top(len(decoders), sizes[-1]))
+        for level, x in model.synthesise(top, sizes, pop, skip):
+            yield level, x, complete
 
 
 def decode(model, decoders, size, settings=DEFAULT, partial=False):

@@ -5,14 +5,14 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from utils.files import whole, write_table
+from utils.files import replacing, write_table
 
 
 def save_figure(figure, folder, name, show=False):
     """Write figure as NAME.png and NAME.pdf into a folder, say so, and show it if asked to."""
     for kind in ("png", "pdf"):
         path = Path(folder) / f"{name}.{kind}"
-        with whole(path) as temporary:
+        with replacing(path) as temporary:
             figure.savefig(temporary, dpi=200, format=kind)
         print(path)
     if show:
@@ -30,7 +30,7 @@ def show_image(axes, image):
 def save_arrays(folder, name, **arrays):
     """Write the numbers of a figure as NAME.npz into a folder, and say so."""
     path = Path(folder) / f"{name}.npz"
-    with whole(path) as temporary:
+    with replacing(path) as temporary:
         np.savez_compressed(temporary, **arrays)
     print(path)
 

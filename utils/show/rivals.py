@@ -1,5 +1,6 @@
 """What other lossless codecs make of the same images."""
 
+from functools import cache
 from io import BytesIO
 
 import numpy as np
@@ -56,21 +57,27 @@ def _works(encode):
         return False
 
 
-# name -> the file, in bytes, that it makes of (H, W, 3) uint8; the number of JPEG XL is its effort. JPEG-LS
-# has no transform of colours.
-RIVALS = {
-    "PNG": _pillow("PNG", optimize=True),
-    "WebP": _pillow("WEBP", lossless=True, quality=100, method=6),
-}
-RIVALS |= _pillow_jxl() | _imagecodecs()
-QUICK = tuple(name for name in RIVALS if name not in SLOW)
+@cache
+def rivals():
+    """The codecs installed: name -> the file, in bytes, that it makes of (H, W, 3) uint8.
+
+    The number of JPEG XL is its effort. JPEG-LS has no transform of colours.
+    """
+    png = _pillow("PNG", optimize=True)
+    webp = _pillow("WEBP", lossless=True, quality=100, method=6)
+    return {"PNG": png, "WebP": webp} | _pillow_jxl() | _imagecodecs()
 
 
-def sizes(batches, names=tuple(RIVALS)):
-    """Bits per dimension by those of RIVALS with these names: means over images (B, 3, H, W), uint8."""
+def quick():
+    """The names of those that take no minutes."""
+    return [name for name in rivals() if name not in SLOW]
+
+
+def sizes(batches, names=None):
+    """Bits per dimension by the rivals of these names, or by all: means over images (B, 3, H, W), uint8."""
     images = [pixels for batch in batches for pixels in batch.permute(0, 2, 3, 1).contiguous().numpy()]
     return {
-        name: sum(8 * len(RIVALS[name](x)) / x.size for x in tqdm(images, name, delay=1, leave=False))
+        name: sum(8 * len(rivals()[name](x)) / x.size for x in tqdm(images, name, delay=1, leave=False))
         / len(images)
-        for name in names
+        for name in names or rivals()
     }

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from utils.files import whole
+from utils.files import replacing
 
 WHITE = 255
 # In inches where matplotlib draws, in pixels where Pillow does.
@@ -52,7 +52,7 @@ def magnified(image, width=1024):
 
 def save_image(image, path):
     """Write an image as a PNG, pixel by pixel."""
-    with whole(path) as temporary:
+    with replacing(path) as temporary:
         to_pillow(image).save(temporary, format="PNG")
 
 
@@ -96,5 +96,5 @@ def save_gif(frames, path, seconds=0.9):
     """Write Images of Pillow's as an animation that rests on the last of them and begins again."""
     first, *rest = (frame.quantize(256, Image.Quantize.MEDIANCUT) for frame in frames)
     times = [int(1000 * seconds)] * len(rest) + [int(3000 * seconds)]
-    with whole(path) as temporary:
+    with replacing(path) as temporary:
         first.save(temporary, format="GIF", save_all=True, append_images=rest, duration=times, loop=0)

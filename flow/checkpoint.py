@@ -1,0 +1,100 @@
+"""The state of a training and its saving, from which it goes on exactly where it was."""
+
+import math
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+from utils.files import load_tensors, save_tensors
+
+# Class, settings, and what it keeps of each weight's gradients, under torch's names. Source: method 5.
+OPTIMIZERS = {
+    "adamax": (torch.optim.Adamax, {"eps": 1e-7}, ("exp_avg", "exp_inf")),
+    "adam": (torch.optim.Adam, {"betas": (0.9, 0.99)}, ("exp_avg", "exp_avg_sq")),
+}
+
+
+@dataclass
+class Progress:
+    """Where a training stands: next epoch, its next step, all steps, its sums, bests, past epochs."""
+
+    epoch: int = 0
+    step: int = 0
+    steps: int = 0
+    nats: float = 0.0
+    dimensions: int = 0
+    seconds: float = 0.0
+    best_train: float = math.inf
+    best_test: float = math.inf
+    history: list = field(default_factory=list)
+
+
+class TrainingState:
+    """A model, the moving average of its weights, their optimiser, and the progress.
+
+    model: the module, on its device; options: those of TRAINING.
+    """
+
+    def __init__(self, model, options):
+        self.model, self.progress = model, Progress()
+        kind, settings, self.moments = OPTIMIZERS[options["optimizer"]]
+        self.optimizer = kind(model.parameters(), lr=options["lr"], **settings)
+        self.decay, self.average = options["ema"], None
+        if self.decay:
+            self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def weights(self):
+        """The weights to test and to keep: the moving average if there is one."""
+        return self.average or dict(self.model.named_parameters())
+
+    def is_finite(self):
+        """Whether all weights are numbers."""
+        return all(p.isfinite().all() for p in self.model.parameters())
+
+    def set_rate(self, rate):
+        """Choose the learning rate of the steps to come."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def update(self):
+        """One step of the optimiser along the gradients, and of the average after it."""
+        self.optimizer.step()
+        if self.average:
+            parameters = [p.detach() for p in self.model.parameters()]
+            # young averages forget faster, or the first weights would weigh on them for long
+            decay = min(self.decay, (1 + self.progress.steps) / (10 + self.progress.steps))
+            torch._foreach_lerp_(list(self.average.values()), parameters, 1 - decay)
+
+    def save(self, path):
+        """Write everything. Inverse: load."""
+        tensors = {f"model.{n}": p for n, p in self.model.named_parameters()}
+        if self.average:
+            tensors |= {f"average.{n}": p for n, p in self.average.items()}
+        for n, p in self.model.named_parameters():
+            tensors |= {f"optimizer.{key}.{n}": value for key, value in self.optimizer.state[p].items()}
+        save_tensors(path, tensors, asdict(self.progress))
+
+    def load(self, path):
+        """Undo save; of a file that holds weights alone, all else begins afresh.
+
+        Raises ValueError if the saving is of another model.
+        """
+        tensors, progress = load_tensors(path)
+        try:
+            if sum(n.startswith("model.") for n in tensors) != len(list(self.model.parameters())):
+                raise KeyError("another number of weights")
+            self.progress = Progress(**progress)
+            for n, p in self.model.named_parameters():
+                p.data.copy_(tensors[f"model.{n}"])
+                if self.average:
+                    self.average[n].copy_(tensors.get(f"average.{n}", p))
+                saved = {key: f"optimizer.{key}.{n}" for key in ("step", *self.moments)}
+                if saved["step"] in tensors:
+                    state = {key: tensors[name].to(p.device) for key, name in saved.items()}
+                    self.optimizer.state[p] = state | {"step": state["step"].cpu()}
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{path}: a saving of another model or training ({error})") from None
+
+    def save_weights(self, path):
+        """Write the weights alone, and the progress."""
+        save_tensors(path, {f"model.{n}": p for n, p in self.weights().items()}, asdict(self.progress))

@@ -1,0 +1,63 @@
+"""Files are complete or absent, whatever their names, and errors name them."""
+
+import errno
+import os
+
+import pytest
+
+from utils.files import remove_unfinished, replacing, write_text
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a", "a.txt", "a" * 250 + ".txt", "a" * 255, "." + "b" * 250, "a." + "b" * 253, "\u20ac" * 83 + ".png"],
+    ids=len,
+)
+def test_names_of_any_length(name, tmp_path):
+    path = tmp_path / name
+    for text in ("one", "two"):
+        write_text(path, text)
+        assert path.read_text() == text and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_block_that_fails_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "one")
+    with pytest.raises(KeyError), replacing(path) as temporary:
+        temporary.write_text("two")
+        raise KeyError
+    assert path.read_text() == "one" and list(tmp_path.iterdir()) == [path]
+
+
+def test_errors_of_writing_name_the_file(tmp_path):
+    with pytest.raises(OSError) as long:
+        write_text(tmp_path / ("a" * 256), "text")
+    assert (long.value.errno, long.value.filename) == (errno.ENAMETOOLONG, str(tmp_path / ("a" * 256)))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError) as taken:
+        write_text(tmp_path / "folder", "text")
+    assert taken.value.filename == str(tmp_path / "folder") and taken.value.filename2 is None
+    with pytest.raises(OSError) as full, replacing(tmp_path / "a") as temporary:
+        temporary.write_text("text")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert (full.value.errno, full.value.filename) == (errno.ENOSPC, str(tmp_path / "a"))
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_errors_of_other_files_keep_their_names(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, replacing(tmp_path / "a"):
+        (tmp_path / "missing").read_bytes()
+    assert str(caught.value.filename) == str(tmp_path / "missing")
+    with pytest.raises(OSError, match="^no picture$"), replacing(tmp_path / "a"):
+        raise OSError("no picture")
+
+
+def test_unfinished_files_alone_are_removed(tmp_path):
+    for name in ("a.txt", ".hidden.1.txt", "b.unfinished.txt"):
+        (tmp_path / name).touch()
+    with replacing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("half")
+        left = temporary.read_bytes(), temporary.name
+    (tmp_path / left[1]).write_bytes(left[0])
+    remove_unfinished(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", ".hidden.1.txt", "b.unfinished.txt"}

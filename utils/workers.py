@@ -1,0 +1,74 @@
+"""The processes of a run and what stops them."""
+
+import os
+import signal
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+class Workers:
+    """The processes of a run: one, or those that torchrun started. Rank 0 writes and shows."""
+
+    def __init__(self):
+        self.distributed = dist.is_available() and dist.is_torchelastic_launched()
+        self.local_rank = int(os.environ["LOCAL_RANK"]) if self.distributed else 0
+        self.rank, self.count = 0, 1
+
+    @contextmanager
+    def joined(self, device):
+        """Within: the process group exists. Several GPUs: each process takes the one of its local rank."""
+        if not self.distributed:
+            yield
+            return
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        self.rank, self.count = dist.get_rank(), dist.get_world_size()
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+    @contextmanager
+    def leader_first(self):
+        """Within: rank 0 comes first, so that it alone downloads."""
+        if self.rank:
+            dist.barrier()
+        yield
+        if self.distributed and not self.rank:
+            dist.barrier()
+
+    def sum(self, *values, device="cpu"):
+        """The sums of numbers or scalar tensors over all processes, as a float64 tensor."""
+        total = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in values])
+        if self.distributed:
+            dist.all_reduce(total)
+        return total
+
+
+@dataclass
+class Stop:
+    """Whether a stop was requested."""
+
+    requested: bool = False
+
+
+@contextmanager
+def stop_signal():
+    """Within: Ctrl-C or SIGTERM requests a stop, of the Stop that it yields; a second one interrupts."""
+    stop = Stop()
+
+    def request(number, frame):
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
