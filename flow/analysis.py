@@ -129,7 +129,7 @@ def radial(values, fy, fx):
 
 
 def common_limit(bands, fraction=0.99):
-    """The absolute value within which the given fraction of all values lies, at least 1: one range of grey."""
+    """The absolute value within which this fraction of all values lies, at least 1: one range of grey."""
     values = torch.cat([band.abs().flatten() for band in bands])
     return max(values.kthvalue(max(int(fraction * len(values)), 1)).values.item(), 1.0)
 
