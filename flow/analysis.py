@@ -128,10 +128,10 @@ def radial(values, fy, fx):
     return (torch.arange(rings) + 0.5) / (2 * rings), total / count
 
 
-def common_limit(bands, share=0.99):
-    """The absolute value within which the given share of all values lies, at least 1: one range of grey."""
+def common_limit(bands, fraction=0.99):
+    """The absolute value within which this fraction of all values lies, at least 1: one range of grey."""
     values = torch.cat([band.abs().flatten() for band in bands])
-    return max(values.kthvalue(max(int(share * len(values)), 1)).values.item(), 1.0)
+    return max(values.kthvalue(max(int(fraction * len(values)), 1)).values.item(), 1.0)
 
 
 def in_grey(tones, limit):

@@ -49,7 +49,7 @@ class Encoder:
         self.insert(len(self._groups), distribution, symbols)
 
     def insert(self, place, distribution, symbols):
-        """Put a group before that which has `place` groups before it. What is kept: 8 bytes for a symbol."""
+        """Put a group after the first `place` groups. Of groups, intervals are kept: 8 bytes for a symbol."""
         self._groups.insert(place, (*distribution.intervals(symbols), distribution.precision))
 
     @property

@@ -78,6 +78,19 @@ def test_inverse_from_any_depth_is_exact(scheme, height, width, std, data):
     assert len(details) == levels and torch.equal(model.inverse(top, details), x)
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+@torch.no_grad()
+def test_levels_up_are_the_levels_down(scheme):
+    pyramid, x = make_model(scheme, 0.3).pyramid, noise(2, 3, 13, 18)
+    down = list(pyramid.analyse(x, 3))
+    assert [level for level, _, _ in down] == [0, 1, 2] and not list(pyramid.analyse(x, 0))
+    details, bands = [detail for _, _, detail in down], [x, *(coarse for _, coarse, _ in down)]
+    for last in range(4):
+        up = list(pyramid.synthesise(bands[3], 3, lambda coarse, level: details[level], last))
+        assert [level for level, _ in up] == list(range(3, last - 1, -1))
+        assert all(torch.equal(band, bands[level]) for level, band in up)
+
+
 @pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme != "identity"])
 @torch.no_grad()
 def test_weights_move_the_coefficients(scheme):

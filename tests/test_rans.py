@@ -131,6 +131,18 @@ def test_nothing(seal):
     )
 
 
+def test_groups_may_come_in_any_order():
+    """As with a pyramid, whose groups that are read last are known first; of each, its intervals are kept."""
+    groups = [sample((40 + n,), 1 + n % 3, seed=n) for n in range(5)]
+    encoder = Encoder()
+    for place, n in ((0, 3), (1, 4), (0, 1), (1, 2), (0, 0)):
+        encoder.insert(place, *groups[n])
+    data, bits = encode(groups, 7)
+    assert encoder.finish(7) == data and encoder.bits == bits
+    kept = [part for group in encoder._groups for part in group if isinstance(part, np.ndarray)]
+    assert sum(part.nbytes for part in kept) == 8 * sum(symbols.size for _, symbols in groups)
+
+
 def test_one_certain_symbol_costs_nothing():
     histogram = Histogram([7], [10])
     assert encode([(histogram, [7] * 1000)])[0] == encode([])[0]
