@@ -27,6 +27,10 @@ PAPER = (
     *("repeat", "hchnl", "nhidden", "nMixing", "simplePrior"),
     *("diffDetail", "HUE", "clamp", "heavy", "lifting"),
 )
+# What frozen models compute is another thing with another number: their integers are made anew.
+ENGINE = 2
+# The images on which the ranges of activations are observed: their number and side.
+SAMPLES, SAMPLE_SIDE = 16, 128
 WEIGHTS = "best_test", "best_train", "latest"
 RESUMABLE = "latest", "best_test", "best_train"
 STORED = (

@@ -25,6 +25,8 @@ EXACT, WIDE_EXACT = 2**24, 2**53
 # Shifts to the left: sums below 2^24 stay below 2^31. To the right: all bits are gone before.
 LEFT_MAX, RIGHT_MAX = 6, 30
 WIDE_RIGHT_MAX, SHIFT_MAX = 60, 15
+# Bits after the point of a bias that stands alone.
+WEIGHTLESS = 15
 # What a channel is taken to reach that no image reached, such as in levels of which the images have too few.
 UNSEEN_PEAK = 16.0
 
@@ -91,7 +93,7 @@ def _round_weights(weight, bias, largest, reach, exact):
     largest: of |W|; reach: of |q|. k is the greatest for which sum |W| reach + |b| stays below `exact`.
     """
     size = weight.flatten(1).abs().amax(1)
-    k = torch.where(size > 0, floor_log2(largest / size.clamp(min=1e-30)), 0).clamp(max=RIGHT_MAX)
+    k = torch.where(size > 0, floor_log2(largest / size.clamp(min=1e-30)), WEIGHTLESS).clamp(max=RIGHT_MAX)
     for _ in range(64):
         scale = _power(k)
         whole = torch.round(weight * scale.view(-1, *[1] * (weight.dim() - 1)))
@@ -284,7 +286,7 @@ class FixedShares(Fixed):
         by_tap = columns.permute(0, 2, 3, 1).flatten(0, 2)
         taps = weight.shape[2] * weight.shape[3]
         size = by_tap.abs().amax(1).view(-1, taps).amax(1)
-        k = torch.where(size > 0, floor_log2(WEIGHT_MAX / size.clamp(min=1e-30)), 0).clamp(max=RIGHT_MAX)
+        k = torch.where(size > 0, floor_log2(WEIGHT_MAX / size.clamp(min=1e-30)), WEIGHTLESS).clamp(max=RIGHT_MAX)
         for _ in range(64):
             whole = torch.round(columns * _power(k).view(-1, 1, 1, 1))
             shares = whole.abs().sum(1).flatten(1).amax(1) * high
