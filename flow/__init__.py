@@ -28,7 +28,6 @@ __version__ = "1.0.0"
 
 _HOMES = {
     "Codec": "flow.codec.api",
-    "NeuralWavelet": "flow.model",
     "build": "flow.model",
     "find_folder": "flow.folder",
     "open_frozen": "flow.folder",
