@@ -4,7 +4,7 @@ import ctypes
 import os
 import sys
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from threading import Thread
@@ -113,11 +113,12 @@ def _in_threads(function, items, count):
     todo = iter(list(zip(items, futures)))  # which threads can share, as its steps are atomic
 
     def serve():
-        for item, future in todo:
-            try:
-                future.set_result(function(item))
-            except Exception as error:
-                future.set_exception(error)
+        with suppress(SystemExit):
+            for item, future in todo:
+                try:
+                    future.set_result(function(item))
+                except Exception as error:
+                    future.set_exception(error)
 
     threads = [Thread(target=serve) for _ in range(min(count, len(items)))]
     try:
@@ -128,7 +129,7 @@ def _in_threads(function, items, count):
         for _ in todo:
             pass
         for thread in threads:
-            # SystemExit between two steps of its Python: a thread ends by it without a word
+            # raised between two steps of the thread's Python
             ident = ctypes.c_ulong(thread.ident or 0)
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(SystemExit))
         raise
