@@ -3,6 +3,7 @@
     python easyEncode.py -img FILE_OR_FOLDER... -out DIR        writes DIR/NAME.nwf
     python easyEncode.py -decode FILE_OR_FOLDER... -out DIR     writes DIR/NAME.png
     python easyEncode.py -decode FILE -out DIR -levels 2        a quarter as wide, from the file's first part
+    torchrun --nproc-per-node 2 easyEncode.py -img FOLDER -out DIR    each process takes a share of the files
     python easyEncode.py -folder opt/NAME -batch 10 -earlyStop 5    the test set of the training
     python easyEncode.py -folder opt/NAME -target ImageNet64    migrate: another data set, the same weights
 
@@ -10,15 +11,18 @@ A data set is coded to bytes, decoded from the bytes alone and compared: exit st
 changed. A file that fails is reported, the others are done: exit status 2.
 """
 
+import os
 import sys
 
+import torch
+
 from flow.codec import stream
-from flow.codec.container import pack, unpack
+from flow.codec.api import Codec
 from flow.codec.evaluate import CODER, TEST_SET, code, open_test_set, report, streams_of, weights_of
-from flow.codec.jobs import Row, plan, run
+from flow.codec.jobs import Sizes, of_all, plan, run, share
 from flow.codec.pictures import png_size, read_picture, write_png
 from flow.codec.stream import Settings
-from flow.folder import find_folder, open_frozen, open_model
+from flow.folder import find_folder, open_model
 from utils.arithmetic.integers import bits_per_dimension
 from utils.data.images import image_files
 from utils.options import Option, parse, pick_device, script
@@ -31,38 +35,51 @@ FILES = {
     "force": Option(False, "overwrite files that are there"),
     "levels": Option(0, "with -decode: leave out so many of the finest levels", least=0),
     "partial": Option(False, "with -decode: files that were cut too, as far as they go"),
+    "jobs": Option(None, "files worked on at once (default: as many as there are cores, one on a GPU)", kind=int, least=1),
 }
 OPTIONS = FILES | TEST_SET | CODER
 
 
 def encode_files(options):
     """Pictures -> .nwf files. Returns how many failed."""
-    model, name = open_named(options)
-    settings = Settings(options["nbins"], options["precision"])
+    jobs, codec, at_once = open_jobs(options, plan(options["img"], image_files, options["out"], ".nwf"))
 
     def work(source, path):
         picture = read_picture(source)
-        data = pack(picture, model, name, settings)
+        data = codec.compress(picture)
         path.write_bytes(data)
-        return Row(len(data), count_values(picture), png_size(picture))
+        return Sizes(len(data), count_values(picture), png_size(picture))
 
-    return run(plan(options["img"], image_files, options["out"], ".nwf"), work, options["force"])
+    return of_all(run(jobs, work, options["force"], at_once))
 
 
 def decode_files(options):
     """.nwf files -> PNG files. Returns how many failed."""
-    model, name = open_named(options)
+    jobs, codec, at_once = open_jobs(options, plan(options["decode"], nwf_files, options["out"], ".png"))
 
     def work(source, path):
         data = source.read_bytes()
-        picture = unpack(data, model, name, options["levels"], options["partial"])
+        picture = codec.decompress(data, options["levels"], options["partial"])
         write_png(picture, path)
         if options["levels"]:  # the file holds a larger picture
-            return Row(len(data))
-        return Row(len(data), count_values(picture), path.stat().st_size)
+            return Sizes(len(data))
+        return Sizes(len(data), count_values(picture), path.stat().st_size)
 
-    pairs = plan(options["decode"], nwf_files, options["out"], ".png")
-    return run(pairs, work, options["force"])
+    return of_all(run(jobs, work, options["force"], at_once))
+
+
+def open_jobs(options, jobs):
+    """The share of the jobs that is this process's, the Codec for them, and how many to work on at once.
+
+    The cores are shared out among those; a GPU takes one after the other.
+    """
+    jobs, cuda = share(jobs), options["cuda"]
+    device = pick_device(cuda + int(os.environ.get("LOCAL_RANK", 0)) if cuda >= 0 else cuda)
+    cores = torch.get_num_threads()
+    at_once = options["jobs"] or (1 if device.type == "cuda" else cores)
+    settings = Settings(options["nbins"], options["precision"])
+    threads = max(cores // max(min(at_once, len(jobs)), 1), 1)
+    return jobs, Codec(options["folder"], device, threads, weights_of(options), settings), at_once
 
 
 def count_values(picture):
@@ -73,13 +90,6 @@ def count_values(picture):
 def nwf_files(folder):
     """The .nwf files under a folder, sorted."""
     return sorted(path for path in folder.rglob("*.nwf") if not path.name.startswith("."))
-
-
-def open_named(options):
-    """The frozen model and its identity."""
-    folder, device = find_folder(options["folder"]), pick_device(options["cuda"])
-    model, _, name = open_frozen(folder, weights_of(options), device)
-    return model, name
 
 
 def encode_data_set(options):

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 
 from flow.model import ARCHITECTURE, build
+from utils.box import BOX, ROOT
 from utils.data.datasets import load, split_target
 from utils.files import load_tensors, remove_unfinished, save_tensors, write_text
 from utils.options import DATA_FOLDER, SCALES, SIDE, Option, check_values
 
-ROOT = Path(__file__).resolve().parent.parent
 # The architecture options that names and identities always hold, in this order; those that came later count
 # only where they are not at their defaults, so that older models keep their identities.
 PAPER = (
@@ -116,7 +116,7 @@ def find_folder(folder=None, box="model"):
     """The model folder to use: the one given, or that in the box, etc/BOX, or what `make demo` trained."""
     if folder is not None:
         return Path(folder)
-    for path in (ROOT / "etc" / box, ROOT / "opt" / "demo"):
+    for path in (BOX / box, ROOT / "opt" / "demo"):
         if options_file(path).exists():
             return path
     raise ValueError("no model yet: give -folder, or train one with `make demo`")
@@ -127,7 +127,7 @@ def picture_folder(out, folder):
     if out is not None:
         return Path(out)
     folder = Path(folder)
-    return Path("output") / folder.name if folder.resolve().parent == ROOT / "etc" else pictures(folder)
+    return Path("output") / folder.name if folder.resolve().parent == BOX else pictures(folder)
 
 
 def write_options(folder, options):

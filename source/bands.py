@@ -36,7 +36,9 @@ from utils.arithmetic.polyphase import extend
 LEVELS = 5
 MAX_BLOCKS = 6
 # Rows of a strip: see FixedBandPrior.
-STRIP = 128
+STRIP = 64
+# Strips whose features are begun before they are needed.
+AHEAD = 1
 # No companded value is larger; with it, a level's bias stays within 16 bits, in units of 2^-6.
 COMPANDED_MAX, LEVEL_MAX = 16.0, 2**14
 # Where the samples of a band lie between those of the coarse band: their (row, column) offsets in its 3x3
@@ -238,7 +240,7 @@ class BandPrior(nn.Module):
         """See source/prior.py."""
         return [Part(band, slice(c, c + 1)) for band in self.order for c in range(self.channels)]
 
-    def forward(self, coarse, level):
+    def forward(self, coarse, level, detail=None):
         """See source/prior.py."""
         size = coarse.shape[-2:]
         planes, state = self._planes(coarse, size), None
@@ -297,9 +299,9 @@ class FixedBandPrior(nn.Module):
             Part(band, slice(c, c + 1), rows) for band in self.order for rows in strips for c in range(self.channels)
         ]
 
-    def forward(self, coarse, level):
+    def forward(self, coarse, level, detail=None):
         """See source/prior.py."""
-        return _FixedLevel(self, coarse, level)
+        return _FixedLevel(self, coarse, level, detail)
 
     def look(self, coarse, level):
         """Samples of the coarse band around 0, int16 -> the trunk as the bands read it, uint8."""
@@ -309,54 +311,56 @@ class FixedBandPrior(nn.Module):
 
 
 class _FixedLevel:
-    """What networks make of one level, part by part; the features of the next strip are begun in time."""
+    """What networks make of one level, part by part; the features of strips to come are begun in time."""
 
-    def __init__(self, prior, coarse, level):
-        self.prior = prior
-        self.parts = prior.parts(coarse.shape[-2])
+    def __init__(self, prior, coarse, level, detail):
+        self.prior, self.parts = prior, prior.parts(coarse.shape[-2])
         batch, channels, *self.size = coarse.shape
         count = channels * (1 + len(prior.order))
         planes = torch.zeros((batch, *self.size, count), dtype=torch.int16, device=coarse.device)
         self.planes = channels_first(planes)
         self.planes[:, :channels] = around_zero(coarse)
-        self.coming = self.state = None
+        self.foreseen = detail is not None
+        if self.foreseen:
+            for k, band in enumerate(prior.order):
+                self._fill(k, slice(0, channels), slice(0, self.size[0]), detail[band])
         look = partial(prior.look, level=level)
-        (self.trunk,) = in_tiles(look, 1 + 2 * len(prior.trunk) // 2, self.planes[:, :channels]).result()
+        (self.trunk,) = in_tiles(look, 1 + len(prior.trunk), self.planes[:, :channels]).result()
+        self.begun, self.state = {}, None
 
     def __call__(self, known):
         """The distribution of the next part; known: the values of those before."""
         index, channels = len(known), self.prior.channels
-        if index:
-            self._fill(self.parts[index - 1], known[-1])
-        part = self.parts[index]
-        k, c = self.prior.order.index(part.band), part.channels.start
+        if index and not self.foreseen:
+            part = self.parts[index - 1]
+            self._fill(self.prior.order.index(part.band), part.channels, part.rows, known[-1])
+        band, wanted, rows = self.parts[index]
+        k = self.prior.order.index(band)
+        c = wanted.start
         if not c:
-            self.state = (self.coming or self._features(index)).result()
-            follows = index + channels
-            same = follows < len(self.parts) and self.parts[follows].band == part.band
-            self.coming = self._features(follows) if same else None
-        base, hidden = self.state
+            for later in range(index, min(index + (1 + AHEAD) * channels, len(self.parts)), channels):
+                if later not in self.begun and (self.foreseen or self.parts[later].band == band):
+                    self.begun[later] = self._features(later)
+            self.state = self.begun.pop(index).result()
         first = channels * (1 + k)
-        return self.prior.bands[k].mixture(base, hidden, self.planes[:, first : first + c, part.rows])
+        return self.prior.bands[k].mixture(*self.state, self.planes[:, first : first + c, rows])
 
     def _features(self, index):
         band, _, rows = self.parts[index]
         k = self.prior.order.index(band)
-        features = self.prior.bands[k]
-        planes = self.planes[:, : self.prior.channels * (1 + k)]
-        halo = 2 + len(features.blocks)
-        return in_tiles(features.features, halo, self.trunk, planes, rows=(rows.start, rows.stop))
+        layers, planes = self.prior.bands[k], self.planes[:, : self.prior.channels * (1 + k)]
+        halo = 2 + len(layers.blocks)
+        return in_tiles(layers.features, halo, self.trunk, planes, rows=(rows.start, rows.stop))
 
-    def _fill(self, part, values):
-        """Write values into the planes, as large as the coarse band: last row and column replicated."""
-        plane = self.prior.channels * (1 + self.prior.order.index(part.band)) + part.channels.start
-        top, (height, width) = part.rows.start, values.shape[-2:]
-        target = self.planes[:, plane]
-        target[:, top : top + height, :width] = around_zero(values)[:, 0]
+    def _fill(self, k, channels, rows, values):
+        """Write values of the k-th band into the planes, as large as the coarse band: last row and column doubled."""
+        first, top, (height, width) = self.prior.channels * (1 + k), rows.start, values.shape[-2:]
+        target = self.planes[:, first + channels.start : first + channels.stop]
+        target[..., top : top + height, :width] = around_zero(values)
         if 0 < width < self.size[1]:
-            target[:, top : top + height, width] = target[:, top : top + height, width - 1]
-        if height < part.rows.stop - top and top + height:
-            target[:, top + height] = target[:, top + height - 1]
+            target[..., top : top + height, width] = target[..., top : top + height, width - 1]
+        if height < rows.stop - top and top + height:
+            target[..., top + height, :] = target[..., top + height - 1, :]
 
 
 def around_zero(band):

@@ -1,7 +1,7 @@
 """The hierarchical prior: the top under a mixture, the details of each level given its coarse band.
 
 Every prior of details is a module with
-    given = prior(coarse, level)        level 0 is the finest
+    given = prior(coarse, level, known) level 0 is the finest; known: the details, where they are, or None
     distribution = given(known)         of each part, once and in turn; known: a list of those before
     prior.parts(height)                 what the parts are: a list of Part; height: of the coarse band
 so that a prior may let a part depend on those before it. Evaluation and encoding take the parts from
@@ -42,7 +42,7 @@ class Part(NamedTuple):
 
 def given_parts(prior, coarse, level, detail):
     """Yield (distribution, values) of each part of known details (ur, dl, dr), in the prior's order."""
-    given, known = prior(coarse, level), []
+    given, known = prior(coarse, level, detail), []
     for values in split_parts(prior, detail, coarse.shape[-2]):
         yield cropped(given(known), values.shape[-2:]), values
         known.append(values)
@@ -148,7 +148,7 @@ class FixedIndependentPrior(nn.Module):
         """See the module."""
         return BANDS_IN_TURN
 
-    def forward(self, coarse, level):
+    def forward(self, coarse, level, detail=None):
         """See the module."""
         v = (coarse - MIDDLE).to(torch.int32)
         fields = (part(v, level).chunk(len(BANDS_IN_TURN), 1) for part in (self.mean, self.scale))
@@ -215,7 +215,7 @@ class ConditionalPrior(_IndependentPrior):
         nn.init.constant_(self.mean.last.bias, start)
         nn.init.constant_(self.logscale.last.bias, LOGSCALE_START)
 
-    def forward(self, coarse, level):
+    def forward(self, coarse, level, detail=None):
         """See the module."""
         c = centre(coarse)
         return self._given(self.mean(c), self.logscale(c))
@@ -233,7 +233,7 @@ class SimplePrior(_IndependentPrior):
         self.mean = nn.Parameter(torch.full((3 * channels, 1, 1), start))
         self.logscale = nn.Parameter(torch.full((3 * channels, 1, 1), LOGSCALE_START))
 
-    def forward(self, coarse, level):
+    def forward(self, coarse, level, detail=None):
         """See the module."""
         shape = (len(coarse), -1, *coarse.shape[-2:])
         return self._given(self.mean.expand(*shape), self.logscale.expand(*shape))
@@ -251,7 +251,7 @@ class PositionPrior(_IndependentPrior):
         self.mean = nn.ParameterList(torch.full(s, start) for s in shapes)
         self.logscale = nn.ParameterList(torch.full(s, LOGSCALE_START) for s in shapes)
 
-    def forward(self, coarse, level):
+    def forward(self, coarse, level, detail=None):
         """See the module. Raises ValueError for images of another size."""
         if level >= len(self.mean) or coarse.shape[-2:] != self.mean[level].shape[-2:]:
             _refuse_size(self.mean[0].shape)

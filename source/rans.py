@@ -45,12 +45,12 @@ class Encoder:
         self._groups = []
 
     def push(self, distribution, symbols):
-        """Append a group: integers of the distribution's shape."""
-        self.insert(len(self._groups), distribution, symbols)
+        """Append a group: integers of the distribution's shape. Intervals are kept: 8 bytes for a symbol."""
+        self._groups.append((*distribution.intervals(symbols), distribution.precision))
 
-    def insert(self, place, distribution, symbols):
-        """Put a group after the first `place` groups. Of groups, intervals are kept: 8 bytes for a symbol."""
-        self._groups.insert(place, (*distribution.intervals(symbols), distribution.precision))
+    def extend(self, other):
+        """Append the groups of another Encoder."""
+        self._groups += other._groups
 
     @property
     def bits(self):

@@ -316,10 +316,10 @@ def test_levels_need_the_first_part_only(mode):
         unpack(data, MODEL, NAME, levels=-1)
 
 
-def test_marks_guard_the_first_part():
+def test_level_checksums_guard_the_first_part():
     data = pack(photo(170, 101), MODEL, NAME)
     head = read_head(data)
-    assert sorted(head.marks) == [1, 2]  # 85x51, 43x26, but not 22x13
+    assert sorted(head.level_checksums) == [1, 2]  # 85x51, 43x26, but not 22x13
     at = head.end + 40
     wrong = data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
     for levels in (1, 2):

@@ -1,6 +1,12 @@
 """easyEncode.py: pictures to files and back, data sets, and what users can get wrong."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -8,9 +14,11 @@ import torch
 from PIL import Image
 
 from easyEncode import main
+from flow.codec import jobs
 from flow.codec.evaluate import code
 from flow.folder import write_options
 from flow.model import build
+from utils.box import ROOT
 from utils.data.datasets import PHOTOS
 from utils.data.images import read_rgb
 from utils.files import save_tensors
@@ -120,6 +128,107 @@ def test_corrupt_and_cut_files(folder, pictures, tmp_path, capsys):
     assert run(capsys, *decode, "-levels", 99)[0] == 2
 
 
+@pytest.fixture
+def many(tmp_path):
+    """A folder with eleven pictures, the first ones the largest, and two files that are none."""
+    here = tmp_path / "many"
+    here.mkdir()
+    photo = Image.open(PHOTOS / "oakland-zoo-otters.png").convert("RGB")
+    for n in range(11):
+        photo.crop((300, 200, 460 - 14 * n, 320 - 10 * n)).save(here / f"{n:02}.png")
+    for n in (0, 7):
+        (here / f"{n:02}b.png").write_bytes(b"nothing")
+    return here
+
+
+def names(table):
+    return re.findall(r"(\w+)\.nwf", table)
+
+
+def test_many_at_once_are_as_one_after_the_other(folder, many, tmp_path, capsys):
+    argv = "-folder", folder, "-img", many, "-out"
+    tables = {}
+    for count in (1, 4):
+        status, tables[count], errors = run(capsys, *argv, tmp_path / str(count), "-jobs", count)
+        assert status == 2 and ["00b.png" in errors[0], "07b.png" in errors[1]] == [True, True]
+        assert len(errors) == 2
+    assert names(tables[1]) == names(tables[4]) == [f"{n:02}" for n in range(11)]
+    assert "11 files" in tables[4]
+    for path in (tmp_path / "1").iterdir():
+        assert path.read_bytes() == (tmp_path / "4" / path.name).read_bytes()
+
+
+def test_jobs_run_at_once(tmp_path):
+    meeting = threading.Barrier(3, timeout=60)  # that three of them must reach together
+
+    def work(source, path):
+        meeting.wait()
+        path.write_text("")
+        return jobs.Sizes(1)
+
+    pairs = [jobs.Job(tmp_path / str(n), tmp_path / f"{n}.nwf") for n in range(6)]
+    assert jobs.run(pairs, work, at_once=3) == 0
+
+
+def test_a_fault_of_the_program_ends_all(tmp_path):
+    began = []
+
+    def work(source, path):
+        began.append(source)
+        if len(began) == 1:
+            raise RuntimeError("a fault")
+        path.write_text("half")
+        while True:
+            time.sleep(0.01)
+
+    pairs = [jobs.Job(tmp_path / str(n), tmp_path / f"{n}.nwf") for n in range(9)]
+    with pytest.raises(RuntimeError, match="a fault"):
+        jobs.run(pairs, work, at_once=3)
+    assert len(began) <= 4 and list(tmp_path.iterdir()) == []
+    assert not [thread for thread in threading.enumerate() if "serve" in thread.name]
+
+
+def start(*argv):
+    """Start a Python of two threads in the project's root, which Ctrl-C reaches."""
+    argv, environment = [sys.executable, *map(str, argv)], os.environ | {"OMP_NUM_THREADS": "2"}
+    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen(argv, cwd=ROOT, env=environment, text=True, **pipes)
+
+
+def test_ctrl_c_ends_at_once_and_leaves_whole_files(folder, many, tmp_path):
+    photo = Image.open(PHOTOS / "oakland-zoo-otters.png").convert("RGB")
+    for n in range(20, 40):
+        photo.save(many / f"{n}.png")
+    out = tmp_path / "out"
+    process = start("easyEncode.py", "-folder", folder, "-img", many, "-out", out)
+    while not (out / "10.nwf").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    sent = time.monotonic()
+    table, errors = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 10
+    assert process.returncode == 130 and errors.splitlines()[-1] == "easyEncode.py: interrupted"
+    assert "Traceback" not in errors and "%|" not in errors
+    left = sorted(path.name for path in out.iterdir())
+    assert not [name for name in left if name.startswith(".")] and len(left) < 31
+    status = start("easyEncode.py", "-folder", folder, "-decode", out, "-out", out).wait(timeout=60)
+    assert status == 0 and equal(many / "10.png", out / "10.png")
+
+
+def test_two_processes_share_the_files(folder, many, tmp_path, capsys):
+    """A file fails in the first process alone, early: the second is not ended for it."""
+    (many / "07b.png").unlink()
+    launcher = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2
+    process = start(*launcher, "easyEncode.py", "-folder", folder, "-img", many, "-out", tmp_path / "out")
+    table, errors = process.communicate(timeout=120)
+    assert process.returncode != 0 and errors.count("00b.png") == 1
+    assert sorted(names(table)) == [f"{n:02}" for n in range(11)]
+    assert len(re.findall(r"[56] files", table)) == 2
+    for n in range(11):
+        run(capsys, "-folder", folder, "-decode", tmp_path / "out" / f"{n:02}.nwf", "-out", tmp_path)
+        assert equal(many / f"{n:02}.png", tmp_path / f"{n:02}.png")
+
+
 def test_same_names_are_refused(folder, pictures, tmp_path, capsys):
     (pictures / "photo.bmp").write_bytes(b"")
     status, _, errors = run(capsys, "-folder", folder, "-img", pictures, "-out", tmp_path / "out")
@@ -145,6 +254,7 @@ def test_same_names_are_refused(folder, pictures, tmp_path, capsys):
             "nbins 40000: need 2 .. 2^(precision - 1)",
         ),
         (("-best", "-valbest"), "-best"),
+        (("-img", "a.png", "-jobs", "-1"), "-jobs"),
     ],
 )
 def test_one_line_for_what_users_get_wrong(folder, argv, word, capsys, tmp_path, monkeypatch):

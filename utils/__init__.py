@@ -1,1 +1,9 @@
-"""What knows no model: image files, colour, rounding, data sets, options, training loop, plots."""
+"""What knows no model.
+
+arithmetic  exact integers: fixed point, polyphase bands, colours
+data        image files and data sets
+show        figures, sheets, measures of quality, other codecs
+options     options of scripts and one-line errors
+files       files that are either whole or absent
+box         where the models and photographs in the box are
+"""

@@ -1,6 +1,7 @@
 """The .nwf file: a picture <-> bytes. docs/format.md is its definition.
 
-    magic | kind | width | height | [settings] | [model] | [metadata] | marks | [plane] | checksum | stream
+    magic | kind | width | height | [settings] | [model] | [metadata] | level checksums | [plane] | checksum
+    | stream
 
 All before the stream is the head. A photograph goes through the flow into the stream, its alpha channel
 into the plane; a picture for which deflate, or no compression at all, is smaller is a plane as a whole.
@@ -9,7 +10,6 @@ into the plane; a picture for which deflate, or no compression at all, is smalle
 import zlib
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -17,6 +17,7 @@ from flow.codec.pictures import (
     CHANNELS,
     MAX_PIXELS,
     attach,
+    colours,
     pack_metadata,
     pack_pixels,
     subsample,
@@ -34,12 +35,12 @@ HAS_METADATA, HAS_SETTINGS = 1 << 5, 1 << 6
 IDENTITY_BYTES = 8
 # What a stream may promise for each of its bytes, lest a few bytes claim memory and hours: as deflate has it.
 VALUES_PER_BYTE = 1032
-# Smaller images of so many pixels have a mark, which is then less than a percent of what it guards.
-MARKED_PIXELS = 1 << 10
+# Coarse images of so many pixels have a checksum, which is then less than a percent of what it guards.
+CHECKED_PIXELS = 1 << 10
 
 
 class Head(NamedTuple):
-    """What stands before the stream, which begins at `end`; marks: level -> checksum of its image."""
+    """What stands before the stream, which begins at `end`; level_checksums: level -> that of its image."""
 
     mode: str
     method: int
@@ -47,35 +48,35 @@ class Head(NamedTuple):
     settings: Settings
     model: str
     metadata: bytes
-    marks: dict
+    level_checksums: dict
     plane: bytes
     checksum: int
     end: int
 
 
-def pack(picture, model=None, name="", settings=DEFAULT):
+def pack(picture, model=None, identity="", settings=DEFAULT):
     """A picture, as flow.codec.pictures reads them -> the bytes of the smallest .nwf file. Inverse: unpack.
 
-    model, name: frozen, and its identity in hex; without them the flow is no choice.
+    model, identity: frozen, and the hash of its integers in hex; without them the flow is no choice.
     """
     _check_size(*picture.size)
     metadata = pack_metadata(picture)
     files = [_head(picture, method, metadata, plane=plane) for method, plane in _planes(picture).items()]
     if model is not None and picture.mode not in ("1", "P"):
-        head, stream = _through_flow(picture, metadata, model, name, settings)
+        head, stream = _pack_flow(picture, metadata, model, identity, settings)
         if _plausible(picture.size, stream):
             files.append(head + stream)
     return min(files, key=len)
 
 
-def unpack(data, model=None, name="", levels=0, partial=False):
+def unpack(data, model=None, identity="", levels=0, partial=False):
     """The bytes of a .nwf file -> its picture. Inverse: pack.
 
-    model, name: as for pack; needed if the flow made the file.
+    model, identity: as for pack; needed if the flow made the file.
     levels: leave out so many of the finest levels: a smaller picture, for which the first part is enough.
     partial: decode a file that was cut, with the prior's means in place of what it lacks.
     Raises ValueError for anything but the exact bytes that pack wrote; but with levels or partial, what lies
-    behind the last mark in use goes unchecked.
+    behind the last level checksum in use goes unchecked.
     """
     head = read_head(data)
     finest = depth(*head.size)
@@ -83,12 +84,12 @@ def unpack(data, model=None, name="", levels=0, partial=False):
         raise ValueError(f"{levels} levels to leave out: this picture has {finest}")
     info = unpack_metadata(head.metadata, head.mode)
     if head.method == FLOW:
-        picture = _from_flow(head, data[head.end :], model, name, levels, partial)
+        picture = _unpack_flow(head, data[head.end :], model, identity, levels, partial)
     elif len(data) > head.end:
         raise ValueError("corrupt file: it does not end where it should")
     else:
-        colours = len(info.get("palette", b"")) // 3
-        picture = _picture_of(head.plane, head.method, head.mode, head.size, colours)
+        count = len(info.get("palette", b"")) // 3
+        picture = _picture_of(head.plane, head.method, head.mode, head.size, count)
         picture = subsample(picture, 1 << levels)
     attach(picture, info)
     return picture
@@ -109,17 +110,18 @@ def read_head(data):
     mode = MODES[mode]
     if flow and mode in ("1", "P"):
         raise ValueError(f"corrupt file: mode {mode} does not go through the flow")
-    size = reader.number(), reader.number()
+    size = reader.varint(), reader.varint()
     _check_size(*size)
-    settings = Settings(reader.number(), reader.number()) if kind & HAS_SETTINGS else DEFAULT
+    settings = Settings(reader.varint(), reader.varint()) if kind & HAS_SETTINGS else DEFAULT
     model = reader.take(IDENTITY_BYTES).hex() if flow else ""
     metadata = reader.block() if kind & HAS_METADATA else b""
-    marks = {level: int.from_bytes(reader.take(4), "big") for level in (_marked(*size) if flow else ())}
+    checked = _checked_levels(*size) if flow else ()
+    checksums = {level: int.from_bytes(reader.take(4), "big") for level in checked}
     plane = reader.block() if not flow or mode in ("LA", "RGBA") else b""
     checksum = zlib.crc32(data[: reader.position])
     if int.from_bytes(reader.take(4), "big") != checksum:
         raise ValueError("corrupt file: the checksum of its head is another")
-    return Head(mode, method, size, settings, model, metadata, marks, plane, checksum, reader.position)
+    return Head(mode, method, size, settings, model, metadata, checksums, plane, checksum, reader.position)
 
 
 class _Reader:
@@ -135,8 +137,8 @@ class _Reader:
             raise ValueError("the file is cut within its head, or corrupt")
         return self.data[start : self.position]
 
-    def number(self):
-        """The next number; inverse of _number."""
+    def varint(self):
+        """The next number; inverse of _varint."""
         value = 0
         for shift in range(0, 35, 7):
             byte = self.take(1)[0]
@@ -147,10 +149,10 @@ class _Reader:
 
     def block(self):
         """The next bytes with their length before them; inverse of _block."""
-        return self.take(self.number())
+        return self.take(self.varint())
 
 
-def _number(value):
+def _varint(value):
     """An integer >= 0 as groups of seven bits, low ones first; the high bit tells that more follow."""
     groups = []
     while value > 127:
@@ -160,16 +162,16 @@ def _number(value):
 
 
 def _block(data):
-    return _number(len(data)) + data
+    return _varint(len(data)) + data
 
 
-def _head(picture, method, metadata, settings=DEFAULT, model=b"", marks=b"", plane=None):
+def _head(picture, method, metadata, settings=DEFAULT, model=b"", checksums=b"", plane=None):
     """The head of a file, checksum included."""
     other = settings != DEFAULT
     kind = MODES.index(picture.mode) | method << 3 | HAS_METADATA * bool(metadata) | HAS_SETTINGS * other
-    head = MAGIC + bytes([kind]) + b"".join(map(_number, picture.size))
-    head += b"".join(map(_number, settings)) * other + model
-    head += (_block(metadata) if metadata else b"") + marks + (b"" if plane is None else _block(plane))
+    head = MAGIC + bytes([kind]) + b"".join(map(_varint, picture.size))
+    head += b"".join(map(_varint, settings)) * other + model
+    head += (_block(metadata) if metadata else b"") + checksums + (b"" if plane is None else _block(plane))
     return head + zlib.crc32(head).to_bytes(4, "big")
 
 
@@ -202,13 +204,13 @@ def _picture_of(plane, method, mode, size, colours=0):
     return Image.frombytes(mode, size, plane)
 
 
-def _marked(width, height):
-    """The levels that have a mark, coarsest first."""
+def _checked_levels(width, height):
+    """The levels that have a checksum, coarsest first."""
     sizes = level_sizes(height, width, depth(height, width))
-    return [i for i in reversed(range(1, len(sizes))) if sizes[i][0] * sizes[i][1] >= MARKED_PIXELS]
+    return [i for i in reversed(range(1, len(sizes))) if sizes[i][0] * sizes[i][1] >= CHECKED_PIXELS]
 
 
-def _mark(model, x):
+def _level_checksum(model, x):
     """The checksum of a coarse band, as far as 0..255 shows it."""
     return zlib.crc32(_array(pixels(model, x)))
 
@@ -218,30 +220,29 @@ def _array(images):
     return images[0].permute(1, 2, 0).contiguous().cpu().numpy()
 
 
-def _through_flow(picture, metadata, model, name, settings):
-    """The head and the stream of a picture in colour or grey, with alpha or without. Inverse: _from_flow."""
+def _pack_flow(picture, metadata, model, identity, settings):
+    """The head and the stream of a picture in colour or grey, perhaps with alpha. Inverse: _unpack_flow."""
     alpha = None
     if picture.mode in ("LA", "RGBA"):
         alpha = min(_planes(picture.getchannel("A")).values(), key=len)  # of two equal ones, the raw one
-    colours = np.array(picture.convert("RGB"))  # grey three times
-    marks = {}
+    array, checksums = colours(picture), {}
 
     def watch(level, x):
-        marks[level] = _mark(model, x)
+        checksums[level] = _level_checksum(model, x)
 
-    images = torch.from_numpy(colours).permute(2, 0, 1)[None].to(model.device)
+    images = torch.from_numpy(array).permute(2, 0, 1)[None].to(model.device)
     (encoder,) = encode(model, images, settings, watch)
-    marks = b"".join(marks[level].to_bytes(4, "big") for level in _marked(*picture.size))
-    model = bytes.fromhex(name)[:IDENTITY_BYTES]
-    head = _head(picture, FLOW, metadata, settings, model, marks, alpha)
+    checksums = b"".join(checksums[level].to_bytes(4, "big") for level in _checked_levels(*picture.size))
+    identity = bytes.fromhex(identity)[:IDENTITY_BYTES]
+    head = _head(picture, FLOW, metadata, settings, identity, checksums, alpha)
     # the head's checksum goes into the seal, so that no head fits another's stream
-    return head, encoder.finish(zlib.crc32(colours, zlib.crc32(head[:-4])))
+    return head, encoder.finish(zlib.crc32(array, zlib.crc32(head[:-4])))
 
 
-def _from_flow(head, stream, model, name, levels, partial):
+def _unpack_flow(head, stream, model, identity, levels, partial):
     """The picture of a stream; see unpack."""
-    if model is None or name[: len(head.model)] != head.model:
-        other = f"not with {name[: len(head.model)]}" if name else "which is needed"
+    if model is None or identity[: len(head.model)] != head.model:
+        other = f"not with {identity[: len(head.model)]}" if identity else "which is needed"
         raise ValueError(f"made with the model {head.model}, {other}")
     width, height = head.size
     small = level_sizes(height, width, levels)[-1]
@@ -249,17 +250,18 @@ def _from_flow(head, stream, model, name, levels, partial):
         raise ValueError(f"the file is cut or corrupt: {len(stream)} bytes for {width}x{height} pixels")
     decoder = Decoder(stream)
     try:
-        for level, x, whole in decode_levels(
+        for level, x, complete in decode_levels(
             model, [decoder], (height, width), head.settings, levels, partial
         ):
-            if whole and level in head.marks and head.marks[level] != _mark(model, x):
-                raise ValueError(f"corrupt file: a mark is wrong, that of level {level}")
-        colours = _array(reduced(model, x, levels, (height, width)))
-        if whole and not levels:
-            _check_seal(decoder, colours, head.checksum, partial)
+            checked = complete and level in head.level_checksums
+            if checked and head.level_checksums[level] != _level_checksum(model, x):
+                raise ValueError(f"corrupt file: the checksum of its level {level} is another")
+        array = _array(reduced(model, x, levels, (height, width)))
+        if complete and not levels:
+            _check_seal(decoder, array, head.checksum, partial)
     except Truncated:
         raise ValueError("the file is cut: -partial decodes what is there") from None
-    picture = Image.fromarray(colours)
+    picture = Image.fromarray(array)
     if head.mode in ("L", "LA"):
         picture = picture.convert("L")
     if head.mode in ("LA", "RGBA"):
@@ -269,12 +271,12 @@ def _from_flow(head, stream, model, name, levels, partial):
     return picture
 
 
-def _check_seal(decoder, colours, checksum, partial):
+def _check_seal(decoder, array, checksum, partial):
     try:
         seal = decoder.finish()
     except ValueError:
         if partial:  # the seal itself may be what was cut
             return
         raise
-    if seal != zlib.crc32(colours, checksum):
+    if seal != zlib.crc32(array, checksum):
         raise ValueError("corrupt file: the checksum of its pixels is another")

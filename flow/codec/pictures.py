@@ -15,6 +15,7 @@ from utils.data.images import is_deep
 
 CHANNELS = {"1": 1, "L": 1, "LA": 2, "P": 1, "RGB": 3, "RGBA": 4}
 COLOUR_TYPES = {"1": 0, "L": 0, "LA": 4, "P": 3, "RGB": 2, "RGBA": 6}  # PNG's
+ARRAY_MODES = "L", "LA", "RGB", "RGBA"  # of arrays with 1 .. 4 channels
 MAX_PIXELS = 1 << 27
 TAGS = {"palette": b"p", "transparency": b"t", "icc_profile": b"i", "exif": b"e", "gamma": b"g"}
 MAX_METADATA = 1 << 24
@@ -35,13 +36,32 @@ def read_picture(path):
             with Image.open(path) as image:
                 refusal = _refusal(image)
                 if refusal is None:
-                    image.load()
-                    return _normal(image.copy(), image.getexif())
+                    return _normal(image)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except Exception as error:  # each of Pillow's decoders fails in its own ways
         raise ValueError(f"{path}: not an image that Pillow can read") from error
     raise ValueError(f"{path}: {refusal}")
+
+
+def as_picture(image):
+    """A copy of an Image of Pillow's, or of a uint8 array (H, W) or (H, W, 1 .. 4), as a picture.
+
+    Raises ValueError, in one line, for anything else.
+    """
+    if not isinstance(image, Image.Image):
+        array = np.asarray(image)
+        channels = array.shape[2:] or (1,)
+        if array.dtype != np.uint8 or array.ndim not in (2, 3) or not 1 <= channels[0] <= len(ARRAY_MODES):
+            shape = "x".join(map(str, array.shape))
+            wanted = "need an image of Pillow's, or a uint8 array (H, W) or (H, W, 1 .. 4)"
+            raise ValueError(f"{type(image).__name__} {shape} of {array.dtype}: {wanted}")
+        mode = ARRAY_MODES[channels[0] - 1]
+        return Image.frombytes(mode, array.shape[1::-1], array.tobytes())
+    refusal = _refusal(image)
+    if refusal:
+        raise ValueError(refusal)
+    return _normal(image)
 
 
 def _refusal(image):
@@ -57,8 +77,10 @@ def _refusal(image):
     return None
 
 
-def _normal(image, exif):
-    """The picture of a loaded image: its metadata brought to one form."""
+def _normal(image):
+    """The picture of an image: a copy, its metadata brought to one form."""
+    image.load()
+    image, exif = image.copy(), image.getexif()
     info = {tag: image.info[tag] for tag in TAGS if tag != "palette" and image.info.get(tag) is not None}
     if "exif" not in info and exif.get(ORIENTATION, 1) != 1:
         own = Image.Exif()
@@ -198,6 +220,11 @@ def inflate(data, limit):
     if len(content) > limit or not stream.eof or stream.unused_data:
         raise ValueError("corrupt file: a compressed part has another length")
     return content
+
+
+def colours(picture):
+    """The colours of a picture without a palette, as an array (H, W, 3); grey three times."""
+    return np.array(picture.convert("RGB"))
 
 
 def subsample(picture, step):

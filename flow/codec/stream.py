@@ -15,7 +15,7 @@ from source.distribution import drawing
 from source.prior import given_parts
 from source.rans import Encoder, Truncated
 from source.tables import Mixture
-from utils.arithmetic.crew import crew
+from utils.arithmetic.crew import TILE, crew, submit
 from utils.arithmetic.polyphase import channels_last, depth, extend, level_sizes
 from utils.data.images import halve
 
@@ -49,22 +49,36 @@ def encode(model, images, settings=DEFAULT, watch=None):
     model: frozen. watch: called with (level, coarse band) on the way, as decode_levels has them.
     Inverse: decode.
     """
-    encoders = [Encoder() for _ in images]
-
-    def insert(place, distribution, values):
-        tables, symbols = _tables(distribution, settings), _integers(values)
-        for encoder, table, of_image in zip(encoders, tables, symbols):
-            encoder.insert(place, table, of_image)
-
-    x = model.from_images(images)
-    levels = model.pyramid.analyse(x)
-    for level, x, detail in levels:
-        for place, part in enumerate(given_parts(model.detail, x, level, detail)):
-            insert(place, *part)
+    levels, x = [], model.from_images(images)
+    for level, x, detail in model.pyramid.analyse(x):
+        levels.append((level, x, detail))
         if watch:
             watch(level + 1, x)
-    insert(0, model.top(len(x), x.shape[-2:]), x)
+    encoders = [Encoder() for _ in images]
+    _push(encoders, model.top(len(x), x.shape[-2:]), x, settings)
+    # a level is one thread's work where its bands are no larger than a tile: these go on beside the larger ones
+    small = [n for n, (_, coarse, _) in enumerate(levels) if max(coarse.shape[-2:]) <= TILE]
+    coded = {n: submit(_encode_level, model, *levels[n], settings) for n in small}
+    large = {n: _encode_level(model, *level, settings) for n, level in enumerate(levels) if n not in coded}
+    for n in reversed(range(len(levels))):
+        for encoder, part in zip(encoders, large[n] if n in large else coded[n].result()):
+            encoder.extend(part)
     return encoders
+
+
+@torch.no_grad()
+def _encode_level(model, level, coarse, detail, settings):
+    """The Encoders of one level's details."""
+    encoders = [Encoder() for _ in coarse]
+    for distribution, values in given_parts(model.detail, coarse, level, detail):
+        _push(encoders, distribution, values, settings)
+    return encoders
+
+
+def _push(encoders, distribution, values, settings):
+    """Give each encoder the values of its image."""
+    for encoder, table, symbols in zip(encoders, _tables(distribution, settings), _integers(values)):
+        encoder.push(table, symbols)
 
 
 def _pop(decoders, distribution, settings, partial):

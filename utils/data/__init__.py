@@ -1,1 +1,5 @@
-"""Image files and data sets."""
+"""Image files and data sets as uint8 tensors.
+
+images    image files: listed, read, halved; the photographs in the box
+datasets  the names that -target takes, and patches of photographs
+"""

@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-PHOTOS = Path(__file__).resolve().parents[2] / "etc" / "photos"
+from utils.box import BOX, ROOT
+
+PHOTOS = BOX / "photos"
 IN_THE_BOX, BOX_SIDE = PHOTOS / "roman-colosseum.png", 512
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -49,7 +51,7 @@ def picture(path=None):
         top, left = ((side - BOX_SIDE) // 2 for side in image.shape[1:])
         return image[:, top : top + BOX_SIDE, left : left + BOX_SIDE].contiguous()
     if not Path(path).exists():
-        name = IN_THE_BOX.relative_to(PHOTOS.parent.parent)
+        name = IN_THE_BOX.relative_to(ROOT)
         raise ValueError(f"{path}: no such file; {name} is there")
     return read_rgb(path)
 
@@ -61,7 +63,7 @@ def is_deep(image):
     # Pillow cuts 16-bit colour to 8 bits without a word: only how it is going to decode the file tells.
     return any(
         ";16" in str(args) or (codec.startswith("ppm") and isinstance(args, tuple) and args[1] > 255)
-        for codec, _, _, args in image.tile
+        for codec, _, _, args in getattr(image, "tile", ())
     )
 
 

@@ -1,1 +1,7 @@
-"""Pictures for people: figures, sheets, measures, other codecs."""
+"""Pictures for people, and what they are compared with.
+
+plots    figures
+sheets   many images on one sheet
+quality  PSNR and SSIM
+rivals   other lossless codecs, as far as they are installed
+"""

@@ -1,0 +1,89 @@
+"""The codec as a library: Codec, pictures <-> bytes under the model of a folder."""
+
+from contextlib import contextmanager
+from itertools import groupby
+
+import numpy as np
+import torch
+
+from flow.codec.container import pack, unpack
+from flow.codec.pictures import as_picture, colours
+from flow.codec.stream import DEFAULT
+from flow.folder import find_folder, open_frozen
+
+# Images whose likelihood is computed together have so many pixels at most.
+BATCH_PIXELS = 1 << 18
+
+
+class Codec:
+    """Pictures <-> bytes of .nwf files, without loss. The model is loaded once, here.
+
+    folder: a model folder; None: the model in the box.
+    device: where to compute. threads: how many one call may use; None: as torch is set.
+    weights: best_test, best_train or latest; None: the first of them that is there.
+    settings: how probabilities become integers; files keep them, and any Codec of the model reads them.
+    Attributes: model, the NeuralWavelet in fixed point; identity, the hash of its integers that files name.
+
+    A picture is a PIL image of mode 1, L, LA, P, RGB or RGBA, whose ICC profile, EXIF, gamma and
+    transparency are kept, or a uint8 array: (H, W) or (H, W, 1) is L, (H, W, 2) LA, (H, W, 3) RGB, (H, W, 4)
+    RGBA. Several threads may use one Codec at once.
+    Raises ValueError for what is no model, and its methods for what is no picture or no whole file.
+    """
+
+    def __init__(self, folder=None, device="cpu", threads=None, weights=None, settings=DEFAULT):
+        if threads is not None and threads < 1:
+            raise ValueError(f"{threads} threads: need at least 1, or None")
+        self.threads, self.settings = threads, settings
+        self.model, _, self.identity = open_frozen(find_folder(folder), weights, device)
+        # Networks in fixed point prepare their tables when first used: here, before threads meet in them
+        side = 2 << len(self.model.pyramid.levels)
+        with torch.no_grad(), self._threads():
+            self.model.log_prob(torch.zeros(1, 3, side, side, device=self.model.device))
+
+    def compress(self, picture):
+        """A picture -> the bytes of the smallest .nwf file that holds it. Inverse: decompress."""
+        picture = as_picture(picture)
+        with self._threads():
+            return pack(picture, self.model, self.identity, self.settings)
+
+    def decompress(self, data, levels=0, partial=False):
+        """The bytes of a .nwf file -> its picture, a PIL image; np.asarray makes it an array.
+
+        levels: leave out so many of the finest levels: a smaller picture, for which the first part is enough.
+        partial: decode a file that was cut, with the prior's means in place of what it lacks.
+        """
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise ValueError(f"{type(data).__name__} to decompress: need the bytes of a .nwf file")
+        with self._threads():
+            return unpack(bytes(data), self.model, self.identity, levels, partial)
+
+    @torch.no_grad()
+    def bits(self, images):
+        """The bits that each image takes by its likelihood: float64 array (N,), of a file without its head.
+
+        images: N pictures, grey or in colour, without alpha; an array (N, H, W, 3) is N of them.
+        """
+        total = []
+        arrays = [colours(_opaque(as_picture(image))) for image in images]
+        with self._threads():
+            for (height, width, _), alike in groupby(arrays, np.shape):
+                batches = torch.from_numpy(np.stack(list(alike))).permute(0, 3, 1, 2)
+                for batch in batches.split(max(BATCH_PIXELS // (height * width), 1)):
+                    total += self.model.log_prob(batch.to(self.model.device)).tolist()
+        return -np.array(total) / np.log(2)
+
+    @contextmanager
+    def _threads(self):
+        """Within: torch computes by as many threads as one call may use. Only this thread is told so."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads or before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def _opaque(picture):
+    if picture.mode not in ("L", "RGB"):
+        raise ValueError(f"an image of mode {picture.mode}: only L and RGB have a likelihood")
+    return picture
