@@ -35,7 +35,9 @@ FILES = {
     "force": Option(False, "overwrite files that are there"),
     "levels": Option(0, "with -decode: leave out so many of the finest levels", least=0),
     "partial": Option(False, "with -decode: files that were cut too, as far as they go"),
-    "jobs": Option(None, "files worked on at once (default: as many as there are cores, one on a GPU)", kind=int, least=1),
+    "jobs": Option(
+        None, "files worked on at once (default: as many as there are cores, one on a GPU)", kind=int, least=1
+    ),
 }
 OPTIONS = FILES | TEST_SET | CODER
 

@@ -59,4 +59,4 @@ class FixedCouplingLevel(CouplingLevel):
         self.networks = nn.ModuleList(networks)
 
     def _output(self, i, others):
-        return self.networks[i]((others - MIDDLE).to(torch.int32)).to(others.dtype)
+        return self.networks[i](others - MIDDLE).to(others.dtype)

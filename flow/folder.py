@@ -13,8 +13,6 @@ import hashlib
 import json
 from pathlib import Path
 
-import torch
-
 from flow.model import ARCHITECTURE, build
 from utils.box import BOX, ROOT
 from utils.data.datasets import load, split_target

@@ -15,20 +15,17 @@ from torch import nn
 
 from source import mixing
 from source.distribution import FixedMixture, Mixture
-from source.networks import SIGNED_MAX, Compand, Conv
+from source.networks import Compand, Conv
 from source.prior import Part
 from source.units import MAX_OCTAVE, MIN_OCTAVE
 from utils.arithmetic.crew import in_tiles
-from utils.arithmetic.fixed import FixedCompand, FixedConv, check_finite, peak_of
+from utils.arithmetic.fixed import FixedConv, check_finite, peak_of
 from utils.arithmetic.integers import MIDDLE, STEPS
 from utils.arithmetic.passes import (
     ACTIVATION_BITS,
     FINE_BITS,
     INPUT_MAX,
     WIDE_BITS,
-    channels_first,
-    channels_inside,
-    is_compiled,
 )
 from utils.arithmetic.polyphase import extend
 
@@ -151,7 +148,6 @@ class Band(nn.Module):
             mean = mean + self.linear[c - 1](errors)
         return self.mixer(self.out[c](hidden), mean)
 
-
     def freeze(self, peaks):
         """A FixedBand. Raises ValueError if the weights are too large."""
         return FixedBand(self, peaks)
@@ -160,62 +156,38 @@ class Band(nn.Module):
 class FixedBand(nn.Module):
     """A Band in integers; the layers that read its features, one for each channel, are one.
 
-    Maps are int16, of pixels int32 in wide units: see utils/arithmetic/passes.py.
+    Maps are (B, H, W, C): see utils/arithmetic/passes.py for what they count.
     """
 
     def __init__(self, band, peaks):
         super().__init__()
         self.base, self.enter = band.base.freeze(peaks), band.enter.freeze(peaks)
-        self.compand = FixedCompand()
         self.trunk = band.trunk.freeze(peaks)
         self.blocks = nn.Sequential(*(block.freeze(peaks) for block in band.blocks))
         weight, bias = (torch.cat([getattr(h, name) for h in band.hidden]) for name in ("weight", "bias"))
         self.hidden = FixedConv.of(weight, bias, peak_of(band.hidden[0], peaks))
-        self.beside = nn.ModuleList(
-            FixedConv.of(
-                layer.weight, layer.bias, torch.full((layer.in_channels,), COMPANDED_MAX), -SIGNED_MAX, SIGNED_MAX
-            )
-            for layer in band.beside
-        )
+        peak = {layer: torch.full((layer.in_channels,), COMPANDED_MAX) for layer in band.beside}
+        self.beside = nn.ModuleList(layer.freeze(peak) for layer in band.beside)
         self.linear = nn.ModuleList(layer.freeze(peaks) for layer in band.linear)
         self.out = nn.ModuleList(layer.freeze(peaks, out_units=FINE_BITS) for layer in band.out)
 
-    def features(self, q, planes):
+    def features(self, trunk, planes):
         """What a band's distributions are made of.
 
-        q: (B, width, H, W) uint8, the trunk as self.trunk reads it; planes: (B, known, H, W) int16, samples.
-        Returns base (B, C, H, W) int32, hidden (B, C * width / 2, H, W) int16.
+        trunk: (B, H, W, width) uint8, as self.trunk reads it; planes: (B, H, W, known) int16, samples.
+        Returns base (B, H, W, C) int32 and hidden (B, H, W, C * width / 2) int16.
         """
         planes = planes.to(torch.int32) << WIDE_BITS
         base = self.base(planes)
-        entered = self.enter(torch.cat([planes, base], 1), companded=True)
-        h = self.trunk.convolve(channels_inside(q), channels_inside(entered))
-        return base, self.hidden(self.blocks(channels_first(h)))
+        entered = self.enter(torch.cat([planes, base], -1), companded=True)
+        return base, self.hidden(self.blocks(self.trunk.convolve(trunk, onto=entered)))
 
-    def mixture(self, base, hidden, values):
-        """The FixedMixture of the channel that comes after `values`, (B, c, H, W) int16 around 0."""
-        c = values.shape[1]
-        out = self.out[c]
-        width = out.weight.shape[1]
-        base, hidden, values = map(channels_inside, (base, hidden[:, c * width : (c + 1) * width], values))
-        if is_compiled(hidden):
-            q, mean = self._look(c, base, hidden, values)
-        else:
-            mean = base[..., c]
-            if c:
-                errors = mixing.errors(base, values)
-                mean = mean + channels_inside(self.linear[c - 1](channels_first(errors)))[..., 0]
-                companded = self.compand(channels_first(errors))
-                beside = self.beside[c - 1]
-                hidden = beside.convolve(beside.quantise(torch.cat([companded, companded.abs()], 1)), hidden)
-            q = out.quantise(channels_first(hidden))
+    def mixture(self, base, hidden, planes, first, channel):
+        """The FixedMixture of a channel, given those before it: planes[..., first : first + channel]."""
+        out = self.out[channel]
+        layers = (self.beside[channel - 1], self.linear[channel - 1]) if channel else None
+        q, mean = mixing.look_beside(base, hidden, planes, first, channel, layers, out)
         return FixedMixture(*mixing.mixture_fields(out.convolve(q), mean))
-
-    def _look(self, c, base, hidden, values):
-        """The same in one pass."""
-        beside, linear = (self.beside[c - 1], self.linear[c - 1]) if c else (None, None)
-        half, shift = self.out[c].integers(hidden.device)[:2]
-        return mixing.look_beside(base, hidden, values, beside, linear, (half, shift, self.out[c].high))
 
 
 class BandPrior(nn.Module):
@@ -279,7 +251,7 @@ class FixedBandPrior(nn.Module):
         check_finite(prior.level)
         self.order, self.channels = prior.order, prior.channels
         self.enter = prior.enter.freeze(peaks)
-        level = torch.round(prior.level.detach().double().cpu() * (1 << ACTIVATION_BITS))
+        level = torch.round(prior.level[..., 0, 0].detach().double().cpu() * (1 << ACTIVATION_BITS))
         self.register_buffer("level", level.clamp(-LEVEL_MAX, LEVEL_MAX).to(torch.int16))
         self.trunk = nn.Sequential(*(block.freeze(peaks) for block in prior.trunk))
         self.bands = nn.ModuleList(band.freeze(peaks) for band in prior.bands)
@@ -296,73 +268,78 @@ class FixedBandPrior(nn.Module):
         """See source/prior.py."""
         strips = [slice(top, min(top + STRIP, height)) for top in range(0, height, STRIP)]
         return [
-            Part(band, slice(c, c + 1), rows) for band in self.order for rows in strips for c in range(self.channels)
+            Part(band, slice(c, c + 1), rows)
+            for band in self.order
+            for rows in strips
+            for c in range(self.channels)
         ]
 
     def forward(self, coarse, level, detail=None):
         """See source/prior.py."""
         return _FixedLevel(self, coarse, level, detail)
 
-    def look(self, coarse, level):
+    def look(self, planes, level):
         """Samples of the coarse band around 0, int16 -> the trunk as the bands read it, uint8."""
-        entered = self.enter(coarse.to(torch.int32) << WIDE_BITS, companded=True)
-        h = self.trunk(entered + self.level[min(level, LEVELS - 1)])
-        return (channels_first(self.bands[0].trunk.quantise(h)),)
+        entered = self.enter(planes.to(torch.int32) << WIDE_BITS, companded=True)
+        return (self.bands[0].trunk.quantise(self.trunk(entered + self.level[min(level, LEVELS - 1)])),)
 
 
 class _FixedLevel:
-    """What networks make of one level, part by part; the features of strips to come are begun in time."""
+    """What networks make of one level, part by part; the features of strips to come are begun in time.
+
+    planes: (B, H, W, C * bands) int16, samples of the coarse band, then of the bands in the prior's order, as
+    far as they are known, all as large as the coarse band.
+    """
 
     def __init__(self, prior, coarse, level, detail):
         self.prior, self.parts = prior, prior.parts(coarse.shape[-2])
         batch, channels, *self.size = coarse.shape
         count = channels * (1 + len(prior.order))
-        planes = torch.zeros((batch, *self.size, count), dtype=torch.int16, device=coarse.device)
-        self.planes = channels_first(planes)
-        self.planes[:, :channels] = around_zero(coarse)
+        self.planes = torch.zeros((batch, *self.size, count), dtype=torch.int16, device=coarse.device)
+        self._fill(0, slice(0, self.size[0]), coarse)
         self.foreseen = detail is not None
         if self.foreseen:
             for k, band in enumerate(prior.order):
-                self._fill(k, slice(0, channels), slice(0, self.size[0]), detail[band])
-        look = partial(prior.look, level=level)
-        (self.trunk,) = in_tiles(look, 1 + len(prior.trunk), self.planes[:, :channels]).result()
+                self._fill(channels * (1 + k), slice(0, self.size[0]), detail[band])
+        look, halo = partial(prior.look, level=level), 1 + len(prior.trunk)
+        (self.trunk,) = in_tiles(look, halo, self.planes[..., :channels]).result()
         self.begun, self.state = {}, None
 
     def __call__(self, known):
         """The distribution of the next part; known: the values of those before."""
         index, channels = len(known), self.prior.channels
         if index and not self.foreseen:
-            part = self.parts[index - 1]
-            self._fill(self.prior.order.index(part.band), part.channels, part.rows, known[-1])
-        band, wanted, rows = self.parts[index]
-        k = self.prior.order.index(band)
-        c = wanted.start
-        if not c:
+            before = self.parts[index - 1]
+            self._fill(self._first(before.band) + before.channels.start, before.rows, known[-1])
+        part = self.parts[index]
+        if not part.channels.start:
             for later in range(index, min(index + (1 + AHEAD) * channels, len(self.parts)), channels):
-                if later not in self.begun and (self.foreseen or self.parts[later].band == band):
-                    self.begun[later] = self._features(later)
+                if later not in self.begun and (self.foreseen or self.parts[later].band == part.band):
+                    self.begun[later] = self._features(self.parts[later])
             self.state = self.begun.pop(index).result()
-        first = channels * (1 + k)
-        return self.prior.bands[k].mixture(*self.state, self.planes[:, first : first + c, rows])
+        layers, first = self.prior.bands[self.prior.order.index(part.band)], self._first(part.band)
+        return layers.mixture(*self.state, self.planes[:, part.rows], first, part.channels.start)
 
-    def _features(self, index):
-        band, _, rows = self.parts[index]
-        k = self.prior.order.index(band)
-        layers, planes = self.prior.bands[k], self.planes[:, : self.prior.channels * (1 + k)]
-        halo = 2 + len(layers.blocks)
-        return in_tiles(layers.features, halo, self.trunk, planes, rows=(rows.start, rows.stop))
+    def _first(self, band):
+        """Where the planes of a band begin."""
+        return self.prior.channels * (1 + self.prior.order.index(band))
 
-    def _fill(self, k, channels, rows, values):
-        """Write values of the k-th band into the planes, as large as the coarse band: last row and column doubled."""
-        first, top, (height, width) = self.prior.channels * (1 + k), rows.start, values.shape[-2:]
-        target = self.planes[:, first + channels.start : first + channels.stop]
-        target[..., top : top + height, :width] = around_zero(values)
+    def _features(self, part):
+        layers = self.prior.bands[self.prior.order.index(part.band)]
+        known, halo = self.planes[..., : self._first(part.band)], 2 + len(layers.blocks)
+        return in_tiles(layers.features, halo, self.trunk, known, rows=(part.rows.start, part.rows.stop))
+
+    def _fill(self, first, rows, values):
+        """Write values (B, c, h, w) into the planes from `first` on, last row and column doubled where missing."""
+        (channels, height, width), top = values.shape[1:], rows.start
+        target = self.planes[..., first : first + channels]
+        target[:, top : top + height, :width] = image_to_map(values)
         if 0 < width < self.size[1]:
-            target[..., top : top + height, width] = target[..., top : top + height, width - 1]
+            target[:, top : top + height, width] = target[:, top : top + height, width - 1]
         if height < rows.stop - top and top + height:
-            target[..., top + height, :] = target[..., top + height - 1, :]
+            target[:, top + height] = target[:, top + height - 1]
 
 
-def around_zero(band):
-    """Samples as the networks see them: around 0, int16, within what is exact."""
-    return (band - MIDDLE).clamp(-INPUT_MAX, INPUT_MAX).to(torch.int16)
+def image_to_map(band):
+    """Samples (B, C, H, W) as the networks see them: around 0, int16, within what is exact: (B, H, W, C)."""
+    return (band - MIDDLE).clamp(-INPUT_MAX, INPUT_MAX).to(torch.int16).permute(0, 2, 3, 1)

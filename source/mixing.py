@@ -3,6 +3,7 @@
 Networks see what is left of the channels known, r = v - base, in wide units (see utils/arithmetic/passes.py).
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import numba
@@ -21,7 +22,7 @@ from source.units import (
 )
 from utils.arithmetic.integers import MIDDLE
 from utils.arithmetic.kernels import companded
-from utils.arithmetic.passes import FINE_BITS, INT16_MAX, WIDE_BITS, WIDE_MAX, is_compiled, numpy
+from utils.arithmetic.passes import FINE_BITS, INT16_MAX, WIDE_BITS, WIDE_MAX, compand, is_compiled
 
 # Outputs times 4 are octaves, logits to base 2, and means in units of the scale.
 OUTPUT_GAIN_BITS = 2
@@ -65,7 +66,7 @@ def mixture_fields(outputs, mean):
     if is_compiled(outputs):
         fields = tuple(torch.empty(shape, dtype=torch.int32) for _ in range(3))
         flat = [field.view(components, -1).numpy() for field in fields]
-        _mix(outputs.view(-1, 3 * components).numpy(), mean.reshape(-1).numpy(), SCALE, *flat)
+        _mix(outputs.view(-1, 3 * components).numpy(), mean.view(-1).numpy(), SCALE, *flat)
         return fields
     table = torch.from_numpy(SCALE).to(outputs.device)
     logits, offsets, octaves = outputs.int().unflatten(-1, (3, -1)).movedim(-1, 0).unbind(-1)
@@ -96,58 +97,79 @@ def _mix(outputs, mean, table, weights, means, scales):
             means[k, n] = ground + offset >> MEAN_SHIFT
 
 
-def errors(base, values):
-    """r = v - base of the channels known: (B, H, W, 3) int32 wide, (B, H, W, c) int16 -> (B, H, W, c) int32."""
-    return ((values.int() << WIDE_BITS) - base[..., : values.shape[-1]]).clamp(-WIDE_MAX, WIDE_MAX)
+def look_beside(base, hidden, planes, first, channel, layers, out):
+    """What the last layer of a channel reads, and its mean, given the channels known.
+
+    base: (B, H, W, 3) int32, hidden: (B, H, W, channels * width) int16, planes: (B, H, W, ...) int16, of which
+    [first, first + channel) are known. layers: what reads these, beside (companded) and linear, or None for
+    the first channel; out: the layer that reads what comes of it.
+    Returns (B, H, W, width) uint8 and (B, H, W) int32.
+    """
+    width = out.weight.shape[1]
+    if is_compiled(hidden):
+        shape = hidden.shape[:-1]
+        q, mean = (
+            hidden.new_empty((*shape, width), dtype=torch.uint8),
+            hidden.new_empty(shape, dtype=torch.int32),
+        )
+        maps = [t.reshape(mean.numel(), t.shape[-1]).numpy() for t in (base, hidden, planes)]
+        beside, linear = _arrays(layers, hidden) if channel else (_no_beside(width), _no_linear())
+        half, shift = out.tables(hidden)[:2]
+        rest = half, shift, out.high, q.view(-1, width).numpy(), mean.view(-1).numpy()
+        _look_beside(*maps, first, channel, beside, linear, *rest)
+        return q, mean
+    mean, hidden = base[..., channel], hidden[..., channel * width : (channel + 1) * width]
+    if channel:
+        beside, linear = layers
+        known = planes[..., first : first + channel].int() << WIDE_BITS
+        r = (known - base[..., :channel]).clamp(-WIDE_MAX, WIDE_MAX)
+        companded = compand(r)
+        hidden = beside(torch.cat([companded, companded.abs()], -1), onto=hidden.contiguous())
+        mean = mean + linear(r)[..., 0]
+    return out.quantise(hidden.contiguous()), mean.contiguous()
+
+
+def _arrays(layers, like):
+    beside, linear = layers
+    weight = beside.weight[:, :, 0, 0].T.contiguous().numpy()
+    weights = linear.weight[0, :, 0, 0].long().numpy()
+    offset, exponent = linear.bias.item(), linear.exponent.item()
+    return Beside(weight, *beside.tables(like)[2:]), Linear(weights, offset, exponent, linear.limit)
+
+
+@cache
+def _no_beside(width):
+    none = np.zeros(width, np.int32)
+    return Beside(np.zeros((0, width), np.int8), none, none, none)
+
+
+@cache
+def _no_linear():
+    return Linear(np.zeros(0, np.int64), 0, 0, 0)
 
 
 @_compiled
-def _look_beside(base, hidden, values, beside, linear, half, shift, high, q, mean):
-    weight, bias, left, right = beside
-    weights, offset, exponent, limit = linear
-    known, width = values.shape[1], q.shape[1]
-    total = np.empty(width, np.int32)
+def _look_beside(base, hidden, planes, first, channel, beside, linear, half, shift, high, q, mean):
+    width = q.shape[1]
+    start, total = channel * width, np.empty(width, np.int32)
     for n in range(q.shape[0]):
-        linear_sum = offset
+        summed = linear.offset
         for h in range(width):
-            total[h] = bias[h]
-        for j in range(known):
-            r = (np.int32(values[n, j]) << np.int32(WIDE_BITS)) - base[n, j]
+            total[h] = beside.bias[h]
+        for j in range(channel):
+            r = (np.int32(planes[n, first + j]) << np.int32(WIDE_BITS)) - base[n, j]
             r = min(max(r, np.int32(-WIDE_MAX)), np.int32(WIDE_MAX))
-            linear_sum += weights[j] * np.int64(r)
+            summed += linear.weights[j] * np.int64(r)
             k = companded(r)
             size = abs(k)
             for h in range(width):
-                total[h] += np.int32(weight[j, h]) * k + np.int32(weight[known + j, h]) * size
-        mean[n] = base[n, known] + min(max(linear_sum >> exponent, -limit), limit) if known else base[n, 0]
+                total[h] += np.int32(beside.weight[j, h]) * k + np.int32(beside.weight[channel + j, h]) * size
+        mean[n] = base[n, channel]
+        if channel:
+            mean[n] += min(max(summed >> linear.exponent, -linear.limit), linear.limit)
         for h in range(width):
-            value = np.int32(hidden[n, h])
-            if known:
-                value += total[h] << left[h] >> right[h]
+            value = np.int32(hidden[n, start + h])
+            if channel:
+                value += total[h] << beside.left[h] >> beside.right[h]
                 value = min(max(value, np.int32(-INT16_MAX)), np.int32(INT16_MAX))
             q[n, h] = min(max(value + half[h] >> shift[h], np.int32(0)), np.int32(high))
-
-
-def look_beside(base, hidden, values, beside, linear, entry):
-    """What a channel's last layer reads, and its mean, given the channels known: one pass over pixels.
-
-    base: (B, H, W, 3) int32 wide, hidden: (B, H, W, width) int16, values: (B, H, W, c) int16, all on the CPU.
-    beside, linear: the layers that read the c channels known, for c > 0; entry: half and shift of the layer that
-    reads what comes of it, and what it clamps to.
-    Returns (B, H, W, width) uint8, (B, H, W) int32.
-    """
-    q, mean = hidden.new_empty(hidden.shape, dtype=torch.uint8), hidden.new_empty(hidden.shape[:-1], dtype=torch.int32)
-    half, shift, high = entry
-    width, known = hidden.shape[-1], values.shape[-1]
-    if known:
-        _, _, *integers = beside.integers(hidden.device)
-        beside = Beside(beside.weight[:, :, 0, 0].T.contiguous().numpy(), *numpy(*integers))
-        linear = Linear(
-            linear.weight[0, :, 0, 0].numpy().astype(np.int64), linear.bias.item(), linear.exponent.item(), linear.limit
-        )
-    else:
-        none = np.zeros(width, np.int32)
-        beside, linear = Beside(np.zeros((0, width), np.int8), none, none, none), Linear(np.zeros(0, np.int64), 0, 0, 0)
-    maps = [t.reshape(mean.numel(), t.shape[-1]).numpy() for t in (base, hidden, values)]
-    _look_beside(*maps, beside, linear, half.numpy(), shift.numpy(), high, q.view(-1, width).numpy(), mean.view(-1).numpy())
-    return q, mean

@@ -10,7 +10,6 @@ from torch import nn
 
 from utils.arithmetic.crew import in_tiles
 from utils.arithmetic.fixed import (
-    FixedCompand,
     FixedConv,
     FixedDepthwise,
     FixedGate,
@@ -20,7 +19,7 @@ from utils.arithmetic.fixed import (
     units_for,
 )
 from utils.arithmetic.integers import STEPS
-from utils.arithmetic.passes import ACTIVATION_BITS, INPUT_MAX, INT16_MAX
+from utils.arithmetic.passes import ACTIVATION_BITS, INPUT_MAX, INT16_MAX, image_of, map_of
 from utils.arithmetic.polyphase import channels_last
 
 # What activations are clamped to: 8 bits where 8-bit arithmetic is to serve; in ConvNets, which have no way
@@ -160,7 +159,7 @@ class ConvNet(nn.Module):
 
 
 class FixedConvNet(nn.Module):
-    """A ConvNet in integers: v (B, channels, H, W) int32, in steps, x = v / 256 -> (B, out, H, W) int32.
+    """A ConvNet in integers: v (B, channels, H, W), in steps, x = v / 256 -> (B, out, H, W) int32.
 
     Activations have 10 bits, as weights of 8 bits allow within 2^24; v counts within +-2^12.
     """
@@ -181,8 +180,8 @@ class FixedConvNet(nn.Module):
 
     def forward(self, v, level=0):
         """See the class; all levels are alike."""
-        (y,) = in_tiles(self._compute, 2, v, side=SMALL_TILE).result()
-        return y
+        (y,) = in_tiles(self._compute, 2, map_of(v.to(torch.int32)), side=SMALL_TILE).result()
+        return image_of(y)
 
     def _compute(self, v):
         h = self.first(v).to(torch.int16)
@@ -285,14 +284,10 @@ _BITS = {
 class Compand(nn.Module):
     """u -> sign(u) log2(1 + |u|), linear between powers of two: small differences count beside large ones.
 
-    In autocast's type, where that is on.
+    In autocast's type, where that is on. Frozen, it is a pass: see utils/arithmetic/passes.py.
     """
 
     def forward(self, u):
         """See the class."""
         y, device = _Compand.apply(u), u.device.type
         return y.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else y
-
-    def freeze(self, peaks):
-        """A FixedCompand."""
-        return FixedCompand()

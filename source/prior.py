@@ -137,7 +137,7 @@ def _tiled(mixture, batch, size):
 class FixedIndependentPrior(nn.Module):
     """A frozen prior whose bands do not depend on each other: its distributions are FixedMixture.
 
-    mean, scale: (coarse band in steps around 0, int32; level) -> nine channels (B, 9, h, w), int32.
+    mean, scale: (coarse band in steps around 0, level) -> nine channels (B, 9, h, w), int32.
     """
 
     def __init__(self, mean, scale):
@@ -150,8 +150,9 @@ class FixedIndependentPrior(nn.Module):
 
     def forward(self, coarse, level, detail=None):
         """See the module."""
-        v = (coarse - MIDDLE).to(torch.int32)
-        fields = (part(v, level).chunk(len(BANDS_IN_TURN), 1) for part in (self.mean, self.scale))
+        fields = (
+            part(coarse - MIDDLE, level).chunk(len(BANDS_IN_TURN), 1) for part in (self.mean, self.scale)
+        )
         bands = [FixedMixture.logistic(*both) for both in zip(*fields)]
         return lambda known: bands[len(known)]
 

@@ -49,13 +49,14 @@ def encode(model, images, settings=DEFAULT, watch=None):
     model: frozen. watch: called with (level, coarse band) on the way, as decode_levels has them.
     Inverse: decode.
     """
-    levels, x = [], model.from_images(images)
-    for level, x, detail in model.pyramid.analyse(x):
-        levels.append((level, x, detail))
+    top, levels = model.from_images(images), []
+    for level, coarse, detail in model.pyramid.analyse(top):
+        levels.append((level, coarse, detail))
+        top = coarse
         if watch:
-            watch(level + 1, x)
+            watch(level + 1, coarse)
     encoders = [Encoder() for _ in images]
-    _push(encoders, model.top(len(x), x.shape[-2:]), x, settings)
+    _push(encoders, model.top(len(top), top.shape[-2:]), top, settings)
     # a level is one thread's work where its bands are no larger than a tile: these go on beside the larger ones
     small = [n for n, (_, coarse, _) in enumerate(levels) if max(coarse.shape[-2:]) <= TILE]
     coded = {n: submit(_encode_level, model, *levels[n], settings) for n in small}

@@ -54,15 +54,15 @@ def _pool(count):
 
 
 class in_tiles:
-    """function(*maps) tile by tile, begun at once, a tile to a thread: bounds the memory, and stays in the caches.
+    """function(*maps), tile by tile, begun at once, a tile to a thread: bounds memory, and stays in the caches.
 
-    maps: (B, C, H, W). function: maps -> a tuple of maps, each value of which depends on those no more than `halo`
-    pixels away; at the edges of a map a tile has that edge. rows: (from, to), those wanted; None: all.
-    `result` waits and returns the tuple, stored channels last.
+    maps: (B, H, W, C). function: maps -> a tuple of maps, each value of which depends on those no more than
+    `halo` pixels away; at the edges of a map a tile has that edge. rows: (from, to), those wanted; None: all.
+    `result` waits and returns the maps: (B, to - from, W, C) each.
     """
 
     def __init__(self, function, halo, *maps, rows=None, side=TILE):
-        height, width = maps[0].shape[-2:]
+        height, width = maps[0].shape[1:3]
         self._top, self._bottom = rows or (0, height)
         self._function, self._halo, self._maps, self._width = function, halo, maps, width
         self._lock, self._whole = threading.Lock(), None
@@ -76,23 +76,21 @@ class in_tiles:
     def _compute(self, top, left, bottom, right):
         halo = self._halo
         above, before = max(top - halo, 0), max(left - halo, 0)
-        window = slice(above, bottom + halo), slice(before, right + halo)
-        inside = slice(top - above, bottom - above), slice(left - before, right - before)
-        parts = [part[(..., *inside)] for part in self._function(*(m[(..., *window)] for m in self._maps))]
+        window = slice(None), slice(above, bottom + halo), slice(before, right + halo)
+        inside = slice(None), slice(top - above, bottom - above), slice(left - before, right - before)
+        parts = [part[inside] for part in self._function(*(m[window].contiguous() for m in self._maps))]
         if self._single:
-            self._whole = parts
+            self._whole = [part.contiguous() for part in parts]
             return
         with self._lock:
             if self._whole is None:
                 size = self._bottom - self._top, self._width
-                self._whole = [
-                    part.new_empty((len(part), *size, part.shape[1])).permute(0, 3, 1, 2) for part in parts
-                ]
+                self._whole = [part.new_empty((len(part), *size, part.shape[-1])) for part in parts]
         for whole, part in zip(self._whole, parts):
-            whole[..., top - self._top : bottom - self._top, left:right] = part
+            whole[:, top - self._top : bottom - self._top, left:right] = part
 
     def result(self):
-        """The maps, (B, C, to - from, W) each."""
+        """See the class."""
         for tile in self._tiles:
             tile.result()
         return self._whole

@@ -31,6 +31,12 @@ WEIGHTLESS = 15
 UNSEEN_PEAK = 16.0
 
 
+def _real(*tensors):
+    """Weights and biases to freeze, as float64 on the CPU. Raises ValueError if they are not finite."""
+    check_finite(*tensors)
+    return [t.detach().double().cpu() for t in tensors]
+
+
 def check_finite(*tensors):
     """Raise ValueError if there is a value that is infinite or no number."""
     if not all(tensor.isfinite().all() for tensor in tensors):
@@ -78,11 +84,6 @@ def units_for(peak, high):
     return floor_log2(high / peak)
 
 
-def border_of(kernel):
-    """What a kernel of (rows, columns) needs around a map."""
-    return kernel[0] // 2, kernel[1] // 2
-
-
 def _power(exponent):
     return torch.ldexp(torch.ones(exponent.shape, dtype=torch.float64), exponent.long())
 
@@ -112,14 +113,17 @@ def _halved(bias, exponent):
 
 
 class Fixed(nn.Module):
-    """What layers in integers share: weight, bias, and the exponent e of each output channel, in buffers."""
+    """What layers in integers share: weight, bias, and the exponent e of each output channel, in buffers.
+
+    Maps are (B, H, W, C) and contiguous. Here a layer is what is stored; what passes take of it is made once.
+    """
 
     def __init__(self, shape, weight_type, bias_type):
         super().__init__()
         self.register_buffer("weight", torch.zeros(shape, dtype=weight_type))
         self.register_buffer("bias", torch.zeros(shape[0], dtype=bias_type))
         self.register_buffer("exponent", torch.zeros(shape[0], dtype=torch.int8))
-        self._tables = {}
+        self._made = {}
 
     def _fill(self, **values):
         for name, value in values.items():
@@ -127,100 +131,147 @@ class Fixed(nn.Module):
         self.check()
         return self
 
-    def _on(self, device, key, make):
-        """What make() gives, kept for a device."""
-        if (key, device) not in self._tables:
-            self._tables[key, device] = make()
-        return self._tables[key, device]
+    def _once(self, key, make):
+        """What make() gives, kept until the layer changes; key: what it is for."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def tables(self, x):
+        """The integers that passes over a map take: arrays where these are compiled, or else tensors."""
+        if passes.is_compiled(x):
+            return self._once("arrays", lambda: tuple(t.numpy() for t in self._tables()))
+        return self._once("tensors", self._tables)
 
     def _apply(self, function, recurse=True):
-        self._tables = {}
+        self._made = {}
         return super()._apply(function, recurse)
 
     def load_state_dict(self, *args, **kwargs):
-        self._tables = {}
+        self._made = {}
         return super().load_state_dict(*args, **kwargs)
 
+    @property
+    def kernel(self):
+        """(rows, columns) of the kernel."""
+        return tuple(self.weight.shape[2:])
 
-class FixedConv(Fixed):
-    """A convolution of 8-bit weights, kernel size 1 or 3: see the module. x, y: (B, C, H, W) int16.
+    @property
+    def border(self):
+        """(rows, columns) that the kernel needs around a map."""
+        return self.weight.shape[2] // 2, self.weight.shape[3] // 2
 
-    low, high: what activations are clamped to; where high is 255 and low 0, 8-bit arithmetic serves.
-    """
 
-    def __init__(self, shape, low, high):
+class _Narrow(Fixed):
+    """Layers that read int16 and write int16 by 8-bit weights; low, high: what activations are clamped to."""
+
+    def __init__(self, shape, channels, low, high):
         super().__init__(shape, torch.int8, torch.int32)
         self.low, self.high = low, high
-        self.register_buffer("shift", torch.zeros(shape[1], dtype=torch.int8))
+        self.register_buffer("shift", torch.zeros(channels, dtype=torch.int8))
+
+    def check(self):
+        """Raise ValueError unless every partial sum, in any order, is exact in float32 and int32."""
+        sums = self.weight.long().abs().flatten(1).sum(1) * max(self.high, -self.low)
+        exponent, shift = self.exponent.long(), self.shift.long()
+        if (sums + self.bias.long().abs()).max() >= EXACT:
+            raise _too_large()
+        if (
+            exponent.min() < -LEFT_MAX
+            or exponent.max() > RIGHT_MAX
+            or shift.min() < 0
+            or shift.max() > SHIFT_MAX
+        ):
+            raise ValueError("damaged: a shift by more bits than there are")
+
+    def _tables(self):
+        exponent, shift = self.exponent.int(), self.shift.int()
+        return (1 << shift) >> 1, shift, self.bias, (-exponent).clamp(min=0), exponent.clamp(min=0)
+
+    def quantise(self, x):
+        """x (B, H, W, C) -> activations (B, H', W', C), borders in place; uint8 where they are 0 .. 255."""
+        kind = torch.uint8 if self.low == 0 and self.high <= 255 else torch.int16
+        return passes.quantise(x, *self.tables(x)[:2], self.low, self.high, self.border, kind)
+
+
+def _narrow_integers(weight, bias, peak, high, reach, units, out_units):
+    """The integers of a layer of 8-bit weights (M, C, ...), that reads units of 2^-units and writes 2^-out_units."""
+    shift = (units - units_for(peak, high)).clamp(0, SHIFT_MAX)
+    scale = _power(shift - units).view(1, -1, *[1] * (weight.dim() - 2))
+    whole, k, b = _round_weights(weight * scale, bias, WEIGHT_MAX, reach, EXACT)
+    # what is left after a shift by more bits than there are is a sign, as after RIGHT_MAX
+    exponent = (k - torch.as_tensor(out_units)).clamp(max=RIGHT_MAX)
+    if exponent.min() < -LEFT_MAX:
+        raise _too_large()
+    return dict(weight=whole, bias=_halved(b, exponent), exponent=exponent, shift=shift)
+
+
+class FixedConv(_Narrow):
+    """A convolution of kernel size 1 or 3: see the module. Where high is 255, 8-bit arithmetic serves."""
+
+    def __init__(self, shape, low=0, high=255):
+        super().__init__(shape, shape[1], low, high)
 
     @classmethod
     def of(cls, weight, bias, peak, low=0, high=255, units=ACTIVATION_BITS, out_units=ACTIVATION_BITS):
         """Freeze weights (out, C, k, k) and biases (out,). Raises ValueError if they are too large.
 
-        peak: (C,) of the activations; units, out_units: x counts 2^-units, y 2^-out_units; numbers or one for
-        each channel.
+        peak: (C,) of what it reads; x counts 2^-units, y 2^-out_units: numbers, or one for each channel.
         """
-        check_finite(weight, bias)
-        weight, bias = weight.detach().double().cpu(), bias.detach().double().cpu()
+        weight, bias = _real(weight, bias)
         units = torch.as_tensor(units).expand(weight.shape[1])
-        shift = (units - units_for(peak, high)).clamp(0, SHIFT_MAX)
-        columns = weight * _power(shift - units).view(1, -1, 1, 1)
-        whole, k, b = _round_weights(columns, bias, WEIGHT_MAX, max(high, -low), EXACT)
-        # what is left of a right shift of more bits than there are is its sign
-        exponent = (k - torch.as_tensor(out_units)).clamp(max=RIGHT_MAX)
-        if exponent.min() < -LEFT_MAX:
-            raise _too_large()
-        fixed = cls(weight.shape, low, high)
-        return fixed._fill(weight=whole, bias=_halved(b, exponent), exponent=exponent, shift=shift)
-
-    def check(self):
-        """Raise ValueError unless every partial sum, in any order, is exact in float32 and int32."""
-        bound = self.weight.long().abs().flatten(1).sum(1) * max(self.high, -self.low) + self.bias.long().abs()
-        exponent, shift = self.exponent.long(), self.shift.long()
-        if bound.max() >= EXACT or exponent.min() < -LEFT_MAX or exponent.max() > RIGHT_MAX:
-            raise _too_large()
-        if shift.min() < 0 or shift.max() > SHIFT_MAX:
-            raise _too_large()
-
-    def _integers(self):
-        exponent, shift = self.exponent.int(), self.shift.int()
-        return (1 << shift) >> 1, shift, self.bias, (-exponent).clamp(min=0), exponent.clamp(min=0)
-
-    def integers(self, device):
-        """What passes take: half and shift of the channels read; bias, left and right shift of those written."""
-        return self._on(device, "integers", self._integers)
-
-    def quantise(self, x):
-        """x (B, C, H, W) -> q (B, H', W', C), borders in place."""
-        half, shift = self.integers(x.device)[:2]
-        narrow = torch.uint8 if self.low == 0 and self.high <= 255 else torch.int16
-        border = border_of(self.weight.shape[2:])
-        return passes.quantise(passes.channels_inside(x), half, shift, self.low, self.high, border, narrow)
+        integers = _narrow_integers(weight, bias, peak, high, max(high, -low), units, out_units)
+        return cls(weight.shape, low, high)._fill(**integers)
 
     def convolve(self, q, onto=None):
-        """q -> y (B, H, W, out), added to `onto`, (B, H, W, out), if that is given."""
-        taps = self.weight.shape[2:]
-        batch, height, width = q.shape[0], q.shape[1] - taps[0] + 1, q.shape[2] - taps[1] + 1
+        """Activations q -> y (B, H, W, out) int16, added to `onto`, of that shape, if it is given."""
+        (rows, columns), out = self.kernel, len(self.bias)
+        batch, height, width = q.shape[0], q.shape[1] - rows + 1, q.shape[2] - columns + 1
         way = products.choose(q.device, self.high, batch * height * width < products.FEW_PIXELS)
-        prepared = self._on(q.device, way.name, lambda: way.prepare(self.weight))
-        integers = self.integers(q.device)[2:]
-        out = q.new_empty((batch, height, width, len(self.bias)), dtype=torch.int16)
-        for images, rows in products.pieces(batch, height, width, max(way.bytes * self.weight[0].numel(), 4 * len(self.weight))):
-            sums = way.run(q[images, rows.start : rows.stop + taps[0] - 1], prepared, taps)
-            ground = None if onto is None else onto[images, rows]
-            passes.requantise(sums, *integers, out[images, rows], ground)
-        return out
+        prepared = self._once(way.name, lambda: way.prepare(self.weight))
+        tables = self.tables(q)[2:]
+        y = q.new_empty((batch, height, width, out), dtype=torch.int16)
+        pieces = products.pieces(batch, height, width, max(way.bytes * self.weight[0].numel(), 4 * out))
+        for images, lines in pieces:
+            sums = way.run(q[images, lines.start : lines.stop + rows - 1], prepared, (rows, columns))
+            passes.requantise(sums, *tables, y[images, lines], None if onto is None else onto[images, lines])
+        return y
 
     def forward(self, x, onto=None):
-        """x (B, C, H, W) -> (B, out, H, W), added to `onto` if that is given."""
-        onto = None if onto is None else passes.channels_inside(onto)
-        return passes.channels_first(self.convolve(self.quantise(x), onto))
+        """x (B, H, W, C) int16 -> y (B, H, W, out) int16, added to `onto` if that is given."""
+        return self.convolve(self.quantise(x), onto)
+
+
+class FixedDepthwise(_Narrow):
+    """A convolution of each channel by itself, of odd kernel size; activations are 0 .. 255."""
+
+    def __init__(self, shape):
+        super().__init__(shape, shape[0], 0, 255)
+
+    @classmethod
+    def of(cls, weight, bias, peak):
+        """Freeze weights (C, 1, k, k) and biases (C,); peak: (C,) of what it reads. May raise ValueError."""
+        weight, bias = _real(weight, bias)
+        units = torch.full((len(bias),), ACTIVATION_BITS)
+        shift = (units - units_for(peak, 255)).clamp(0, SHIFT_MAX)
+        # a channel reads itself alone: its scale is that of its own row of weights
+        rows = weight.flatten(1) * _power(shift - units)[:, None]
+        integers = _narrow_integers(rows, bias, torch.ones(rows.shape[1]), 1, 255, 0, ACTIVATION_BITS)
+        fixed = cls(weight.shape)
+        return fixed._fill(**integers | dict(weight=integers["weight"].view(weight.shape), shift=shift))
+
+    def forward(self, x):
+        """x (B, H, W, C) int16 -> y (B, H, W, C) int16."""
+        tables, y = self.tables(x)[2:], torch.empty_like(x)
+        taps = self._once("taps", lambda: self.weight[:, 0].permute(1, 2, 0).contiguous())
+        passes.requantise(passes.depthwise(self.quantise(x), taps), *tables, y)
+        return y
 
 
 class FixedWide(Fixed):
     """A convolution of pixels and means: weights of 16 bits, sums below 2^53 in float64.
 
-    x: (B, C, H, W) int32, within +-reach; y: (B, out, H, W) int32, clamped to +-limit.
+    x: int32, clamped to +-reach; y: int32, clamped to +-limit.
     """
 
     def __init__(self, shape, reach=WIDE_MAX, limit=WIDE_MAX):
@@ -230,46 +281,46 @@ class FixedWide(Fixed):
     @classmethod
     def of(cls, weight, bias, units=WIDE_BITS, out_units=WIDE_BITS, reach=WIDE_MAX, limit=WIDE_MAX):
         """Freeze weights (out, C, rows, columns) and biases (out,); units, out_units: as of FixedConv."""
-        check_finite(weight, bias)
-        weight, bias = weight.detach().double().cpu(), bias.detach().double().cpu()
-        columns = weight * 2.0**-units
-        whole, k, b = _round_weights(columns, bias, WIDE_WEIGHT_MAX, reach, WIDE_EXACT)
+        weight, bias = _real(weight, bias)
+        whole, k, b = _round_weights(weight * 2.0**-units, bias, WIDE_WEIGHT_MAX, reach, WIDE_EXACT)
         exponent = k - torch.as_tensor(out_units)
         if exponent.min() < 0:
             raise _too_large()
-        return cls(weight.shape, reach, limit)._fill(weight=whole, bias=_halved(b, exponent), exponent=exponent)
+        return cls(weight.shape, reach, limit)._fill(
+            weight=whole, bias=_halved(b, exponent), exponent=exponent
+        )
 
     def check(self):
         """Raise ValueError unless every partial sum, in any order, is exact in float64."""
-        bound = self.weight.double().abs().flatten(1).sum(1) * self.reach + self.bias.double().abs()
-        if bound.max() >= WIDE_EXACT or self.exponent.min() < 0 or self.exponent.max() > WIDE_RIGHT_MAX:
+        sums = self.weight.double().abs().flatten(1).sum(1) * self.reach
+        if (sums + self.bias.double().abs()).max() >= WIDE_EXACT:
             raise _too_large()
+        if self.exponent.min() < 0 or self.exponent.max() > WIDE_RIGHT_MAX:
+            raise ValueError("damaged: a shift by more bits than there are")
 
-    def _integers(self):
-        return self.bias, self.exponent.long(), torch.zeros_like(self.weight[0, :, 0, 0], dtype=torch.int32)
-
-    def _matrix(self):
-        return self.weight.permute(2, 3, 1, 0).flatten(0, 2).double().contiguous()
+    def _tables(self):
+        zeros = torch.zeros_like(self.weight[0, :, 0, 0], dtype=torch.int32)
+        return zeros, zeros, self.bias, self.exponent.long()
 
     def forward(self, x, companded=False):
-        """x (B, C, H, W) -> (B, out, H, W), int32, or companded, int16."""
-        x, taps = passes.channels_inside(x), tuple(self.weight.shape[2:])
-        matrix = self._on(x.device, "matrix", self._matrix)
-        bias, exponent, zero = self._on(x.device, "integers", self._integers)
-        q = passes.quantise(x, zero, zero, -self.reach, self.reach, border_of(taps), torch.float64)
-        out = x.new_empty((*x.shape[:3], len(bias)), dtype=torch.int16 if companded else torch.int32)
-        for images, rows in products.pieces(*x.shape[:3], 8 * max(matrix.shape)):
-            part = q[images, rows.start : rows.stop + taps[0] - 1]
-            sums = products.product(torch.mm, part, matrix, taps)
-            passes.requantise_wide(sums, bias, exponent, self.limit, out[images, rows])
-        return passes.channels_first(out)
+        """x (B, H, W, C) -> y (B, H, W, out), int32, or companded, int16."""
+        rows, columns = self.kernel
+        matrix = self._once("matrix", lambda: products.as_matrix(self.weight, torch.float64))
+        none, _, bias, exponent = self.tables(x)
+        q = passes.quantise(x, none, none, -self.reach, self.reach, self.border, torch.float64)
+        y = x.new_empty((*x.shape[:3], matrix.shape[1]), dtype=torch.int16 if companded else torch.int32)
+        for images, lines in products.pieces(*x.shape[:3], 8 * max(matrix.shape)):
+            part = q[images, lines.start : lines.stop + rows - 1]
+            sums = products.product(torch.mm, part, matrix, (rows, columns))
+            passes.requantise_wide(sums, bias, exponent, self.limit, y[images, lines])
+        return y
 
 
 class FixedShares(Fixed):
     """A convolution with few output channels: each tap's share at every pixel, then the sum of the shares.
 
-    x: (B, C, H, W) int16, of which clamp(x, 0, high) counts; y: (B, out, H, W) int32, clamped to +-limit.
-    Only a tap's share must be below 2^24: the sum over taps is in whole numbers of 64 bits.
+    x: int16, of which clamp(x, 0, high) counts; y: int32, clamped to +-limit. Only a tap's share must be below
+    2^24: the sum over taps is of 64 bits.
     """
 
     def __init__(self, shape, high, limit):
@@ -278,100 +329,42 @@ class FixedShares(Fixed):
 
     @classmethod
     def of(cls, weight, bias, units, high, limit):
-        """Freeze weights (out, C, rows, columns) and biases (out,) of y, which counts whole units."""
-        check_finite(weight, bias)
-        weight, bias = weight.detach().double().cpu(), bias.detach().double().cpu()
+        """Freeze weights (out, C, rows, columns) and biases (out,) of y, which counts ones; x counts 2^-units."""
+        weight, bias = _real(weight, bias)
         columns = weight * _power(-torch.as_tensor(units)).view(1, -1, 1, 1)
         # the exponent is the taps' in common, the bound each tap's own
-        by_tap = columns.permute(0, 2, 3, 1).flatten(0, 2)
-        taps = weight.shape[2] * weight.shape[3]
-        size = by_tap.abs().amax(1).view(-1, taps).amax(1)
-        k = torch.where(size > 0, floor_log2(WEIGHT_MAX / size.clamp(min=1e-30)), WEIGHTLESS).clamp(max=RIGHT_MAX)
-        for _ in range(64):
-            whole = torch.round(columns * _power(k).view(-1, 1, 1, 1))
-            shares = whole.abs().sum(1).flatten(1).amax(1) * high
-            over = (shares >= EXACT) | (whole.abs().flatten(1).amax(1) > WEIGHT_MAX)
-            if not over.any():
-                break
-            k = k - over.long()
+        taps = columns.flatten(2).movedim(2, 1).flatten(0, 1)
+        _, k, _ = _round_weights(taps, torch.zeros(len(taps)), WEIGHT_MAX, high, EXACT)
+        k = k.view(len(bias), -1).amin(1)
         b = torch.round(bias * _power(k))
-        if k.min() < -LEFT_MAX or b.abs().max() >= WIDE_EXACT:
+        if k.min() < -LEFT_MAX or b.abs().max() >= WIDE_EXACT / 2:
             raise _too_large()
+        whole = torch.round(columns * _power(k).view(-1, 1, 1, 1))
         return cls(weight.shape, high, limit)._fill(weight=whole, bias=_halved(b, k), exponent=k)
 
     def check(self):
         """Raise ValueError unless every share is exact in float32, and every sum in 64 bits."""
         shares = self.weight.long().abs().sum(1).flatten(1).amax(1) * self.high
-        if shares.max() >= EXACT or self.bias.abs().max() > WIDE_EXACT:
+        if shares.max() >= EXACT or self.bias.abs().max() >= WIDE_EXACT:
             raise _too_large()
         if self.exponent.min() < -LEFT_MAX or self.exponent.max() > RIGHT_MAX:
-            raise _too_large()
+            raise ValueError("damaged: a shift by more bits than there are")
 
-    def _integers(self):
+    def _tables(self):
         exponent = self.exponent.long()
         return self.bias, (-exponent).clamp(min=0), exponent.clamp(min=0)
 
     def forward(self, x):
-        """x (B, C, H, W) -> (B, out, H, W)."""
-        x = passes.channels_inside(x).clamp(0, self.high)
+        """x (B, H, W, C) -> y (B, H, W, out)."""
         way = products.choose(x.device, self.high, x[..., 0].numel() < products.FEW_PIXELS)
-        by_tap = lambda: way.prepare(self.weight.permute(2, 3, 0, 1).flatten(0, 2)[..., None, None])  # noqa: E731
-        shares = way.run(x, self._on(x.device, way.name, by_tap), (1, 1))
-        integers = self._on(x.device, "integers", self._integers)
-        y = passes.sum_of_shares(shares, tuple(self.weight.shape[2:]), *integers, self.limit)
-        return passes.channels_first(y)
-
-
-class FixedDepthwise(Fixed):
-    """A convolution of each channel by itself, of odd kernel size: y = clamp(2^-e (sum W q + b)), as FixedConv."""
-
-    def __init__(self, shape, high=255):
-        super().__init__(shape, torch.int8, torch.int32)
-        self.high = high
-        self.register_buffer("shift", torch.zeros(shape[0], dtype=torch.int8))
-
-    @classmethod
-    def of(cls, weight, bias, peak, high=255):
-        """Freeze weights (C, 1, k, k) and biases (C,); peak: (C,) of the activations."""
-        check_finite(weight, bias)
-        weight, bias = weight.detach().double().cpu(), bias.detach().double().cpu()
-        shift = (ACTIVATION_BITS - units_for(peak, high)).clamp(0, SHIFT_MAX)
-        columns = weight * _power(shift - ACTIVATION_BITS).view(-1, 1, 1, 1)
-        whole, k, b = _round_weights(columns, bias, WEIGHT_MAX, high, EXACT)
-        exponent = (k - ACTIVATION_BITS).clamp(max=RIGHT_MAX)
-        if exponent.min() < -LEFT_MAX:
-            raise _too_large()
-        fixed = cls(weight.shape, high)
-        return fixed._fill(weight=whole, bias=_halved(b, exponent), exponent=exponent, shift=shift)
-
-    check = FixedConv.check
-    low = 0
-    _integers = FixedConv._integers
-
-    def forward(self, x):
-        """x (B, C, H, W) int16, clamped to 0 and above -> (B, C, H, W) int16."""
-        x = passes.channels_inside(x)
-        half, shift, bias, left, right = self._on(x.device, "integers", self._integers)
-        q = passes.quantise(x, half, shift, 0, self.high, border_of(self.weight.shape[2:]), torch.uint8)
-        taps = self._on(x.device, "taps", lambda: self.weight[:, 0].permute(1, 2, 0).contiguous())
-        out = x.new_empty(x.shape)
-        passes.requantise(passes.depthwise(q, taps), bias, left, right, out)
-        return passes.channels_first(out)
+        taps = self.weight.permute(2, 3, 0, 1).flatten(0, 2)[..., None, None]
+        shares = way.run(x.clamp(0, self.high), self._once(way.name, lambda: way.prepare(taps)), (1, 1))
+        return passes.sum_of_shares(shares, self.kernel, *self.tables(x), self.limit)
 
 
 class FixedGate(nn.Module):
-    """The product of two maps of activations: int16 and int16 -> int16."""
+    """The product of two maps of activations, int16 and int16 -> int16."""
 
     def forward(self, x, y):
-        """x, y: (B, C, H, W)."""
-        x, y = passes.channels_inside(x), passes.channels_inside(y)
-        shift = torch.full((x.shape[-1],), ACTIVATION_BITS, dtype=torch.int32, device=x.device)
-        return passes.channels_first(passes.gate(x, y, (1 << shift) >> 1, shift))
-
-
-class FixedCompand(nn.Module):
-    """u -> sign(u) log2(1 + |u|), linear between powers of two: wide maps to activations."""
-
-    def forward(self, u):
-        """u: (B, C, H, W) int32."""
-        return passes.channels_first(passes.compand(passes.channels_inside(u)))
+        """x, y: (B, H, W, C)."""
+        return passes.gate(x, y, ACTIVATION_BITS)

@@ -125,12 +125,11 @@ def depthwise(padded, weight, sums):
 
 
 @_compiled
-def gate(x, y, half, shift, out):
-    """out = clamp(x y + half >> shift, +-(2^15 - 1)); x, y, out: (N, C) int16; half, shift: (C,) int32."""
-    for n in range(out.shape[0]):
-        for c in range(out.shape[1]):
-            value = np.int32(x[n, c]) * np.int32(y[n, c]) + half[c] >> shift[c]
-            out[n, c] = min(max(value, SMALL), LARGE)
+def gate(x, y, shift, out):
+    """out = clamp(x y + 2^(shift - 1) >> shift, +-(2^15 - 1)); x, y, out: (N,) int16."""
+    half, shift = np.int32(1) << np.int32(shift - 1), np.int32(shift)
+    for n in range(out.size):
+        out[n] = min(max(np.int32(x[n]) * np.int32(y[n]) + half >> shift, SMALL), LARGE)
 
 
 @_compiled

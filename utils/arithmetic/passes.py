@@ -28,17 +28,12 @@ def is_compiled(x):
     return _compiled and x.is_cpu
 
 
-def numpy(*tensors):
-    """Tensors on the CPU as arrays."""
-    return [t.numpy() for t in tensors]
-
-
-def channels_inside(x):
-    """(B, C, H, W) -> (B, H, W, C), contiguous: a view of what is stored channels last. Inverse: channels_first."""
+def map_of(x):
+    """(B, C, H, W) -> (B, H, W, C), contiguous: a view of what is stored channels last. Inverse: image_of."""
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def channels_first(x):
+def image_of(x):
     """(B, H, W, C) -> (B, C, H, W), a view, stored channels last."""
     return x.permute(0, 3, 1, 2)
 
@@ -57,24 +52,25 @@ def quantise(x, half, shift, low, high, border, dtype):
         return bordered((x.int() + half >> shift).clamp(low, high), border).to(dtype)
     batch, height, width, channels = x.shape
     out = x.new_empty((batch, height + 2 * border[0], width + 2 * border[1], channels), dtype=dtype)
-    kernels.quantise(*numpy(x, half, shift), low, high, border, out.numpy())
+    kernels.quantise(x.numpy(), half, shift, low, high, border, out.numpy())
     return out
 
 
 def requantise(sums, bias, left, right, out, onto=None):
     """out = clamp(onto + (sums + bias << left >> right), +-(2^15 - 1)); bias, left, right: (C,) int32.
 
-    sums: (B, H, W, >= C), integers below 2^24 of any type; onto: (B, H, W, C) int16, or None for 0; out: int16.
+    sums: (B, H, W, C), integers below 2^24 of any type; onto: (B, H, W, C) int16, or None for 0; out: int16.
     """
     if not is_compiled(sums):
-        y = sums[..., : len(bias)].int() + bias << left >> right
+        y = sums.int() + bias << left >> right
         out.copy_((y if onto is None else y + onto).clamp(-INT16_MAX, INT16_MAX))
         return
-    flat = [t.reshape(-1, t.shape[-1]).numpy() for t in (sums, out)]
+    channels = sums.shape[-1]
+    flat = sums.reshape(-1, channels).numpy(), bias, left, right
     if onto is None:
-        kernels.requantise(flat[0], *numpy(bias, left, right), flat[1])
+        kernels.requantise(*flat, out.view(-1, channels).numpy())
     else:
-        kernels.requantise_onto(flat[0], *numpy(bias, left, right), onto.view(-1, len(bias)).numpy(), flat[1])
+        kernels.requantise_onto(*flat, onto.view(-1, channels).numpy(), out.view(-1, channels).numpy())
 
 
 def requantise_wide(sums, bias, shift, limit, out):
@@ -87,12 +83,12 @@ def requantise_wide(sums, bias, shift, limit, out):
         out.copy_(compand(y) if out.dtype == torch.int16 else y)
         return
     kernel = kernels.requantise_companded if out.dtype == torch.int16 else kernels.requantise_wide
-    sums, out = (t.view(-1, t.shape[-1]).numpy() for t in (sums, out))
-    kernel(sums, *numpy(bias, shift), limit, out)
+    channels = sums.shape[-1]
+    kernel(sums.view(-1, channels).numpy(), bias, shift, limit, out.view(-1, channels).numpy())
 
 
 def compand(u):
-    """sign(u) log2(1 + |u|), linear between powers of two: wide int32 (2^-8, below 2^15 steps) -> int16 (2^-6)."""
+    """sign(u) log2(1 + |u|), linear between powers of two: int32 (2^-8, below 2^15 steps) -> int16 (2^-6)."""
     if not is_compiled(u):
         bits = (u.abs() + 256).float().view(torch.int32) - int(kernels.COMPAND_BIAS)
         y = bits + (1 << int(kernels.COMPAND_SHIFT) - 1) >> int(kernels.COMPAND_SHIFT)
@@ -103,7 +99,10 @@ def compand(u):
 
 
 def depthwise(padded, weight):
-    """Sums over taps, channel by channel: (B, H + taps - 1, W + taps - 1, C), (taps, taps, C) -> (B, H, W, C) int32."""
+    """Sums over taps, channel by channel, (B, H, W, C) int32; weight: (taps, taps, C) int8.
+
+    padded: (B, H + taps - 1, W + taps - 1, C).
+    """
     batch, taps = len(padded), len(weight)
     height, width = (n - taps + 1 for n in padded.shape[1:3])
     if not is_compiled(padded):
@@ -111,17 +110,16 @@ def depthwise(padded, weight):
         return sum(padded[:, i : i + height, j : j + width].int() * weight[i, j].int() for i, j in shifts)
     sums = padded.new_empty((batch, height, width, padded.shape[3]), dtype=torch.int32)
     for image, total in zip(padded, sums):
-        kernels.depthwise(*numpy(image, weight, total))
+        kernels.depthwise(image.numpy(), weight.numpy(), total.numpy())
     return sums
 
 
-def gate(x, y, half, shift):
-    """clamp(x y + half >> shift, +-(2^15 - 1)) of two int16 maps; half, shift: (C,) int32."""
+def gate(x, y, shift):
+    """clamp(x y + 2^(shift - 1) >> shift, +-(2^15 - 1)) of two int16 maps."""
     if not is_compiled(x):
-        return (x.int() * y.int() + half >> shift).clamp(-INT16_MAX, INT16_MAX).to(torch.int16)
+        return (x.int() * y.int() + (1 << shift - 1) >> shift).clamp(-INT16_MAX, INT16_MAX).to(torch.int16)
     out = torch.empty_like(x)
-    maps = [t.view(-1, t.shape[-1]).numpy() for t in (x, y)]
-    kernels.gate(*maps, *numpy(half, shift), out.view(-1, out.shape[-1]).numpy())
+    kernels.gate(x.view(-1).numpy(), y.view(-1).numpy(), shift, out.view(-1).numpy())
     return out
 
 
@@ -134,13 +132,9 @@ def sum_of_shares(shares, kernel, bias, left, right, limit):
     rows, columns = kernel
     if is_compiled(shares):
         out = shares.new_empty((*shares.shape[:-1], len(bias)), dtype=torch.int32)
-        kernels.sum_of_shares(shares.numpy(), kernel, *numpy(bias, left, right), limit, out.numpy())
+        kernels.sum_of_shares(shares.numpy(), kernel, bias, left, right, limit, out.numpy())
         return out
     height, width = shares.shape[1:3]
     parts = bordered(shares, (rows // 2, columns // 2)).long().unflatten(-1, (rows, columns, -1))
-    total = sum(
-        parts[:, i : i + height, j : j + width, i, j] for i in range(rows) for j in range(columns)
-    )
+    total = sum(parts[:, i : i + height, j : j + width, i, j] for i in range(rows) for j in range(columns))
     return (total + bias << left >> right).clamp(-limit, limit).int()
-
-

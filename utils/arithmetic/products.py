@@ -21,7 +21,7 @@ from utils.arithmetic import kernels
 from utils.arithmetic.passes import is_compiled
 
 # Bytes of sums or of neighbourhoods computed at a time, so that they are still in the cache when they are used.
-CACHED = 1 << 20
+CACHED = 1 << 22
 # Below so many pixels, a library's direct convolution takes longer to start than a product takes in all.
 FEW_PIXELS = 2048
 ENVIRONMENT = "NWF_PRODUCTS"
@@ -40,7 +40,7 @@ class Way(NamedTuple):
     run: Callable
 
 
-def _as_matrix(weight, dtype):
+def as_matrix(weight, dtype):
     """(out, C, rows, columns) -> (rows * columns * C, out)."""
     return weight.permute(2, 3, 1, 0).flatten(0, 2).to(dtype).contiguous()
 
@@ -119,13 +119,13 @@ WAYS = {
     way.name: way
     for way in (
         Way("int8 convolution", 255, 0, _prepare_int8_convolution, _run_int8_convolution),
-        Way("int8 product", 255, 1, lambda w: _as_matrix(w, torch.int8), _run_int8_product),
+        Way("int8 product", 255, 1, lambda w: as_matrix(w, torch.int8), _run_int8_product),
         Way(
             "float32 convolution", 2**15, 0,
             lambda w: w.float().contiguous(memory_format=torch.channels_last), _run_float_convolution,
         ),
-        Way("float32 product", 2**15, 4, lambda w: _as_matrix(w, torch.float32), _run_float_product),
-        Way("float64 product", 2**15, 8, lambda w: _as_matrix(w, torch.float64), _run_float_product),
+        Way("float32 product", 2**15, 4, lambda w: as_matrix(w, torch.float32), _run_float_product),
+        Way("float64 product", 2**15, 8, lambda w: as_matrix(w, torch.float64), _run_float_product),
     )
 }  # fmt: skip
 
