@@ -22,10 +22,11 @@ from utils.arithmetic.integers import STEPS
 from utils.arithmetic.passes import ACTIVATION_BITS, INPUT_MAX, INT16_MAX, image_of, map_of
 from utils.arithmetic.polyphase import channels_last
 
-# What activations are clamped to: 8 bits where 8-bit arithmetic is to serve; in ConvNets, which have no way
-# around their hidden layers, 10; with a sign, 11.
-NARROW_MAX, HIDDEN_MAX, SIGNED_MAX = 2**8 - 1, 2**10 - 1, 2**11 - 1
+# What activations are clamped to: 8 bits, by which 8-bit arithmetic serves; with a sign, 11.
+NARROW_MAX, SIGNED_MAX = 2**8 - 1, 2**11 - 1
 OUTPUT_MAX = 2**24
+# Of 15 bits some can be spared for peaks that the images observed do not have.
+HEADROOM = 8
 # ConvNets are wide: smaller tiles stay in the caches.
 SMALL_TILE = 64
 
@@ -161,22 +162,21 @@ class ConvNet(nn.Module):
 class FixedConvNet(nn.Module):
     """A ConvNet in integers: v (B, channels, H, W), in steps, x = v / 256 -> (B, out, H, W) int32.
 
-    Activations have 10 bits, as weights of 8 bits allow within 2^24; v counts within +-2^12.
+    Its layers are wide, since there is no way around them: of 8 bits, they cost some hundredths of a bit.
     """
 
     def __init__(self, net, peaks, factor, offset, limit):
         super().__init__()
         layers = [*net.hidden, net.last]
-        units = [units_for(peak_of(layer, peaks), HIDDEN_MAX) for layer in layers]
-        self.first = FixedWide.of(
-            net.first.weight / STEPS, net.first.bias, 0, units[0], reach=INPUT_MAX, limit=INT16_MAX
-        )
+        units = [units_for(HEADROOM * peak_of(layer, peaks), INT16_MAX) for layer in layers]
+        weight, bias = net.first.weight / STEPS, net.first.bias
+        self.first = FixedWide.of(weight, bias, 0, units[0], -INPUT_MAX, INPUT_MAX, INT16_MAX)
         self.hidden = nn.ModuleList(
-            FixedConv.of(layer.weight, layer.bias, peak_of(layer, peaks), 0, HIDDEN_MAX, here, there)
+            FixedWide.of(layer.weight, layer.bias, here, there, 0, INT16_MAX, INT16_MAX)
             for layer, here, there in zip(net.hidden, units, units[1:])
         )
         weight, bias = net.last.weight * factor, net.last.bias * factor + offset
-        self.last = FixedShares.of(weight, bias, units[-1], HIDDEN_MAX, limit)
+        self.last = FixedShares.of(weight, bias, units[-1], limit)
 
     def forward(self, v, level=0):
         """See the class; all levels are alike."""
@@ -184,7 +184,7 @@ class FixedConvNet(nn.Module):
         return image_of(y)
 
     def _compute(self, v):
-        h = self.first(v).to(torch.int16)
+        h = self.first(v)
         for layer in self.hidden:
             h = layer(h)
         return (self.last(h),)

@@ -20,7 +20,7 @@ from torch import nn
 from utils.arithmetic import passes, products
 from utils.arithmetic.passes import ACTIVATION_BITS, WIDE_BITS, WIDE_MAX
 
-WEIGHT_MAX, WIDE_WEIGHT_MAX = 2**7 - 1, 2**15 - 1
+WEIGHT_MAX, WIDE_WEIGHT_MAX = 2**7 - 1, 2**15 - 129
 EXACT, WIDE_EXACT = 2**24, 2**53
 # Shifts to the left: sums below 2^24 stay below 2^31. To the right: all bits are gone before.
 LEFT_MAX, RIGHT_MAX = 6, 30
@@ -94,7 +94,8 @@ def _round_weights(weight, bias, largest, reach, exact):
     largest: of |W|; reach: of |q|. k is the greatest for which sum |W| reach + |b| stays below `exact`.
     """
     size = weight.flatten(1).abs().amax(1)
-    k = torch.where(size > 0, floor_log2(largest / size.clamp(min=1e-30)), WEIGHTLESS).clamp(max=RIGHT_MAX)
+    k = torch.where(size > 0, floor_log2(largest / size.clamp(min=1e-30)), WEIGHTLESS)
+    k = k.clamp(max=RIGHT_MAX if exact == EXACT else WIDE_RIGHT_MAX - 15)
     for _ in range(64):
         scale = _power(k)
         whole = torch.round(weight * scale.view(-1, *[1] * (weight.dim() - 1)))
@@ -110,6 +111,11 @@ def _round_weights(weight, bias, largest, reach, exact):
 def _halved(bias, exponent):
     """b with the 1/2 of the rounding, where something is shifted out."""
     return bias + torch.where(exponent > 0, _power(exponent - 1), 0.0)
+
+
+def narrowest(low, high):
+    """The type of activations: uint8, by which 8-bit arithmetic is chosen, or int16."""
+    return torch.uint8 if low == 0 and high <= 255 else torch.int16
 
 
 class Fixed(nn.Module):
@@ -189,8 +195,8 @@ class _Narrow(Fixed):
         return (1 << shift) >> 1, shift, self.bias, (-exponent).clamp(min=0), exponent.clamp(min=0)
 
     def quantise(self, x):
-        """x (B, H, W, C) -> activations (B, H', W', C), borders in place; uint8 where they are 0 .. 255."""
-        kind = torch.uint8 if self.low == 0 and self.high <= 255 else torch.int16
+        """x (B, H, W, C) -> activations (B, H', W', C), borders in place."""
+        kind = narrowest(self.low, self.high)
         return passes.quantise(x, *self.tables(x)[:2], self.low, self.high, self.border, kind)
 
 
@@ -227,7 +233,7 @@ class FixedConv(_Narrow):
         """Activations q -> y (B, H, W, out) int16, added to `onto`, of that shape, if it is given."""
         (rows, columns), out = self.kernel, len(self.bias)
         batch, height, width = q.shape[0], q.shape[1] - rows + 1, q.shape[2] - columns + 1
-        way = products.choose(q.device, self.high, batch * height * width < products.FEW_PIXELS)
+        way = products.choose(q.device, False, batch * height * width < products.FEW_PIXELS)
         prepared = self._once(way.name, lambda: way.prepare(self.weight))
         tables = self.tables(q)[2:]
         y = q.new_empty((batch, height, width, out), dtype=torch.int16)
@@ -269,31 +275,33 @@ class FixedDepthwise(_Narrow):
 
 
 class FixedWide(Fixed):
-    """A convolution of pixels and means: weights of 16 bits, sums below 2^53 in float64.
+    """A convolution of pixels and means, or where a network has no way around it: weights of 16 bits.
 
-    x: int32, clamped to +-reach; y: int32, clamped to +-limit.
+    x: int16 or int32, clamped to low .. high; y clamped to +-limit: int16, if that is within, or int32.
     """
 
-    def __init__(self, shape, reach=WIDE_MAX, limit=WIDE_MAX):
+    def __init__(self, shape, low=-WIDE_MAX, high=WIDE_MAX, limit=WIDE_MAX):
         super().__init__(shape, torch.int16, torch.int64)
-        self.reach, self.limit = reach, limit
+        self.low, self.high, self.limit = low, high, limit
 
     @classmethod
-    def of(cls, weight, bias, units=WIDE_BITS, out_units=WIDE_BITS, reach=WIDE_MAX, limit=WIDE_MAX):
+    def of(
+        cls, weight, bias, units=WIDE_BITS, out_units=WIDE_BITS, low=-WIDE_MAX, high=WIDE_MAX, limit=WIDE_MAX
+    ):
         """Freeze weights (out, C, rows, columns) and biases (out,); units, out_units: as of FixedConv."""
         weight, bias = _real(weight, bias)
-        whole, k, b = _round_weights(weight * 2.0**-units, bias, WIDE_WEIGHT_MAX, reach, WIDE_EXACT)
+        columns = weight * _power(-torch.as_tensor(units).expand(weight.shape[1])).view(1, -1, 1, 1)
+        whole, k, b = _round_weights(columns, bias, WIDE_WEIGHT_MAX, high, WIDE_EXACT)
         exponent = k - torch.as_tensor(out_units)
         if exponent.min() < 0:
             raise _too_large()
-        return cls(weight.shape, reach, limit)._fill(
-            weight=whole, bias=_halved(b, exponent), exponent=exponent
-        )
+        integers = dict(weight=whole, bias=_halved(b, exponent), exponent=exponent)
+        return cls(weight.shape, low, high, limit)._fill(**integers)
 
     def check(self):
         """Raise ValueError unless every partial sum, in any order, is exact in float64."""
-        sums = self.weight.double().abs().flatten(1).sum(1) * self.reach
-        if (sums + self.bias.double().abs()).max() >= WIDE_EXACT:
+        sums = self.weight.double().abs().flatten(1).sum(1) * self.high
+        if (sums + self.bias.double().abs()).max() >= WIDE_EXACT or self.weight.max() > WIDE_WEIGHT_MAX:
             raise _too_large()
         if self.exponent.min() < 0 or self.exponent.max() > WIDE_RIGHT_MAX:
             raise ValueError("damaged: a shift by more bits than there are")
@@ -303,51 +311,50 @@ class FixedWide(Fixed):
         return zeros, zeros, self.bias, self.exponent.long()
 
     def forward(self, x, companded=False):
-        """x (B, H, W, C) -> y (B, H, W, out), int32, or companded, int16."""
-        rows, columns = self.kernel
-        matrix = self._once("matrix", lambda: products.as_matrix(self.weight, torch.float64))
+        """x (B, H, W, C) -> y (B, H, W, out); companded: as passes.compand has it."""
+        (rows, columns), out = self.kernel, len(self.bias)
         none, _, bias, exponent = self.tables(x)
-        q = passes.quantise(x, none, none, -self.reach, self.reach, self.border, torch.float64)
-        y = x.new_empty((*x.shape[:3], matrix.shape[1]), dtype=torch.int16 if companded else torch.int32)
-        for images, lines in products.pieces(*x.shape[:3], 8 * max(matrix.shape)):
-            part = q[images, lines.start : lines.stop + rows - 1]
-            sums = products.product(torch.mm, part, matrix, (rows, columns))
-            passes.requantise_wide(sums, bias, exponent, self.limit, y[images, lines])
+        if self.low == 0:
+            few = x[..., 0].numel() < products.FEW_PIXELS
+            kind, way = torch.int16, products.choose(x.device, True, few, self.weight[0].numel())
+        else:  # pixels have a sign, and more bits
+            kind, way = torch.float64, products.WAYS["float64 product"]
+        prepared = self._once(way.name, lambda: way.prepare(self.weight))
+        q = passes.quantise(x, none, none, self.low, self.high, self.border, kind)
+        small = companded or self.limit <= passes.INT16_MAX
+        y = x.new_empty((*x.shape[:3], out), dtype=torch.int16 if small else torch.int32)
+        for images, lines in products.pieces(*x.shape[:3], max(8 * self.weight[0].numel(), 16 * out)):
+            sums = way.run(q[images, lines.start : lines.stop + rows - 1], prepared, (rows, columns))
+            passes.requantise_wide(sums, bias, exponent, self.limit, y[images, lines], companded)
         return y
 
 
 class FixedShares(Fixed):
-    """A convolution with few output channels: each tap's share at every pixel, then the sum of the shares.
+    """A wide convolution with few output channels: the sum of its taps' shares at every pixel.
 
-    x: int16, of which clamp(x, 0, high) counts; y: int32, clamped to +-limit. Only a tap's share must be below
-    2^24: the sum over taps is of 64 bits.
+    x: int16, of which clamp(x, 0, 2^15 - 1) counts; y: int32, clamped to +-limit.
     """
 
-    def __init__(self, shape, high, limit):
-        super().__init__(shape, torch.int8, torch.int64)
-        self.high, self.limit = high, limit
+    def __init__(self, shape, limit):
+        super().__init__(shape, torch.int16, torch.int64)
+        self.limit = limit
 
     @classmethod
-    def of(cls, weight, bias, units, high, limit):
+    def of(cls, weight, bias, units, limit):
         """Freeze weights (out, C, rows, columns) and biases (out,) of y, which counts ones; x counts 2^-units."""
         weight, bias = _real(weight, bias)
         columns = weight * _power(-torch.as_tensor(units)).view(1, -1, 1, 1)
-        # the exponent is the taps' in common, the bound each tap's own
-        taps = columns.flatten(2).movedim(2, 1).flatten(0, 1)
-        _, k, _ = _round_weights(taps, torch.zeros(len(taps)), WEIGHT_MAX, high, EXACT)
-        k = k.view(len(bias), -1).amin(1)
-        b = torch.round(bias * _power(k))
-        if k.min() < -LEFT_MAX or b.abs().max() >= WIDE_EXACT / 2:
+        whole, k, b = _round_weights(columns, bias, WIDE_WEIGHT_MAX, passes.INT16_MAX, WIDE_EXACT)
+        if k.min() < -LEFT_MAX:
             raise _too_large()
-        whole = torch.round(columns * _power(k).view(-1, 1, 1, 1))
-        return cls(weight.shape, high, limit)._fill(weight=whole, bias=_halved(b, k), exponent=k)
+        return cls(weight.shape, limit)._fill(weight=whole, bias=_halved(b, k), exponent=k)
 
     def check(self):
-        """Raise ValueError unless every share is exact in float32, and every sum in 64 bits."""
-        shares = self.weight.long().abs().sum(1).flatten(1).amax(1) * self.high
-        if shares.max() >= EXACT or self.bias.abs().max() >= WIDE_EXACT:
+        """Raise ValueError unless every partial sum, in any order, is exact in float64."""
+        sums = self.weight.double().abs().flatten(1).sum(1) * passes.INT16_MAX
+        if (sums + self.bias.double().abs()).max() >= WIDE_EXACT or self.weight.max() > WIDE_WEIGHT_MAX:
             raise _too_large()
-        if self.exponent.min() < -LEFT_MAX or self.exponent.max() > RIGHT_MAX:
+        if self.exponent.min() < -LEFT_MAX or self.exponent.max() > WIDE_RIGHT_MAX:
             raise ValueError("damaged: a shift by more bits than there are")
 
     def _tables(self):
@@ -356,9 +363,11 @@ class FixedShares(Fixed):
 
     def forward(self, x):
         """x (B, H, W, C) -> y (B, H, W, out)."""
-        way = products.choose(x.device, self.high, x[..., 0].numel() < products.FEW_PIXELS)
+        few = x[..., 0].numel() < products.FEW_PIXELS
+        way = products.choose(x.device, True, few, x.shape[-1])
         taps = self.weight.permute(2, 3, 0, 1).flatten(0, 2)[..., None, None]
-        shares = way.run(x.clamp(0, self.high), self._once(way.name, lambda: way.prepare(taps)), (1, 1))
+        shares = way.run(x.clamp(min=0), self._once(way.name, lambda: way.prepare(taps)), (1, 1))
+        shares = passes.join_bytes(shares, len(taps)) if shares.dim() > x.dim() else shares
         return passes.sum_of_shares(shares, self.kernel, *self.tables(x), self.limit)
 
 

@@ -75,10 +75,47 @@ def requantise_onto(sums, bias, left, right, ground, out):
 
 @_compiled
 def requantise_wide(sums, bias, shift, limit, out):
-    """out = clamp(sums + bias >> shift, +-limit); sums: (N, C) float64, integers below 2^53; out: int16, int32."""
+    """out = clamp(sums + bias >> shift, +-limit); sums: (N, C), integers below 2^53 of any type; out: int16, int32."""
     for n in range(out.shape[0]):
         for c in range(out.shape[1]):
             value = np.int64(sums[n, c]) + bias[c] >> shift[c]
+            out[n, c] = min(max(value, -limit), limit)
+
+
+@_compiled
+def halve_bytes(x, out):
+    """out[0] = x >> 8, out[1] = x & 255, 0 beyond C; x: (N, C) int16, none below 0; out: (2, N, >= C) uint8."""
+    channels = x.shape[1]
+    for n in range(x.shape[0]):
+        for c in range(channels):
+            out[0, n, c] = x[n, c] >> np.int16(8)
+            out[1, n, c] = x[n, c] & np.int16(255)
+        for c in range(channels, out.shape[2]):
+            out[0, n, c] = out[1, n, c] = 0
+
+
+@_inlined
+def joined(parts, n, c):
+    """A sum of products of x = 256 h + l and W = 256 H + L from those of h H, h L and l H, l L."""
+    half = parts.shape[2] // 2
+    middle = np.int64(parts[0, n, half + c]) + np.int64(parts[1, n, c])
+    return (np.int64(parts[0, n, c]) << 16) + (middle << 8) + np.int64(parts[1, n, half + c])
+
+
+@_compiled
+def join_bytes(parts, out):
+    """Sums of products of bytes, (2, N, 2 (>= C)), integers of any type, to sums: (N, C) int64."""
+    for n in range(out.shape[0]):
+        for c in range(out.shape[1]):
+            out[n, c] = joined(parts, n, c)
+
+
+@_compiled
+def requantise_joined(parts, bias, shift, limit, out):
+    """requantise_wide of what join_bytes makes of the parts."""
+    for n in range(out.shape[0]):
+        for c in range(out.shape[1]):
+            value = joined(parts, n, c) + bias[c] >> shift[c]
             out[n, c] = min(max(value, -limit), limit)
 
 

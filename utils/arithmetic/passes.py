@@ -59,32 +59,57 @@ def quantise(x, half, shift, low, high, border, dtype):
 def requantise(sums, bias, left, right, out, onto=None):
     """out = clamp(onto + (sums + bias << left >> right), +-(2^15 - 1)); bias, left, right: (C,) int32.
 
-    sums: (B, H, W, C), integers below 2^24 of any type; onto: (B, H, W, C) int16, or None for 0; out: int16.
+    sums: (B, H, W, >= C), integers below 2^24 of any type; onto: (B, H, W, C) int16, or None for 0; out: int16.
     """
     if not is_compiled(sums):
-        y = sums.int() + bias << left >> right
+        y = sums[..., : len(bias)].int() + bias << left >> right
         out.copy_((y if onto is None else y + onto).clamp(-INT16_MAX, INT16_MAX))
         return
-    channels = sums.shape[-1]
-    flat = sums.reshape(-1, channels).numpy(), bias, left, right
+    channels = len(bias)
+    flat = sums.reshape(-1, sums.shape[-1]).numpy(), bias, left, right
     if onto is None:
         kernels.requantise(*flat, out.view(-1, channels).numpy())
     else:
         kernels.requantise_onto(*flat, onto.view(-1, channels).numpy(), out.view(-1, channels).numpy())
 
 
-def requantise_wide(sums, bias, shift, limit, out):
-    """out = clamp(sums + bias >> shift, +-limit); companded, where out is int16 and not int32.
+def requantise_wide(sums, bias, shift, limit, out, companded=False):
+    """out = clamp(sums + bias >> shift, +-limit), companded if that is wanted.
 
-    sums: (B, H, W, C) float64; bias, shift: (C,) int64.
+    sums: (B, H, W, C), integers below 2^53 of any type, or what join_bytes takes; bias, shift: (C,) int64.
     """
+    channels = len(bias)
     if not is_compiled(sums):
-        y = (sums.long() + bias >> shift).clamp(-limit, limit).int()
-        out.copy_(compand(y) if out.dtype == torch.int16 else y)
-        return
-    kernel = kernels.requantise_companded if out.dtype == torch.int16 else kernels.requantise_wide
-    channels = sums.shape[-1]
-    kernel(sums.view(-1, channels).numpy(), bias, shift, limit, out.view(-1, channels).numpy())
+        sums = join_bytes(sums, channels) if sums.dim() > out.dim() else sums.long()
+        y = (sums + bias >> shift).clamp(-limit, limit)
+        out.copy_(compand(y.int()) if companded else y)
+    elif sums.dim() > out.dim():
+        parts = sums.reshape(2, -1, sums.shape[-1]).numpy()
+        kernels.requantise_joined(parts, bias, shift, limit, out.view(-1, channels).numpy())
+    else:
+        kernel = kernels.requantise_companded if companded else kernels.requantise_wide
+        kernel(sums.view(-1, channels).numpy(), bias, shift, limit, out.view(-1, channels).numpy())
+
+
+def halve_bytes(x, channels):
+    """High and low bytes of x (..., C), int16, none below 0: (2, ..., channels) uint8, 0 where x has none."""
+    if not is_compiled(x):
+        return torch.nn.functional.pad(torch.stack([x >> 8, x & 255]), (0, channels - x.shape[-1])).to(
+            torch.uint8
+        )
+    out = x.new_empty((2, *x.shape[:-1], channels), dtype=torch.uint8)
+    kernels.halve_bytes(x.reshape(-1, x.shape[-1]).numpy(), out.view(2, -1, channels).numpy())
+    return out
+
+
+def join_bytes(parts, channels):
+    """Sums (..., C) int64 from those of products of bytes, (2, ..., 2 (>= C)): high and low of x, of weights."""
+    if not is_compiled(parts):
+        (hh, hl), (lh, ll) = ([q[..., :channels] for q in half.long().chunk(2, -1)] for half in parts)
+        return (hh << 16) + (hl + lh << 8) + ll
+    out = parts.new_empty((*parts.shape[1:-1], channels), dtype=torch.int64)
+    kernels.join_bytes(parts.reshape(2, -1, parts.shape[-1]).numpy(), out.view(-1, channels).numpy())
+    return out
 
 
 def compand(u):

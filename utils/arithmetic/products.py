@@ -1,11 +1,12 @@
-"""Ways to sum products of small integers, all of them exact: what networks in integers spend their time on.
+"""Ways to sum products of integers, all of them exact: what networks in integers spend their time on.
 
 A Way takes activations q (B, H + rows - 1, W + columns - 1, C) with their borders in place, weights
-(out, C, rows, columns), int8, and gives the sums (B, H, W, out), integer-valued in a type of its own:
+(out, C, rows, columns), and gives the sums (B, H, W, >= out), integers in a type of its own, or their parts:
     sums[p] = sum over taps t and channels c of weight[:, c, t] q[p + t, c]
-Every layer's weights bound its partial sums, in any order, below 2^24 (float32 and int32 hold them) or 2^53
-(float64); see networks.py. Libraries may nonetheless choose Winograd's or Fourier's algorithms, or saturate
-halfway: a way is used only after it gave the very integers of the plain one, here, in this process.
+Narrow ones are for activations up to 255, weights up to 127, and partial sums below 2^24 in any order, which
+float32 and int32 hold; wide ones for those up to 2^15 - 1, and sums below 2^53. Layers see to that: fixed.py.
+Libraries may nonetheless choose Winograd's or Fourier's algorithms, or saturate halfway: a way is used only
+after it gave the very integers of the plain one, here, in this process.
 """
 
 import functools
@@ -18,23 +19,30 @@ import torch
 import torch.nn.functional as F
 
 from utils.arithmetic import kernels
-from utils.arithmetic.passes import is_compiled
+from utils.arithmetic.passes import halve_bytes, is_compiled, join_bytes
 
 # Bytes of sums or of neighbourhoods computed at a time, so that they are still in the cache when they are used.
 CACHED = 1 << 22
 # Below so many pixels, a library's direct convolution takes longer to start than a product takes in all.
 FEW_PIXELS = 2048
 ENVIRONMENT = "NWF_PRODUCTS"
+# Numbers of channels that convolutions of bytes like.
+BLOCK = 16
+# Sums of more products of bytes than these could pass 2^24.
+MOST_BYTES = 2**24 // (255 * 128)
+# Sides of the maps of trials: of many pixels, and of few.
+SIDES = 64, 8
 
 
 class Way(NamedTuple):
-    """prepare(weight int8) -> what run(q, prepared, taps) needs.
+    """prepare(weight) -> what run(q, prepared, taps) needs.
 
-    largest: the largest |activation| it takes; bytes: of a value in the neighbourhoods that it lays out, or 0.
+    narrow, wide: what it serves for; bytes: of a value in the neighbourhoods that it lays out, or 0.
     """
 
     name: str
-    largest: int
+    narrow: bool
+    wide: bool
     bytes: int
     prepare: Callable
     run: Callable
@@ -83,9 +91,14 @@ def unfolded(image, taps):
 
 
 def _multiply_int8(q, matrix):
-    # a GPU wants more than 16 rows
-    missing = max(17 - len(q), 0)
-    return torch._int_mm(F.pad(q, (0, 0, 0, missing)) if missing else q, matrix)[: len(q)]
+    """A product of 8-bit matrices: int32. A GPU wants more than 16 rows."""
+    rows, columns = max(17 - len(q), 0), len(matrix) - q.shape[1]
+    return torch._int_mm(F.pad(q, (0, columns, 0, rows)) if rows or columns else q, matrix)[: len(q)]
+
+
+def _in_eights(matrix):
+    """A matrix with zero rows and columns added: a GPU wants multiples of 8."""
+    return F.pad(matrix, (0, -matrix.shape[1] % 8, 0, -matrix.shape[0] % 8)).contiguous()
 
 
 def _prepare_int8_convolution(weight):
@@ -103,6 +116,23 @@ def _run_int8_convolution(q, prepared, taps):
     return sums.permute(0, 2, 3, 1)
 
 
+def _prepare_bytes(weight):
+    """Weights of 16 bits as high bytes and low ones, W = 256 H + L with a sign each, one after the other."""
+    weight = F.pad(weight.int(), (0, 0, 0, 0, 0, -weight.shape[1] % BLOCK, 0, -len(weight) % BLOCK))
+    high = weight + 128 >> 8
+    return _prepare_int8_convolution(torch.cat([high, weight - (high << 8)]).to(torch.int8))
+
+
+def _run_bytes(q, prepared, taps):
+    """Sums of products of bytes, (2, B, H, W, 2 (>= out)): see passes.join_bytes."""
+    halves = halve_bytes(q, -(-q.shape[-1] // BLOCK) * BLOCK)
+    return _run_int8_convolution(halves.flatten(0, 1), prepared, taps).unflatten(0, (2, -1))
+
+
+def _prepare_float_convolution(weight):
+    return weight.float().contiguous(memory_format=torch.channels_last)
+
+
 def _run_float_convolution(q, weight, taps):
     return F.conv2d(q.permute(0, 3, 1, 2).float(), weight).permute(0, 2, 3, 1)
 
@@ -118,16 +148,16 @@ def _run_float_product(q, matrix, taps):
 WAYS = {
     way.name: way
     for way in (
-        Way("int8 convolution", 255, 0, _prepare_int8_convolution, _run_int8_convolution),
-        Way("int8 product", 255, 1, lambda w: as_matrix(w, torch.int8), _run_int8_product),
+        Way("int8 convolution", True, False, 0, _prepare_int8_convolution, _run_int8_convolution),
         Way(
-            "float32 convolution", 2**15, 0,
-            lambda w: w.float().contiguous(memory_format=torch.channels_last), _run_float_convolution,
+            "int8 product", True, False, 1, lambda w: _in_eights(as_matrix(w, torch.int8)), _run_int8_product
         ),
-        Way("float32 product", 2**15, 4, lambda w: as_matrix(w, torch.float32), _run_float_product),
-        Way("float64 product", 2**15, 8, lambda w: as_matrix(w, torch.float64), _run_float_product),
+        Way("int8 bytes", False, True, 0, _prepare_bytes, _run_bytes),
+        Way("float32 convolution", True, False, 0, _prepare_float_convolution, _run_float_convolution),
+        Way("float32 product", True, False, 4, lambda w: as_matrix(w, torch.float32), _run_float_product),
+        Way("float64 product", True, True, 8, lambda w: as_matrix(w, torch.float64), _run_float_product),
     )
-}  # fmt: skip
+}
 
 
 class Trial(NamedTuple):
@@ -138,42 +168,49 @@ class Trial(NamedTuple):
     few: float = float("inf")
 
 
-def _operands(largest, pixels, device, seed=0):
-    """Activations and weights whose sums come near to 2^24, and pairs of which pass 2^15."""
-    generator = torch.Generator().manual_seed(seed)
-    side = round(pixels**0.5)
-    q = torch.randint(0, largest + 1, (1, side + 2, side + 2, 64), generator=generator)
-    q[:, ::3] = largest
-    weight = torch.randint(-127, 128, (64, 64, 3, 3), generator=generator)
-    weight[::4], weight[1::4] = 127, -127
-    return q.to(torch.uint8).to(device), weight.to(torch.int8).to(device)
+def _operands(wide, side, device):
+    """Activations and weights whose sums come near to what is exact; neighbours are large together."""
+    generator, inputs = torch.Generator().manual_seed(0), 56 if wide else 64
+    # 228 times 127 times 576 is just below 2^24
+    high, most, types = (
+        (2**15 - 1, 2**15 - 129, (torch.int16,) * 2) if wide else (228, 127, (torch.uint8, torch.int8))
+    )
+    q = torch.randint(0, high + 1, (1, side + 2, side + 2, inputs), generator=generator)
+    q[:, ::3] = high
+    weight = torch.randint(-most, most + 1, (64, inputs, 3, 3), generator=generator)
+    weight[::4], weight[1::4] = most, -most
+    return [t.to(kind).to(device) for t, kind in zip((q, weight), types)]
 
 
 @functools.cache
-def trials(device):
-    """Try every way on a device: name -> Trial. Takes some hundredths of a second."""
-    exact, results = WAYS["float64 product"], {}
-    # 228 times 127 times 576 is just below 2^24
-    cases = [_operands(228, pixels, device) for pixels in (64 * 64, 8 * 8)]
-    wanted = [exact.run(q, exact.prepare(weight), (3, 3)) for q, weight in cases]
-    for name, way in WAYS.items():
+def trials(device, wide):
+    """Try every way of a kind on a device: name -> Trial. Takes some hundredths of a second."""
+    exact, results, taps = WAYS["float64 product"], {}, (3, 3)
+    cases = [_operands(wide, side, device) for side in SIDES]
+    wanted = [exact.run(q, exact.prepare(weight), taps) for q, weight in cases]
+    for way in WAYS.values():
+        if not (way.wide if wide else way.narrow):
+            continue
         times = []
         try:
             for (q, weight), sums in zip(cases, wanted):
                 prepared = way.prepare(weight)
-                if not torch.equal(way.run(q, prepared, (3, 3)).double(), sums):
+                found = way.run(q, prepared, taps)
+                if not torch.equal(
+                    (join_bytes(found, len(weight)) if found.dim() > 4 else found).double(), sums
+                ):
                     raise ValueError("it gives other integers here")
-                times.append(min(_milliseconds(way, q, prepared) for _ in range(3)))
+                times.append(min(_milliseconds(way, q, prepared, taps) for _ in range(3)))
         except Exception as error:  # whatever a build of the library lacks
-            results[name] = Trial(str(error).partition("\n")[0] or type(error).__name__)
+            results[way.name] = Trial(str(error).partition("\n")[0] or type(error).__name__)
         else:
-            results[name] = Trial("", *times)
+            results[way.name] = Trial("", *times)
     return results
 
 
-def _milliseconds(way, q, prepared):
+def _milliseconds(way, q, prepared, taps):
     start = time.perf_counter()
-    way.run(q, prepared, (3, 3))
+    way.run(q, prepared, taps)
     if q.is_cuda:
         torch.cuda.synchronize()
     return 1e3 * (time.perf_counter() - start)
@@ -183,27 +220,29 @@ _forced = None
 
 
 def force(name=None):
-    """Compute by one of WAYS from now on, wherever it can: by a slower or wider one elsewhere; None: by choice.
+    """Compute by one of WAYS from now on, wherever it serves; elsewhere, and for None, by the fastest.
 
-    Raises ValueError if there is no such way, or if it does not work here.
+    Raises ValueError if there is no such way.
     """
     global _forced
-    if name is not None:
-        if name not in WAYS:
-            raise ValueError(f"{name!r}: need one of {', '.join(WAYS)}")
-        fault = trials(torch.device("cpu"))[name].fault
-        if fault:
-            raise ValueError(f"{name}: does not work here ({fault})")
+    if name is not None and name not in WAYS:
+        raise ValueError(f"{name!r}: need one of {', '.join(WAYS)}")
     _forced = name
     choose.cache_clear()
 
 
 @functools.cache
-def choose(device, largest, few):
-    """The Way for activations up to `largest`, on few pixels or many: the fastest that is exact here."""
+def choose(device, wide, few, inputs=0):
+    """The Way for narrow or wide layers, on few pixels or many: the fastest that is exact here.
+
+    inputs: how many products a sum has. Raises ValueError if the way that is forced is not exact.
+    """
+    tried = trials(device, wide)
+    if inputs > MOST_BYTES:
+        tried = {name: trial for name, trial in tried.items() if name != "int8 bytes"}
     name = _forced or os.environ.get(ENVIRONMENT)
-    if name and name in WAYS and WAYS[name].largest >= largest:
+    if name in tried:
+        if tried[name].fault:
+            raise ValueError(f"{name}: it does not work here ({tried[name].fault})")
         return WAYS[name]
-    tried = trials(device)
-    ways = [way for way in WAYS.values() if way.largest >= largest and not tried[way.name].fault]
-    return min(ways, key=lambda way: tried[way.name].few if few else tried[way.name].many)
+    return WAYS[min(tried, key=lambda name: tried[name].few if few else tried[name].many)]
