@@ -25,7 +25,9 @@ from utils.arithmetic.passes import (
     ACTIVATION_BITS,
     FINE_BITS,
     INPUT_MAX,
+    SAMPLE_BITS,
     WIDE_BITS,
+    compand,
 )
 from utils.arithmetic.polyphase import extend
 
@@ -161,14 +163,14 @@ class FixedBand(nn.Module):
 
     def __init__(self, band, peaks):
         super().__init__()
-        self.base, self.enter = band.base.freeze(peaks), band.enter.freeze(peaks)
+        self.base, self.enter = band.base.freeze_wide(), band.enter.freeze_wide()
         self.trunk = band.trunk.freeze(peaks)
         self.blocks = nn.Sequential(*(block.freeze(peaks) for block in band.blocks))
         weight, bias = (torch.cat([getattr(h, name) for h in band.hidden]) for name in ("weight", "bias"))
         self.hidden = FixedConv.of(weight, bias, peak_of(band.hidden[0], peaks))
         peak = {layer: torch.full((layer.in_channels,), COMPANDED_MAX) for layer in band.beside}
         self.beside = nn.ModuleList(layer.freeze(peak) for layer in band.beside)
-        self.linear = nn.ModuleList(layer.freeze(peaks) for layer in band.linear)
+        self.linear = nn.ModuleList(layer.freeze_wide(of_samples=False) for layer in band.linear)
         self.out = nn.ModuleList(layer.freeze(peaks, out_units=FINE_BITS) for layer in band.out)
 
     def features(self, trunk, planes):
@@ -177,9 +179,8 @@ class FixedBand(nn.Module):
         trunk: (B, H, W, width) uint8, as self.trunk reads it; planes: (B, H, W, known) int16, samples.
         Returns base (B, H, W, C) int32 and hidden (B, H, W, C * width / 2) int16.
         """
-        planes = planes.to(torch.int32) << WIDE_BITS
         base = self.base(planes)
-        entered = self.enter(torch.cat([planes, base], -1), companded=True)
+        entered = compand(self.enter(torch.cat([planes, to_samples(base)], -1)))
         return base, self.hidden(self.blocks(self.trunk.convolve(trunk, onto=entered)))
 
     def mixture(self, base, hidden, planes, first, channel):
@@ -250,7 +251,7 @@ class FixedBandPrior(nn.Module):
         super().__init__()
         check_finite(prior.level)
         self.order, self.channels = prior.order, prior.channels
-        self.enter = prior.enter.freeze(peaks)
+        self.enter = prior.enter.freeze_wide()
         level = torch.round(prior.level[..., 0, 0].detach().double().cpu() * (1 << ACTIVATION_BITS))
         self.register_buffer("level", level.clamp(-LEVEL_MAX, LEVEL_MAX).to(torch.int16))
         self.trunk = nn.Sequential(*(block.freeze(peaks) for block in prior.trunk))
@@ -280,7 +281,7 @@ class FixedBandPrior(nn.Module):
 
     def look(self, planes, level):
         """Samples of the coarse band around 0, int16 -> the trunk as the bands read it, uint8."""
-        entered = self.enter(planes.to(torch.int32) << WIDE_BITS, companded=True)
+        entered = compand(self.enter(planes))
         return (self.bands[0].trunk.quantise(self.trunk(entered + self.level[min(level, LEVELS - 1)])),)
 
 
@@ -341,5 +342,12 @@ class _FixedLevel:
 
 
 def image_to_map(band):
-    """Samples (B, C, H, W) as the networks see them: around 0, int16, within what is exact: (B, H, W, C)."""
-    return (band - MIDDLE).clamp(-INPUT_MAX, INPUT_MAX).to(torch.int16).permute(0, 2, 3, 1)
+    """Samples (B, C, H, W) as the networks see them: around 0, in quarters, int16: (B, H, W, C)."""
+    quarters = (band - MIDDLE).clamp(-INPUT_MAX, INPUT_MAX) * (1 << SAMPLE_BITS)
+    return quarters.to(torch.int16).permute(0, 2, 3, 1)
+
+
+def to_samples(means):
+    """Means, wide, int32 -> the nearest samples in quarters, int16."""
+    shift = WIDE_BITS - SAMPLE_BITS
+    return (means + (1 << shift - 1) >> shift).to(torch.int16)

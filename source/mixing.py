@@ -22,7 +22,15 @@ from source.units import (
 )
 from utils.arithmetic.integers import MIDDLE
 from utils.arithmetic.kernels import companded
-from utils.arithmetic.passes import FINE_BITS, INT16_MAX, WIDE_BITS, WIDE_MAX, compand, is_compiled
+from utils.arithmetic.passes import (
+    FINE_BITS,
+    INT16_MAX,
+    SAMPLE_BITS,
+    WIDE_BITS,
+    WIDE_MAX,
+    compand,
+    is_compiled,
+)
 
 # Outputs times 4 are octaves, logits to base 2, and means in units of the scale.
 OUTPUT_GAIN_BITS = 2
@@ -32,6 +40,7 @@ MEAN_SHIFT = FINE_BITS - OUTPUT_GAIN_BITS + SCALE_BITS - MEAN_BITS
 WIDE_LEFT = FINE_BITS - OUTPUT_GAIN_BITS + SCALE_BITS - WIDE_BITS
 MIDDLE_MEAN = MIDDLE << MEAN_SHIFT + MEAN_BITS
 FIRST_SCALE = -MIN_OCTAVE * SCALES_PER_OCTAVE
+SAMPLE_SHIFT = WIDE_BITS - SAMPLE_BITS
 WEIGHT_SHIFT = SCALE_BITS + MAX_OCTAVE - WEIGHT_SUM_BITS
 
 _compiled = numba.njit(cache=True, nogil=True)
@@ -121,7 +130,7 @@ def look_beside(base, hidden, planes, first, channel, layers, out):
     mean, hidden = base[..., channel], hidden[..., channel * width : (channel + 1) * width]
     if channel:
         beside, linear = layers
-        known = planes[..., first : first + channel].int() << WIDE_BITS
+        known = planes[..., first : first + channel].int() << SAMPLE_SHIFT
         r = (known - base[..., :channel]).clamp(-WIDE_MAX, WIDE_MAX)
         companded = compand(r)
         hidden = beside(torch.cat([companded, companded.abs()], -1), onto=hidden.contiguous())
@@ -157,7 +166,7 @@ def _look_beside(base, hidden, planes, first, channel, beside, linear, half, shi
         for h in range(width):
             total[h] = beside.bias[h]
         for j in range(channel):
-            r = (np.int32(planes[n, first + j]) << np.int32(WIDE_BITS)) - base[n, j]
+            r = (np.int32(planes[n, first + j]) << np.int32(SAMPLE_SHIFT)) - base[n, j]
             r = min(max(r, np.int32(-WIDE_MAX)), np.int32(WIDE_MAX))
             summed += linear.weights[j] * np.int64(r)
             k = companded(r)

@@ -19,7 +19,17 @@ from utils.arithmetic.fixed import (
     units_for,
 )
 from utils.arithmetic.integers import STEPS
-from utils.arithmetic.passes import ACTIVATION_BITS, INPUT_MAX, INT16_MAX, image_of, map_of
+from utils.arithmetic.passes import (
+    ACTIVATION_BITS,
+    INPUT_MAX,
+    INT16_MAX,
+    SAMPLE_BITS,
+    SAMPLE_MAX,
+    WIDE_BITS,
+    WIDE_MAX,
+    image_of,
+    map_of,
+)
 from utils.arithmetic.polyphase import channels_last
 
 # What activations are clamped to: 8 bits, by which 8-bit arithmetic serves; with a sign, 11.
@@ -170,9 +180,9 @@ class FixedConvNet(nn.Module):
         layers = [*net.hidden, net.last]
         units = [units_for(HEADROOM * peak_of(layer, peaks), INT16_MAX) for layer in layers]
         weight, bias = net.first.weight / STEPS, net.first.bias
-        self.first = FixedWide.of(weight, bias, 0, units[0], -INPUT_MAX, INPUT_MAX, INT16_MAX)
+        self.first = FixedWide.of(weight, bias, -INPUT_MAX, INPUT_MAX, INT16_MAX, 0, units[0])
         self.hidden = nn.ModuleList(
-            FixedWide.of(layer.weight, layer.bias, here, there, 0, INT16_MAX, INT16_MAX)
+            FixedWide.of(layer.weight, layer.bias, 0, INT16_MAX, INT16_MAX, here, there)
             for layer, here, there in zip(net.hidden, units, units[1:])
         )
         weight, bias = net.last.weight * factor, net.last.bias * factor + offset
@@ -216,14 +226,19 @@ class Conv(nn.Conv2d):
         return y if onto is None else onto + y
 
     def freeze(self, peaks, out_units=ACTIVATION_BITS):
-        """A FixedConv or, if precise, a FixedWide. Raises ValueError if the weights are too large.
+        """A FixedConv. Raises ValueError if the weights are too large.
 
         out_units: what it gives counts 2^-out_units; peaks: see fixed.observe.
         """
-        if self.precise:
-            return FixedWide.of(self.weight, self.bias)
         low, high = (0, NARROW_MAX) if self.rectify else (-SIGNED_MAX, SIGNED_MAX)
         return FixedConv.of(self.weight, self.bias, peak_of(self, peaks), low, high, out_units=out_units)
+
+    def freeze_wide(self, of_samples=True):
+        """A FixedWide, of samples or of differences from means; it gives means. May raise ValueError."""
+        low, high, units = (-WIDE_MAX, WIDE_MAX, WIDE_BITS)
+        if of_samples:
+            low, high, units = (-SAMPLE_MAX, SAMPLE_MAX - 1, SAMPLE_BITS)
+        return FixedWide.of(self.weight, self.bias, low, high, WIDE_MAX, units, WIDE_BITS)
 
 
 class Depthwise(nn.Conv2d):

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from utils.arithmetic import passes, products
-from utils.arithmetic.passes import ACTIVATION_BITS, WIDE_BITS, WIDE_MAX
+from utils.arithmetic.passes import ACTIVATION_BITS, SAMPLE_MAX, WIDE_MAX
 
 WEIGHT_MAX, WIDE_WEIGHT_MAX = 2**7 - 1, 2**15 - 129
 EXACT, WIDE_EXACT = 2**24, 2**53
@@ -85,7 +85,9 @@ def units_for(peak, high):
 
 
 def _power(exponent):
-    return torch.ldexp(torch.ones(exponent.shape, dtype=torch.float64), exponent.long())
+    return torch.ldexp(
+        torch.ones(exponent.shape, dtype=torch.float64, device=exponent.device), exponent.long()
+    )
 
 
 def _round_weights(weight, bias, largest, reach, exact):
@@ -233,7 +235,10 @@ class FixedConv(_Narrow):
         """Activations q -> y (B, H, W, out) int16, added to `onto`, of that shape, if it is given."""
         (rows, columns), out = self.kernel, len(self.bias)
         batch, height, width = q.shape[0], q.shape[1] - rows + 1, q.shape[2] - columns + 1
-        way = products.choose(q.device, False, batch * height * width < products.FEW_PIXELS)
+        if q.dtype == torch.uint8:
+            way = products.choose(q.device, False, batch * height * width < products.FEW_PIXELS)
+        else:
+            way = products.WAYS["float32 product"]
         prepared = self._once(way.name, lambda: way.prepare(self.weight))
         tables = self.tables(q)[2:]
         y = q.new_empty((batch, height, width, out), dtype=torch.int16)
@@ -280,18 +285,16 @@ class FixedWide(Fixed):
     x: int16 or int32, clamped to low .. high; y clamped to +-limit: int16, if that is within, or int32.
     """
 
-    def __init__(self, shape, low=-WIDE_MAX, high=WIDE_MAX, limit=WIDE_MAX):
+    def __init__(self, shape, low=-SAMPLE_MAX, high=SAMPLE_MAX - 1, limit=WIDE_MAX):
         super().__init__(shape, torch.int16, torch.int64)
         self.low, self.high, self.limit = low, high, limit
 
     @classmethod
-    def of(
-        cls, weight, bias, units=WIDE_BITS, out_units=WIDE_BITS, low=-WIDE_MAX, high=WIDE_MAX, limit=WIDE_MAX
-    ):
+    def of(cls, weight, bias, low, high, limit, units, out_units):
         """Freeze weights (out, C, rows, columns) and biases (out,); units, out_units: as of FixedConv."""
         weight, bias = _real(weight, bias)
         columns = weight * _power(-torch.as_tensor(units).expand(weight.shape[1])).view(1, -1, 1, 1)
-        whole, k, b = _round_weights(columns, bias, WIDE_WEIGHT_MAX, high, WIDE_EXACT)
+        whole, k, b = _round_weights(columns, bias, WIDE_WEIGHT_MAX, high - low, WIDE_EXACT)
         exponent = k - torch.as_tensor(out_units)
         if exponent.min() < 0:
             raise _too_large()
@@ -300,32 +303,35 @@ class FixedWide(Fixed):
 
     def check(self):
         """Raise ValueError unless every partial sum, in any order, is exact in float64."""
-        sums = self.weight.double().abs().flatten(1).sum(1) * self.high
+        sums = self.weight.double().abs().flatten(1).sum(1) * 2 * (self.high - self.low)
         if (sums + self.bias.double().abs()).max() >= WIDE_EXACT or self.weight.max() > WIDE_WEIGHT_MAX:
             raise _too_large()
         if self.exponent.min() < 0 or self.exponent.max() > WIDE_RIGHT_MAX:
             raise ValueError("damaged: a shift by more bits than there are")
 
     def _tables(self):
-        zeros = torch.zeros_like(self.weight[0, :, 0, 0], dtype=torch.int32)
-        return zeros, zeros, self.bias, self.exponent.long()
+        none = torch.zeros_like(self.weight[0, :, 0, 0], dtype=torch.int32)
+        # x is read from low on, so that it has no sign
+        bias = self.bias.double() + self.low * self.weight.double().flatten(1).sum(1)
+        return none, none, bias, _power(-self.exponent)
 
-    def forward(self, x, companded=False):
-        """x (B, H, W, C) -> y (B, H, W, out); companded: as passes.compand has it."""
+    def forward(self, x):
+        """x (B, H, W, C) -> y (B, H, W, out)."""
         (rows, columns), out = self.kernel, len(self.bias)
-        none, _, bias, exponent = self.tables(x)
-        if self.low == 0:
+        none, _, bias, scale = self.tables(x)
+        if self.high - self.low <= passes.INT16_MAX:
             few = x[..., 0].numel() < products.FEW_PIXELS
             kind, way = torch.int16, products.choose(x.device, True, few, self.weight[0].numel())
-        else:  # pixels have a sign, and more bits
+        else:
             kind, way = torch.float64, products.WAYS["float64 product"]
         prepared = self._once(way.name, lambda: way.prepare(self.weight))
-        q = passes.quantise(x, none, none, self.low, self.high, self.border, kind)
-        small = companded or self.limit <= passes.INT16_MAX
-        y = x.new_empty((*x.shape[:3], out), dtype=torch.int16 if small else torch.int32)
-        for images, lines in products.pieces(*x.shape[:3], max(8 * self.weight[0].numel(), 16 * out)):
+        q = passes.quantise(x, none, none, self.low, self.high, self.border, kind, self.low)
+        y = x.new_empty(
+            (*x.shape[:3], out), dtype=torch.int16 if self.limit <= passes.INT16_MAX else torch.int32
+        )
+        for images, lines in products.pieces(*x.shape[:3], max(way.bytes * self.weight[0].numel(), 16 * out)):
             sums = way.run(q[images, lines.start : lines.stop + rows - 1], prepared, (rows, columns))
-            passes.requantise_wide(sums, bias, exponent, self.limit, y[images, lines], companded)
+            passes.requantise_wide(sums, bias, scale, self.limit, y[images, lines])
         return y
 
 

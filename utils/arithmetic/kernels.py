@@ -16,8 +16,8 @@ COMPAND_BIAS, COMPAND_SHIFT = np.int32(127 + 8 << 23), np.int32(23 - 6)
 
 
 @_compiled
-def quantise(x, half, shift, low, high, border, out):
-    """out = clamp(x + half >> shift, low, high), with border = (rows, columns) of pixels replicated on both sides.
+def quantise(x, half, shift, low, high, zero, border, out):
+    """out = clamp(x + half >> shift, low, high) - zero; border: (rows, columns) replicated on both sides.
 
     x: (B, H, W, C), integers; half, shift: (C,) int32; out: (B, H + 2 rows, W + 2 columns, C), any type.
     """
@@ -29,7 +29,7 @@ def quantise(x, half, shift, low, high, border, out):
                 column = min(max(j - before, 0), x.shape[2] - 1)
                 for c in range(x.shape[3]):
                     value = np.int32(x[b, row, column, c]) + half[c] >> shift[c]
-                    out[b, i, j, c] = min(max(value, low), high)
+                    out[b, i, j, c] = min(max(value, low), high) - zero
 
 
 @_compiled
@@ -74,12 +74,15 @@ def requantise_onto(sums, bias, left, right, ground, out):
 
 
 @_compiled
-def requantise_wide(sums, bias, shift, limit, out):
-    """out = clamp(sums + bias >> shift, +-limit); sums: (N, C), integers below 2^53 of any type; out: int16, int32."""
+def requantise_wide(sums, bias, scale, limit, out):
+    """out = clamp(floor(scale (sums + bias)), +-limit): exact, for integers below 2^53 and powers of two.
+
+    sums: (N, C), integers of any type; bias, scale: (C,) float64; limit: float64; out: int16 or int32.
+    """
     for n in range(out.shape[0]):
         for c in range(out.shape[1]):
-            value = np.int64(sums[n, c]) + bias[c] >> shift[c]
-            out[n, c] = min(max(value, -limit), limit)
+            value = np.floor((np.float64(sums[n, c]) + bias[c]) * scale[c])
+            out[n, c] = np.int32(min(max(value, -limit), limit))
 
 
 @_compiled
@@ -95,28 +98,31 @@ def halve_bytes(x, out):
 
 
 @_inlined
-def joined(parts, n, c):
-    """A sum of products of x = 256 h + l and W = 256 H + L from those of h H, h L and l H, l L."""
-    half = parts.shape[2] // 2
-    middle = np.int64(parts[0, n, half + c]) + np.int64(parts[1, n, c])
-    return (np.int64(parts[0, n, c]) << 16) + (middle << 8) + np.int64(parts[1, n, half + c])
+def joined(hh, hl, lh, ll):
+    """A sum of products of x = 256 h + l and W = 256 H + L from those of h H, h L, l H and l L: below 2^53."""
+    return np.float64(hh) * 65536.0 + (np.float64(hl) + np.float64(lh)) * 256.0 + np.float64(ll)
 
 
 @_compiled
 def join_bytes(parts, out):
-    """Sums of products of bytes, (2, N, 2 (>= C)), integers of any type, to sums: (N, C) int64."""
+    """Sums of products of bytes, (2, N, 2 (>= C)), integers of any type, to sums: (N, C) float64."""
+    half = parts.shape[2] // 2
     for n in range(out.shape[0]):
-        for c in range(out.shape[1]):
-            out[n, c] = joined(parts, n, c)
+        high, low, line = parts[0, n], parts[1, n], out[n]
+        for c in range(line.size):
+            line[c] = joined(high[c], high[half + c], low[c], low[half + c])
 
 
 @_compiled
-def requantise_joined(parts, bias, shift, limit, out):
+def requantise_joined(parts, bias, scale, limit, out):
     """requantise_wide of what join_bytes makes of the parts."""
+    half = parts.shape[2] // 2
     for n in range(out.shape[0]):
-        for c in range(out.shape[1]):
-            value = joined(parts, n, c) + bias[c] >> shift[c]
-            out[n, c] = min(max(value, -limit), limit)
+        hh, hl, lh, ll = parts[0, n, :half], parts[0, n, half:], parts[1, n, :half], parts[1, n, half:]
+        line = out[n]
+        for c in range(line.size):
+            value = np.floor((joined(hh[c], hl[c], lh[c], ll[c]) + bias[c]) * scale[c])
+            line[c] = np.int32(min(max(value, -limit), limit))
 
 
 @_inlined
@@ -125,15 +131,6 @@ def companded(u):
     bits = np.float32(abs(u) + np.int32(256)).view(np.int32) - COMPAND_BIAS
     y = bits + (np.int32(1) << COMPAND_SHIFT - np.int32(1)) >> COMPAND_SHIFT
     return y if u >= 0 else -y
-
-
-@_compiled
-def requantise_companded(sums, bias, shift, limit, out):
-    """out = companded requantise_wide: (N, C) int16."""
-    for n in range(out.shape[0]):
-        for c in range(out.shape[1]):
-            value = np.int64(sums[n, c]) + bias[c] >> shift[c]
-            out[n, c] = companded(np.int32(min(max(value, -limit), limit)))
 
 
 @_compiled

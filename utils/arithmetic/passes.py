@@ -1,18 +1,18 @@
 """Passes over integer maps (B, H, W, C), each said twice: compiled for the CPU, in tensors for other devices.
 
-Units: activations are int16 in 2^-6 ("fine": 2^-10, what distributions are made of), wide maps, of pixels and
-means, int32 in 2^-8 of a step between integers.
+Units: activations are int16 in 2^-6 ("fine": 2^-10, what distributions are made of); samples are int16 in quarters
+of a step between integers, means and differences from them int32 in 2^-8 ("wide").
 """
 
 import torch
 
 from utils.arithmetic import kernels
 
-ACTIVATION_BITS, FINE_BITS, WIDE_BITS = 6, 10, 8
+ACTIVATION_BITS, FINE_BITS, WIDE_BITS, SAMPLE_BITS = 6, 10, 8, 2
 INT16_MAX = 2**15 - 1
 # What pixels, coefficients and means may be, in steps: clamped to this where networks see them.
 INPUT_MAX = 2**12
-WIDE_MAX = INPUT_MAX << WIDE_BITS
+WIDE_MAX, SAMPLE_MAX = INPUT_MAX << WIDE_BITS, INPUT_MAX << SAMPLE_BITS
 
 _compiled = True
 
@@ -46,13 +46,13 @@ def bordered(x, border):
     return x[:, i[:, None], j]
 
 
-def quantise(x, half, shift, low, high, border, dtype):
-    """clamp(x + half >> shift, low, high), then `border` as of bordered; half, shift: (C,) int32."""
+def quantise(x, half, shift, low, high, border, dtype, zero=0):
+    """clamp(x + half >> shift, low, high) - zero, then `border` as of bordered; half, shift: (C,) int32."""
     if not is_compiled(x):
-        return bordered((x.int() + half >> shift).clamp(low, high), border).to(dtype)
+        return bordered((x.int() + half >> shift).clamp(low, high) - zero, border).to(dtype)
     batch, height, width, channels = x.shape
     out = x.new_empty((batch, height + 2 * border[0], width + 2 * border[1], channels), dtype=dtype)
-    kernels.quantise(x.numpy(), half, shift, low, high, border, out.numpy())
+    kernels.quantise(x.numpy(), half, shift, low, high, zero, border, out.numpy())
     return out
 
 
@@ -73,22 +73,21 @@ def requantise(sums, bias, left, right, out, onto=None):
         kernels.requantise_onto(*flat, onto.view(-1, channels).numpy(), out.view(-1, channels).numpy())
 
 
-def requantise_wide(sums, bias, shift, limit, out, companded=False):
-    """out = clamp(sums + bias >> shift, +-limit), companded if that is wanted.
+def requantise_wide(sums, bias, scale, limit, out):
+    """out = clamp(floor(scale (sums + bias)), +-limit), exact; bias, scale: (C,) float64, powers of two.
 
-    sums: (B, H, W, C), integers below 2^53 of any type, or what join_bytes takes; bias, shift: (C,) int64.
+    sums: (B, H, W, C), integers below 2^53 of any type, or what join_bytes takes; out: int16 or int32.
     """
     channels = len(bias)
     if not is_compiled(sums):
-        sums = join_bytes(sums, channels) if sums.dim() > out.dim() else sums.long()
-        y = (sums + bias >> shift).clamp(-limit, limit)
-        out.copy_(compand(y.int()) if companded else y)
+        sums = join_bytes(sums, channels) if sums.dim() > out.dim() else sums.double()
+        out.copy_(torch.floor((sums + bias) * scale).clamp(-limit, limit))
     elif sums.dim() > out.dim():
         parts = sums.reshape(2, -1, sums.shape[-1]).numpy()
-        kernels.requantise_joined(parts, bias, shift, limit, out.view(-1, channels).numpy())
+        kernels.requantise_joined(parts, bias, scale, float(limit), out.view(-1, channels).numpy())
     else:
-        kernel = kernels.requantise_companded if companded else kernels.requantise_wide
-        kernel(sums.view(-1, channels).numpy(), bias, shift, limit, out.view(-1, channels).numpy())
+        flat = sums.reshape(-1, sums.shape[-1]).numpy()
+        kernels.requantise_wide(flat, bias, scale, float(limit), out.view(-1, channels).numpy())
 
 
 def halve_bytes(x, channels):
@@ -103,11 +102,11 @@ def halve_bytes(x, channels):
 
 
 def join_bytes(parts, channels):
-    """Sums (..., C) int64 from those of products of bytes, (2, ..., 2 (>= C)): high and low of x, of weights."""
+    """Sums (..., C) float64 from those of products of bytes, (2, ..., 2 (>= C)): high and low of x, of weights."""
     if not is_compiled(parts):
         (hh, hl), (lh, ll) = ([q[..., :channels] for q in half.long().chunk(2, -1)] for half in parts)
         return (hh << 16) + (hl + lh << 8) + ll
-    out = parts.new_empty((*parts.shape[1:-1], channels), dtype=torch.int64)
+    out = parts.new_empty((*parts.shape[1:-1], channels), dtype=torch.float64)
     kernels.join_bytes(parts.reshape(2, -1, parts.shape[-1]).numpy(), out.view(-1, channels).numpy())
     return out
 
