@@ -28,7 +28,7 @@ from flow.codec.stream import DEFAULT, Settings, decode_levels, encode, pixels, 
 from source.rans import Decoder, Truncated
 from utils.arithmetic.polyphase import depth, level_sizes
 
-MAGIC = b"NWF\x01"
+MAGIC = b"NWF\x02"
 MODES = tuple(CHANNELS)
 RAW, DEFLATE, FLOW = METHODS = range(3)
 HAS_METADATA, HAS_SETTINGS = 1 << 5, 1 << 6
@@ -100,7 +100,7 @@ def read_head(data):
     if data[:3] != MAGIC[:3]:
         raise ValueError("not a .nwf file")
     if data[3:4] != MAGIC[3:]:
-        raise ValueError(f"a .nwf file of version {data[3:4].hex() or 'none'}: this program reads 01")
+        raise ValueError(f"a .nwf file of version {data[3:4].hex() or 'none'}: this program reads 02")
     reader = _Reader(data, len(MAGIC))
     kind = reader.take(1)[0]
     mode, method = kind & 7, kind >> 3 & 3

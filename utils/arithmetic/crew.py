@@ -12,8 +12,8 @@ from functools import cache
 
 import torch
 
-# The side of tiles, in pixels.
-TILE = 128
+# The side of tiles, in pixels: less, where otherwise a thread had none.
+TILE, LEAST_SIDE = 128, 32
 
 _here = threading.local()
 
@@ -66,6 +66,8 @@ class in_tiles:
         self._top, self._bottom = rows or (0, height)
         self._function, self._halo, self._maps, self._width = function, halo, maps, width
         self._lock, self._whole = threading.Lock(), None
+        while side > LEAST_SIDE and -(-(self._bottom - self._top) // side) * -(-width // side) < size():
+            side //= 2
         self._single = self._bottom - self._top <= side and width <= side
         self._tiles = [
             submit(self._compute, top, left, min(top + side, self._bottom), min(left + side, width))
