@@ -12,7 +12,7 @@ from flow.lifting import classical
 from flow.model import NeuralWavelet
 from flow.pyramid import finest
 from source.distribution import drawing
-from source.prior import SimplePrior, TopPrior, given_parts, join_parts, split_parts
+from source.prior import SimplePrior, TopPrior, given_parts, part_of
 from utils.arithmetic.integers import MIDDLE, centre
 from utils.arithmetic.polyphase import depth, level_sizes
 
@@ -54,9 +54,11 @@ def pyramid(model, images, levels):
     coarse, details, residuals = model.from_images(images), [], []
     analysis = model.pyramid.analyse(coarse, levels)
     for level, coarse, detail in analysis:
-        parts = given_parts(model.detail, coarse, level, detail)
         details.append(detail)
-        residuals.append(join_parts(model.detail, [values - given.mode() for given, values in parts]))
+        residuals.append(tuple(map(torch.empty_like, detail)))
+        parts = model.detail.parts(coarse.shape[-2])
+        for part, (given, values) in zip(parts, given_parts(model.detail, coarse, level, detail)):
+            part_of(residuals[-1], part).copy_(values - given.mode())
     return coarse, details, residuals
 
 
@@ -94,7 +96,12 @@ def low_and_high(model, images, levels):
 
 def _with_residuals(model, coarse, sizes, residuals):
     """Undo `pyramid`: a coarse band and details that are the prior's means plus residuals, as one band."""
-    parts = (part for bands in reversed(residuals) for part in split_parts(model.detail, bands))
+    heights = [height for height, _ in sizes[1:]]
+    parts = (
+        part_of(bands, part)
+        for bands, height in zip(reversed(residuals), reversed(heights))
+        for part in model.detail.parts(height)
+    )
     return finest(model.synthesise(coarse, sizes, lambda given: given.mode() + next(parts)))
 
 

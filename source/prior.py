@@ -43,7 +43,8 @@ class Part(NamedTuple):
 def given_parts(prior, coarse, level, detail):
     """Yield (distribution, values) of each part of known details (ur, dl, dr), in the prior's order."""
     given, known = prior(coarse, level, detail), []
-    for values in split_parts(prior, detail, coarse.shape[-2]):
+    for part in prior.parts(coarse.shape[-2]):
+        values = part_of(detail, part)
         yield cropped(given(known), values.shape[-2:]), values
         known.append(values)
 
@@ -53,28 +54,19 @@ def generate_details(prior, coarse, level, size, values_of):
 
     size: (height, width) of what coarse and details make. values_of: distribution -> (B, c, h, w).
     """
-    given, known, sizes = prior(coarse, level), [], band_sizes(*size)[1:]
-    for part in prior.parts(coarse.shape[-2]):
-        height, width = sizes[part.band]
-        known.append(values_of(cropped(given(known), (len(range(height)[part.rows]), width))))
-    return join_parts(prior, known, coarse, size)
-
-
-def split_parts(prior, detail, height):
-    """Details (ur, dl, dr) -> a list of the prior's parts of them, (B, c, h, w). Inverse: join_parts.
-
-    height: of the coarse band.
-    """
-    return [detail[band][:, channels, rows] for band, channels, rows in prior.parts(height)]
-
-
-def join_parts(prior, values, coarse, size):
-    """The values of the prior's parts, (B, c, h, w), as bands (ur, dl, dr) of what, with coarse, has this size."""
     shapes = [(*coarse.shape[:2], *band) for band in band_sizes(*size)[1:]]
-    bands = [channels_last(values[0].new_empty(shape)) for shape in shapes]
-    for (band, channels, rows), part in zip(prior.parts(coarse.shape[-2]), values):
-        bands[band][:, channels, rows] = part
-    return tuple(bands)
+    detail = tuple(channels_last(coarse.new_empty(shape)) for shape in shapes)
+    given, known = prior(coarse, level), []
+    for part in prior.parts(coarse.shape[-2]):
+        values = part_of(detail, part)
+        values.copy_(values_of(cropped(given(known), values.shape[-2:])))
+        known.append(values)
+    return detail
+
+
+def part_of(detail, part):
+    """The view of a Part in details (ur, dl, dr): (B, c, h, w)."""
+    return detail[part.band][:, part.channels, part.rows]
 
 
 BANDS_IN_TURN = tuple(Part(band) for band in range(3))

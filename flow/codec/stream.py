@@ -28,6 +28,8 @@ class Settings(NamedTuple):
 
 
 DEFAULT = Settings()
+# Rows whose colours are turned at a time.
+ROWS = 256
 
 
 def _integers(x):
@@ -130,8 +132,12 @@ def decode(model, decoders, size, settings=DEFAULT, partial=False):
 
 
 def pixels(model, x):
-    """What the pyramid sees -> images, uint8."""
-    return model.to_images(x).clamp(0, 255).to(torch.uint8)
+    """What the pyramid sees -> images, uint8, stored channels last; some rows at a time, to save memory."""
+    images = channels_last(x.new_empty(x.shape, dtype=torch.uint8))
+    for top in range(0, x.shape[-2], ROWS):
+        rows = slice(top, top + ROWS)
+        images[:, :, rows] = model.to_images(x[:, :, rows]).clamp(0, 255)
+    return images
 
 
 @torch.no_grad()

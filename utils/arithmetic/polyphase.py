@@ -33,9 +33,12 @@ def split(x):
 
 
 def merge(ul, ur, dl, dr):
-    """Interleave four polyphase bands into images. Inverse: split."""
-    left, right = (join_columns(up.mT, down.mT).mT for up, down in ((ul, dl), (ur, dr)))
-    return join_columns(left, right)
+    """Interleave four polyphase bands into images, which are stored channels last. Inverse: split."""
+    shape = *ul.shape[:-2], ul.shape[-2] + dl.shape[-2], ul.shape[-1] + ur.shape[-1]
+    layout = torch.channels_last if ul.dim() == 4 else torch.contiguous_format
+    x = torch.empty(shape, dtype=ul.dtype, device=ul.device, memory_format=layout)
+    x[..., 0::2, 0::2], x[..., 0::2, 1::2], x[..., 1::2, 0::2], x[..., 1::2, 1::2] = ul, ur, dl, dr
+    return x
 
 
 def band_sizes(height, width):
