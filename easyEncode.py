@@ -24,6 +24,7 @@ from flow.codec.pictures import png_size, read_picture, write_png
 from flow.codec.stream import Settings
 from flow.folder import find_folder, open_model
 from utils.arithmetic.integers import bits_per_dimension
+from utils.arithmetic.products import WAYS, choose, force, trials
 from utils.data.images import image_files
 from utils.options import Option, parse, pick_device, script
 from utils.show.rivals import quick, sizes
@@ -39,7 +40,13 @@ FILES = {
         None, "files worked on at once (default: as many as there are cores, one on a GPU)", kind=int, least=1
     ),
 }
-OPTIONS = FILES | TEST_SET | CODER
+ARITHMETIC = {
+    "products": Option(
+        None, "how to sum products, in place of the fastest; the files are the same", tuple(WAYS)
+    ),
+    "verbose": Option(False, "tell which ways of summing products work here, and how fast"),
+}
+OPTIONS = FILES | TEST_SET | CODER | ARITHMETIC
 
 
 def encode_files(options):
@@ -84,6 +91,20 @@ def open_jobs(options, jobs):
     return jobs, Codec(options["folder"], device, threads, weights_of(options), settings), at_once
 
 
+def tell_products(device):
+    """Print what became of each way's trial on a device."""
+    for wide in (False, True):
+        for name, trial in trials(device, wide).items():
+            times = trial.fault or f"{trial.many:8.3f} ms many pixels, {trial.few:6.3f} ms few"
+            chosen = [
+                size
+                for few, size in ((False, "many"), (True, "few"))
+                if choose(device, wide, few).name == name
+            ]
+            note = f"  <- {', '.join(chosen)}" if chosen else ""
+            print(f"{'16 bits' if wide else ' 8 bits'}  {name:20} {times}{note}", file=sys.stderr)
+
+
 def count_values(picture):
     """The dimensions in bits per dimension."""
     return picture.width * picture.height * len(picture.getbands())
@@ -118,6 +139,9 @@ def main(argv=None):
         raise ValueError("-img encodes, -decode decodes: need one of them at most")
     if "decode" not in typed and typed.keys() & {"levels", "partial"}:
         raise ValueError("-levels and -partial go with -decode")
+    force(options["products"])
+    if options["verbose"]:
+        tell_products(pick_device(options["cuda"]))
     if not typed.keys() & {"img", "decode"}:
         encode_data_set(options)
     elif encode_files(options) if "img" in typed else decode_files(options):

@@ -4,8 +4,9 @@ All that decides a bit comes from integers by exact arithmetic, so that a stream
 To the coder a distribution is a shape, a precision, intervals(symbols) and its inverse, pop(words, ...).
 """
 
+from copy import copy
 from decimal import Context, Decimal
-from math import isqrt
+from math import isqrt, prod
 
 import numpy as np
 
@@ -106,7 +107,7 @@ class Mixture:
         if not 2 <= nbins <= 1 << precision - 1:
             raise ValueError(f"nbins {nbins}: need 2 .. 2^(precision - 1) = {1 << precision - 1}")
         weight, mean = _integers("weight", weight, low=0), _integers("mean", mean)
-        scale = np.clip(_integers("scale", scale), 0, SCALES - 1)
+        scale = _integers("scale", scale).clip(0, SCALES - 1)
         if not weight.shape == mean.shape == scale.shape:
             raise ValueError(f"weight {weight.shape}, mean {mean.shape}, scale {scale.shape}: need one shape")
         self.shape, self.precision = mean.shape[1:], precision
@@ -122,6 +123,17 @@ class Mixture:
         mean, scale = np.asarray(mean)[None], np.asarray(scale)[None]
         return cls(np.ones(mean.shape, np.int32), mean, scale, nbins, precision)
 
+    def each(self):
+        """Yield a Mixture for each index of the first axis of the shape, such as each image of a batch."""
+        count, *shape = self.shape
+        m = self._mixtures
+        low = m.low.reshape(count, prod(shape))
+        fields = (f.reshape(len(f), count, low.shape[1]).swapaxes(0, 1) for f in (m.weight, m.mean, m.scale))
+        for i, three in enumerate(zip(*map(np.ascontiguousarray, fields))):
+            part = copy(self)
+            part.shape, part._mixtures = tuple(shape), kernels.Mixtures(low[i], m.nbins, m.precision, *three)
+            yield part
+
     def intervals(self, symbols):
         """Symbols -> start and frequency of their intervals, four instead of one outside the window."""
         symbols = _integers("symbols", symbols)
@@ -129,9 +141,8 @@ class Mixture:
             raise ValueError(f"symbols of shape {symbols.shape}: need {self.shape}")
         symbols = symbols.reshape(-1)
         low, nbins = self._mixtures.low, self._mixtures.nbins
-        outside = np.count_nonzero((symbols < low) | (symbols >= low + nbins))
-        start = np.empty(symbols.size + 3 * outside, np.uint32)
-        frequency = np.empty_like(start)
+        outside = np.count_nonzero((symbols < low) | (symbols >= low + nbins)) if symbols.size else 0
+        start, frequency = np.empty((2, symbols.size + 3 * outside), np.uint32)
         kernels.mixture_intervals(symbols, self._mixtures, TABLES, start, frequency)
         return start, frequency
 

@@ -39,8 +39,7 @@ def _integers(x):
 
 def _tables(distribution, settings):
     """The coder's distribution of one image of a batch after the other."""
-    fields = [_integers(field) for field in distribution]
-    return (Mixture(*(field[:, i] for field in fields), *settings) for i in range(fields[0].shape[1]))
+    return Mixture(*map(_integers, distribution), *settings).each()
 
 
 @torch.no_grad()

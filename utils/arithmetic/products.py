@@ -68,11 +68,12 @@ def product(multiply, q, matrix, taps):
 
 def pieces(batch, height, width, bytes_a_pixel):
     """Cut maps so that what is computed of a piece fits the cache: slices of images, and of rows."""
-    rows = CACHED // (width * bytes_a_pixel)
-    if batch * height <= rows:
-        return [(slice(0, batch), slice(0, height))]
-    tops = range(0, height, max(rows, 1))
-    return [(slice(b, b + 1), slice(top, min(top + tops.step, height))) for b in range(batch) for top in tops]
+    rows = max(CACHED // (width * bytes_a_pixel), 1)
+    if rows >= height:
+        count = rows // height
+        return [(slice(b, min(b + count, batch)), slice(0, height)) for b in range(0, batch, count)]
+    tops = range(0, height, rows)
+    return [(slice(b, b + 1), slice(top, min(top + rows, height))) for b in range(batch) for top in tops]
 
 
 def unfolded(image, taps):
