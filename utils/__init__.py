@@ -1,9 +1,10 @@
 """What knows no model.
 
-arithmetic  exact integers: fixed point, polyphase bands, colours
+arithmetic  exact integers: layers of networks, polyphase bands, colours
 data        image files and data sets
 show        figures, sheets, measures of quality, other codecs
 options     options of scripts and one-line errors
+workers     the processes of a training, and Ctrl-C
 files       files that are either whole or absent
 box         where the models and photographs in the box are
 """
