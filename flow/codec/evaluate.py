@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from flow.codec.stream import DEFAULT
 from flow.folder import find_folder, open_frozen
-from source.rans import MAX_PRECISION, MIN_PRECISION, Decoder
+from source.rans import Decoder
+from source.units import MAX_PRECISION, MIN_PRECISION
 from utils.data.datasets import choose_sides, load
 from utils.options import CUDA, DATA_FOLDER, FOLDER, SCALES, SIDE, Option, pick_device
 
