@@ -56,7 +56,9 @@ def pyramid(model, images, levels):
     for level, coarse, detail in analysis:
         parts = given_parts(model.detail, coarse, level, detail)
         details.append(detail)
-        residuals.append(join_parts(model.detail, [values - given.mode() for given, values in parts]))
+        size = coarse.shape[-2] + detail[1].shape[-2], coarse.shape[-1] + detail[0].shape[-1]
+        residual = [values - given.mode() for given, values in parts]
+        residuals.append(join_parts(model.detail, residual, coarse, size))
     return coarse, details, residuals
 
 
@@ -94,7 +96,9 @@ def low_and_high(model, images, levels):
 
 def _with_residuals(model, coarse, sizes, residuals):
     """Undo `pyramid`: a coarse band and details that are the prior's means plus residuals, as one band."""
-    parts = (part for bands in reversed(residuals) for part in split_parts(model.detail, bands))
+    parts = (
+        part for bands in reversed(residuals) for part in split_parts(model.detail, bands, bands[0].shape[-2])
+    )
     return finest(model.synthesise(coarse, sizes, lambda given: given.mode() + next(parts)))
 
 
