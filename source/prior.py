@@ -69,9 +69,12 @@ def split_parts(prior, detail, height):
 
 
 def join_parts(prior, values, coarse, size):
-    """The values of the prior's parts, (B, c, h, w), as bands (ur, dl, dr) of what, with coarse, has this size."""
+    """The values of the prior's parts, (B, c, h, w), as bands (ur, dl, dr) of what, with coarse, has this size.
+
+    Their type is that of the coarse band: modes are float64, and a level adds them to it.
+    """
     shapes = [(*coarse.shape[:2], *band) for band in band_sizes(*size)[1:]]
-    bands = [channels_last(values[0].new_empty(shape)) for shape in shapes]
+    bands = [channels_last(coarse.new_empty(shape)) for shape in shapes]
     for (band, channels, rows), part in zip(prior.parts(coarse.shape[-2]), values):
         bands[band][:, channels, rows] = part
     return tuple(bands)

@@ -43,7 +43,8 @@ def differences(model, images):
 def restore(model, r, size):
     """All r (B, 3 H W) -> images (B, 3, H, W), uint8; size: (H, W). Inverse: differences."""
     sizes = level_sizes(*size, depth(*size))
-    r, start = torch.from_numpy(r).to(model.device, model.dtype), 0
+    # the means of a prior may be larger than float32 has integers
+    r, start = torch.from_numpy(r).to(model.device, torch.float64), 0
 
     def add_next(baseline):
         """Add the next r to a baseline."""
