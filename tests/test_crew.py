@@ -30,7 +30,7 @@ def working(count):
 
 
 def neighbours(halo):
-    """A function of each pixel's neighbourhood, another for each of its pixels, and one of the pixel itself."""
+    """A function of each pixel's neighbourhood, which weighs its pixels, and of the pixel itself."""
 
     def function(*maps):
         x = sum(maps)
