@@ -64,7 +64,8 @@ class FixedLift(nn.Module):
 
     def check(self):
         """Raise ValueError unless 64 bits hold every sum."""
-        if max(self.taps.abs().max(), self.bias.abs()) > TAP_MAX:
+        # 64 bits have no absolute value of their least
+        if max(self.taps.double().abs().max(), self.bias.double().abs()) > TAP_MAX:
             raise ValueError("these taps are too large to be frozen")
 
     def forward(self, v):

@@ -262,7 +262,10 @@ class FixedBandPrior(nn.Module):
         first = self.bands[0].trunk
         if any(not torch.equal(band.trunk.shift, first.shift) for band in self.bands):
             raise ValueError("damaged: the bands read the trunk each in its own units")
-        if self.level.abs().max() > LEVEL_MAX:
+        if any(layer.shift.any() for band in self.bands for layer in band.beside):
+            raise ValueError("damaged: what channels tell the next ones is read in other units than theirs")
+        # 16 bits have no absolute value of their least
+        if self.level.int().abs().max() > LEVEL_MAX:
             raise ValueError("damaged: a level's bias is too large")
 
     def parts(self, height):

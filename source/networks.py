@@ -256,7 +256,7 @@ class Depthwise(nn.Conv2d):
 
     def freeze(self, peaks):
         """A FixedDepthwise. Raises ValueError if the weights are too large."""
-        return FixedDepthwise.of(self.weight, self.bias, peak_of(self, peaks), NARROW_MAX)
+        return FixedDepthwise.of(self.weight, self.bias, peak_of(self, peaks))
 
 
 class Gate(nn.Module):

@@ -1,4 +1,4 @@
-"""ConvNet, which pads and convolves in its own way, against the plain composition in float64."""
+"""ConvNet, which pads and convolves in its own way, against the plain composition; smaller layers."""
 
 from itertools import pairwise
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_wild
+from integers import seeded
 
-from source.networks import ConvNet, replicate_pad, shift_sum
+from source.networks import Compand, Conv, ConvNet, Depthwise, Gate, replicate_pad, shift_sum
 
 KERNELS = [(3, 3), (1, 3)]
 SIZES = [(1, 1), (1, 2), (2, 1), (3, 5), (8, 8)]
@@ -80,3 +81,72 @@ def test_untrained_network_is_zero_and_has_the_layers_of_the_method():
     assert [layer.kernel_size for layer in layers] == [(3, 3), (1, 1), (1, 1), (3, 3)]
     assert (layers[0].in_channels, layers[-1].out_channels) == (9, 3)
     assert all(a.out_channels == b.in_channels == 7 for a, b in pairwise(layers))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compand_is_the_logarithm_with_lines_between_powers_of_two(dtype):
+    k = torch.arange(14.0, dtype=dtype)
+    power = torch.exp2(k)
+    assert torch.equal(Compand()(power - 1), k) and torch.equal(Compand()(1 - power), -k)
+    for part in (0.125, 0.25, 0.5, 0.875):
+        assert torch.equal(Compand()(power * (1 + part) - 1), k + part)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compand_is_odd_and_never_falls(dtype):
+    u = (torch.randn(4000, dtype=dtype, generator=seeded()) * 30).sort().values
+    y = Compand()(u)
+    assert y.dtype == dtype and torch.equal(Compand()(-u), -y)
+    assert (y.diff() >= 0).all() and (y - u.sign() * torch.log2(1 + u.abs())).abs().max() < 0.0861
+
+
+def test_compand_in_float32_is_that_in_float64_where_it_is_exact():
+    u = torch.randint(-(2**19), 2**19, (5000,), generator=seeded()) / 256
+    assert torch.equal(Compand()(u).double(), Compand()(u.double()))
+
+
+def test_compand_has_the_gradient_of_its_lines():
+    k = torch.arange(12.0, dtype=torch.float64)[:, None]
+    u = (torch.exp2(k) * (1 + torch.linspace(0.1, 0.9, 7)) - 1).flatten()
+    u = torch.cat([u, -u]).requires_grad_()
+    (gradient,) = torch.autograd.grad(Compand()(u).sum(), u)
+    assert torch.equal(gradient, torch.exp2(-torch.floor(torch.log2(1 + u.detach().abs()))))
+    step = 2.0**-20
+    difference = (Compand()(u + step) - Compand()(u - step)) / (2 * step)
+    torch.testing.assert_close(gradient, difference, rtol=1e-6, atol=0)
+    zero = torch.zeros(1, requires_grad=True)
+    (gradient,) = torch.autograd.grad(3 * Compand()(zero).sum(), zero)
+    assert gradient.item() == 3
+
+
+def test_autocast_computes_in_bfloat16_what_is_not_precise():
+    x = torch.randn(1, 2, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        given = [module(x).dtype for module in (Compand(), Conv(2, 2, 3), Conv(2, 2, 3, precise=True))]
+    assert given == [torch.bfloat16, torch.bfloat16, torch.float32]
+    assert all(module(x).dtype == torch.float32 for module in (Compand(), Conv(2, 2, 3)))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("rectify", [False, True])
+def test_convolutions_are_the_plain_ones_with_borders_replicated(size, rectify):
+    module, x = make_wild(Conv(3, 4, size, rectify=rectify).double(), 0.5), batch((5, 7)).detach()
+    read = x.relu() if rectify else x
+    wanted = F.conv2d(plain_pad(read, (size, size)), module.weight, module.bias)
+    torch.testing.assert_close(module(x), wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(module(x, onto=wanted), 2 * wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [3, 5, 7])
+def test_depthwise_convolutions_keep_channels_apart(size):
+    module, x = make_wild(Depthwise(3, size).double(), 0.5), batch((8, 9)).detach()
+    border = size // 2
+    for c in range(3):
+        padded = F.pad(x[:, c : c + 1].relu(), (border,) * 4, mode="replicate")
+        wanted = F.conv2d(padded, module.weight[c : c + 1], module.bias[c : c + 1])
+        torch.testing.assert_close(module(x)[:, c : c + 1], wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_a_gate_is_a_product():
+    x, y = torch.randn(2, 2, 3, 4, 5)
+    assert torch.equal(Gate()(x, y), x * y)

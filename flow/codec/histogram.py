@@ -14,6 +14,7 @@ from flow.pyramid import finest
 from source.prior import given_parts
 from source.rans import Encoder
 from source.tables import Histogram
+from utils.arithmetic.crew import crew
 from utils.arithmetic.polyphase import channels_last, depth, level_sizes
 
 
@@ -28,6 +29,7 @@ def _in_turn(part):
 
 
 @torch.no_grad()
+@crew()
 def differences(model, images):
     """Images (B, 3, H, W) of one size -> all r: (B, 3 H W) int32. model: frozen. Inverse: restore."""
     x, parts = model.from_images(images), []
@@ -40,10 +42,12 @@ def differences(model, images):
 
 
 @torch.no_grad()
+@crew()
 def restore(model, r, size):
     """All r (B, 3 H W) -> images (B, 3, H, W), uint8; size: (H, W). Inverse: differences."""
     sizes = level_sizes(*size, depth(*size))
-    r, start = torch.from_numpy(r).to(model.device, model.dtype), 0
+    # the means of a prior may be larger than float32 has integers
+    r, start = torch.from_numpy(r).to(model.device, torch.float64), 0
 
     def add_next(baseline):
         """Add the next r to a baseline."""

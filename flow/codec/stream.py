@@ -125,6 +125,7 @@ def decode_levels(model, decoders, size, settings=DEFAULT, skip=0, partial=False
             yield level, x, complete
 
 
+@crew()
 def decode(model, decoders, size, settings=DEFAULT, partial=False):
     """The last of decode_levels: images (B, 3, H, W), uint8."""
     return pixels(model, finest(decode_levels(model, decoders, size, settings, partial=partial)))
@@ -140,6 +141,7 @@ def pixels(model, x):
 
 
 @torch.no_grad()
+@crew()
 def reduced(model, x, level, size):
     """The coarse band of a level -> images (B, 3, h, w), uint8, of (height, width) = size halved so often.
 

@@ -226,22 +226,27 @@ def force(name=None):
     Raises ValueError if there is no such way.
     """
     global _forced
-    if name is not None and name not in WAYS:
-        raise ValueError(f"{name!r}: need one of {', '.join(WAYS)}")
+    _check(name)
     _forced = name
     choose.cache_clear()
+
+
+def _check(name):
+    if name is not None and name not in WAYS:
+        raise ValueError(f"{name!r}: need one of {', '.join(WAYS)}")
 
 
 @functools.cache
 def choose(device, wide, few, inputs=0):
     """The Way for narrow or wide layers, on few pixels or many: the fastest that is exact here.
 
-    inputs: how many products a sum has. Raises ValueError if the way that is forced is not exact.
+    inputs: how many products a sum has. Raises ValueError if the way that is forced is none, or not exact.
     """
     tried = trials(device, wide)
     if inputs > MOST_BYTES:
         tried = {name: trial for name, trial in tried.items() if name != "int8 bytes"}
-    name = _forced or os.environ.get(ENVIRONMENT)
+    name = _forced or os.environ.get(ENVIRONMENT) or None
+    _check(name)
     if name in tried:
         if tried[name].fault:
             raise ValueError(f"{name}: it does not work here ({tried[name].fault})")
