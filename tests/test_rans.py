@@ -131,12 +131,15 @@ def test_nothing(seal):
     )
 
 
-def test_groups_may_come_in_any_order():
+def test_encoders_are_joined():
     """As with a pyramid, whose groups that are read last are known first; of each, its intervals are kept."""
     groups = [sample((40 + n,), 1 + n % 3, seed=n) for n in range(5)]
-    encoder = Encoder()
-    for place, n in ((0, 3), (1, 4), (0, 1), (1, 2), (0, 0)):
-        encoder.insert(place, *groups[n])
+    encoder, later = Encoder(), Encoder()
+    for group in groups[3:]:
+        later.push(*group)
+    for group in groups[:3]:
+        encoder.push(*group)
+    encoder.extend(later)
     data, bits = encode(groups, 7)
     assert encoder.finish(7) == data and encoder.bits == bits
     kept = [part for group in encoder._groups for part in group if isinstance(part, np.ndarray)]
@@ -283,3 +286,13 @@ def test_unsealed(size):
         longer = Decoder(data + b"1234")
         longer.pop(table)
         longer.finish(sealed=False)
+
+
+@given(st.integers(0, 5), st.integers(0, 4), st.integers(1, 3))
+def test_each_image_of_a_batch_has_the_mixtures_of_the_batch(count, size, components):
+    (batch, symbols) = sample((count, size, 2), components)
+    parts = list(batch.each())
+    assert len(parts) == count and all(part.shape == (size, 2) for part in parts)
+    found = [part.intervals(z) for part, z in zip(parts, symbols)]
+    for k, whole in enumerate(batch.intervals(symbols)):
+        assert np.concatenate([part[k] for part in found] or [whole[:0]]).tolist() == whole.tolist()
