@@ -83,7 +83,7 @@ PAST_LINE = re.compile(
 )
 
 # Where a process finds the codec and the reader of pictures: now, and in the past.
-NOW, PAST = ("flow.codec.stream", "utils.data.images"), ("flow.codec", "utils.images")
+MODULES = {"now": ("flow.codec.stream", "utils.data.images"), "past": ("flow.codec", "utils.images")}
 CONDITIONS = {"as it is": "", "beside a busy loop": "busy()", "on one core": "one_core()"}
 LIMIT = 60
 STEADY = """
@@ -273,15 +273,16 @@ def measure(case, options):
         batches = [photograph(case.side)]
     else:
         batches = load("photos", "test", size=TINY, progress=False)[0][: options["count"]].split(case.batch)
-    size, count = tuple(batches[0].shape[-2:]), sum(map(len, batches))
+    count = sum(map(len, batches))
     code(model, [batches[0][:1, :, :TINY, :TINY]])
     before = forget_peak()
-    code(model, [batches[0][:, :, :SIDE, :SIDE]])
+    parts = [batch[:, :, :SIDE, :SIDE] for batch in batches]
+    streams, *_ = code(model, parts)
     coded, encoding, decoding = code(model, batches, options["runs"])
     memory = resident("VmHWM") - before
     networks = [
-        share_of_networks(encode_all, model, batches),
-        share_of_networks(decode_all, model, coded, size),
+        share_of_networks(encode_all, model, parts),
+        share_of_networks(decode_all, model, streams, tuple(parts[0].shape[-2:])),
     ]
     encoding, decoding = ([seconds / count for seconds in way] for way in (encoding, decoding))
     return Figures(encoding, decoding, networks, memory, sum(map(len, sum(coded, []))) / count)
@@ -448,11 +449,15 @@ def compare_jobs(options):
         show(f"-jobs {jobs}", best_and_median(measured), f"{min(seconds[1]) / min(measured):.2f}")
 
 
-def decode_afresh(tree, modules, condition, threads):
-    """Seconds in which a new process decodes the photograph under a condition; inf: more than LIMIT."""
-    values = dict(zip(("coder", "reader"), modules), threads=threads, side=SIDE, limit=LIMIT)
-    code = STEADY.format(condition=CONDITIONS[condition], **values)
-    done = subprocess.run([sys.executable, "-c", code], cwd=tree, stdout=subprocess.PIPE, text=True)
+def steady_program(name, condition, threads):
+    """The code of a process that decodes the photograph under a condition and prints its seconds."""
+    values = dict(zip(("coder", "reader"), MODULES[name]), threads=threads, side=SIDE, limit=LIMIT)
+    return STEADY.format(condition=CONDITIONS[condition], **values)
+
+
+def run_limited(tree, program):
+    """The seconds that a new process prints; inf if it was ended."""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tree, stdout=subprocess.PIPE, text=True)
     if done.returncode == -signal.SIGALRM:
         return float("inf")
     done.check_returncode()
@@ -462,17 +467,18 @@ def decode_afresh(tree, modules, condition, threads):
 def compare_processes(options):
     """A row for each condition, now and in the past."""
     show(f"{options['steady']} processes decode", "fastest", "median", "slowest", "slowest/fastest")
-    sides = {"now": (ROOT, NOW)}
+    trees = {"now": ROOT}
     with checked_out(options["against"]) if options["against"] else nullcontext() as tree:
         if tree:
-            sides["past"] = tree, PAST
+            trees["past"] = tree
         for condition in CONDITIONS:
-            seconds = {side: [] for side in sides}
+            seconds = {name: [] for name in trees}
             for _ in range(options["steady"]):
-                for side, where in sides.items():
-                    seconds[side].append(decode_afresh(*where, condition, options["threads"]))
-            for side, measured in seconds.items():
-                show(f"{side}, {condition}", *spread(measured))
+                for name, place in trees.items():
+                    program = steady_program(name, condition, options["threads"])
+                    seconds[name].append(run_limited(place, program))
+            for name, measured in seconds.items():
+                show(f"{name}, {condition}", *spread(measured))
 
 
 def spread(seconds):

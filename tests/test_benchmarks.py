@@ -4,7 +4,7 @@ import json
 
 import benchmark_codec
 import pytest
-from benchmark_codec import Case, Figures, Past, read_past, spread
+from benchmark_codec import CONDITIONS, Case, Figures, Past, read_past, run_limited, spread, steady_program
 
 PRINTED = """\
 paper  photograph  encode 18.9017 s an image, 0.042 MB/s, 99% networks; \
@@ -36,6 +36,18 @@ def test_pictures_are_enlarged_and_cut_small(tmp_path):
     benchmark_codec.write_pictures(tmp_path)
     data = {path.read_bytes() for path in tmp_path.glob("*.png")}
     assert len(data) == benchmark_codec.PICTURES
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_programs_of_processes_are_programs(condition):
+    program = steady_program("past", condition, 3)
+    compile(program, condition, "exec")
+    assert "from flow.codec import" in program and "set_num_threads(3)" in program
+
+
+def test_processes_that_take_too_long_are_ended(tmp_path):
+    assert run_limited(tmp_path, "print(1.5)") == 1.5
+    assert run_limited(tmp_path, "import signal\nsignal.raise_signal(signal.SIGALRM)") == float("inf")
 
 
 def test_spread_of_processes_that_were_ended():
