@@ -20,10 +20,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from flow.codec import stream  # noqa: E402
-from flow.codec.container import pack, unpack  # noqa: E402
+from flow.codec.api import Codec  # noqa: E402
 from flow.codec.evaluate import CODER, TEST_SET, code, open_test_set, streams_of, weights_of  # noqa: E402
 from flow.codec.stream import Settings  # noqa: E402
-from flow.folder import find_folder, open_frozen, read_options, target_name  # noqa: E402
+from flow.folder import find_folder, read_options, target_name  # noqa: E402
 from utils.data.images import image_files, read_rgb  # noqa: E402
 from utils.options import Option, parse, pick_device, script  # noqa: E402
 from utils.show.rivals import rivals, sizes  # noqa: E402
@@ -53,16 +53,16 @@ def measure_pictures(options):
     files = files[: options["count"]]
     if not files:
         raise ValueError(f"{', '.join(options['img'])}: no image files")
-    folder, device = find_folder(options["folder"]), pick_device(options["cuda"])
-    model, _, name = open_frozen(folder, weights_of(options), device)
+    settings = Settings(options["nbins"], options["precision"])
+    codec = Codec(options["folder"], pick_device(options["cuda"]), None, weights_of(options), settings)
     rows, sound = [], True
     for file in files:
         pixels = read_rgb(file)
         picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
         start = time.perf_counter()
-        data = pack(picture, model, name, Settings(options["nbins"], options["precision"]))
+        data = codec.compress(picture)
         middle = time.perf_counter()
-        back = unpack(data, model, name)
+        back = codec.decompress(data)
         end = time.perf_counter()
         if back.mode != "RGB" or not np.array_equal(np.asarray(back), np.asarray(picture)):
             print(f"{file}: came back changed", file=sys.stderr)
