@@ -1,0 +1,475 @@
+"""A second decoder of .nwf files, written from docs/format.md alone: numpy and integers, none of our modules.
+
+It is there to be read beside the page and to show that the page tells enough; it is clear rather than fast.
+    python tests/decoder.py                the tables of the page's example, of the files in tests/fixtures
+"""
+
+import hashlib
+import json
+import zlib
+from itertools import count
+from math import exp
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+FIXTURES = Path(__file__).parent / "fixtures"
+SAMPLES = {"1": 1, "L": 1, "LA": 2, "P": 1, "RGB": 3, "RGBA": 4}
+MODES = tuple(SAMPLES)
+METHODS = RAW, DEFLATE, FLOW = "raw", "deflate", "flow"
+OPTIONS = "repeat hchnl nhidden nMixing simplePrior diffDetail HUE clamp heavy lifting size".split()
+LATER_OPTIONS = {"prior": "paper", "width": 64, "blocks": 1, "components": 3}
+
+
+class Reader:
+    """Bytes, taken from the front."""
+
+    def __init__(self, data):
+        self.data, self.at = data, 0
+
+    def take(self, n):
+        assert self.at + n <= len(self.data)
+        self.at += n
+        return self.data[self.at - n : self.at]
+
+    def number(self, n):
+        return int.from_bytes(self.take(n), "big")
+
+    def varint(self):
+        value = 0
+        for shift in range(0, 35, 7):
+            byte = self.number(1)
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+        raise AssertionError("a varint of more than five bytes")
+
+
+def read_head(data):
+    """The fields of a head, name -> (offset, bytes, value), and the offset of the stream."""
+    reader, head = Reader(data), {}
+
+    def field(name, read):
+        start = reader.at
+        value = read()
+        head[name] = start, data[start : reader.at], value
+        return value
+
+    assert field("magic", lambda: reader.take(4)) == b"NWF\x02"
+    kind = field("kind", lambda: reader.number(1))
+    assert kind < 128
+    mode, method = MODES[kind & 7], METHODS[kind >> 3 & 3]
+    width, height = field("width", reader.varint), field("height", reader.varint)
+    assert 1 <= width * height <= 2**27
+    if kind >> 6 & 1:
+        field("settings", lambda: (reader.varint(), reader.varint()))
+    if method == FLOW:
+        field("model", lambda: reader.take(8))
+    if kind >> 5 & 1:
+        field("metadata", lambda: reader.take(reader.varint()))
+    if method == FLOW:
+        for i in range(depth(height, width), 0, -1):
+            if np.prod(halved(height, width, i)) >= 1024:
+                field(f"level {i}", lambda: reader.number(4))
+    if method != FLOW or mode in ("LA", "RGBA"):
+        field("plane", lambda: reader.take(reader.varint()))
+    checksum = zlib.crc32(data[: reader.at])
+    assert field("checksum", lambda: reader.number(4)) == checksum
+    return head, reader.at
+
+
+def read_metadata(packed):
+    """Tag -> bytes."""
+    reader, fields = Reader(zlib.decompress(packed)), {}
+    while reader.at < len(reader.data):
+        tag = reader.take(1)
+        fields[tag] = reader.take(reader.number(4))
+    assert list(fields) == sorted(fields, key=b"ptieg".index)
+    return fields
+
+
+def read_plane(method, plane, mode, height, width, colours=0):
+    """Samples, (height, width, samples of a pixel)."""
+    samples, bits = SAMPLES[mode], 1 if mode == "1" else 8
+    if method == DEFLATE and mode == "P":
+        bits = next(b for b in (1, 2, 4, 8) if colours <= 2**b)
+    length = (width * samples * bits + 7) // 8
+    if method == DEFLATE:
+        rows = unfilter(zlib.decompress(plane), height, length, max(samples * bits // 8, 1))
+    else:
+        rows = np.frombuffer(plane, np.uint8).reshape(height, length)
+    parts = [rows >> shift & 2**bits - 1 for shift in range(8 - bits, -1, -bits)]
+    return np.stack(parts, 2).reshape(height, -1)[:, : width * samples].reshape(height, width, samples)
+
+
+def unfilter(data, height, length, step):
+    """Undo PNG's filters (RFC 2083, section 6); step: from a byte to the one of the pixel to the left."""
+    assert len(data) == height * (length + 1)
+    rows = np.zeros((height + 1, step + length), int)
+    for y in range(height):
+        kind, *row = data[y * (length + 1) : (y + 1) * (length + 1)]
+        for x, byte in enumerate(row, step):
+            left, up, corner = (int(v) for v in (rows[y + 1, x - step], rows[y, x], rows[y, x - step]))
+            paeth = min(left, up, corner, key=lambda v: abs(left + up - corner - v))
+            rows[y + 1, x] = byte + (0, left, up, (left + up) // 2, paeth)[kind] & 255
+    return rows[1:, step:]
+
+
+def root_of_two(numerator):
+    """floor(2^(numerator / 32))."""
+    low, high = 0, 2 << numerator // 32
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if middle**32 <= 2**numerator else (low, middle)
+    return low
+
+
+_half = [round(2**31 / (1 + exp(24 - i / 64))) for i in range(1537)]
+T = _half + [2**31 - t for t in _half[-2::-1]]
+V = [root_of_two(29 * 32 - k) for k in range(513)]
+U = [root_of_two(26 * 32 - (512 - k)) for k in range(513)]
+
+
+def sigmoid(x):
+    """S of the page."""
+    x = min(max(x, 0), 48 * 2**29 - 1)
+    c = x >> 23
+    return T[c] + ((T[c + 1] - T[c]) * (x % 2**23) >> 23)
+
+
+class Stream:
+    """Symbols under mixtures, which are Python's integers here. trace: what was read, for the example."""
+
+    def __init__(self, data, nbins, precision):
+        self.nbins, self.precision, self.trace = nbins, precision, []
+        self.size = n = (data[0] >> 6) + 4
+        self.state = int.from_bytes(data[:n], "big") % 2 ** (8 * n - 2)
+        assert self.state >= 2 ** (22 if n == 4 else 8 * n - 10)
+        self.words = np.frombuffer(data[n:], "<u4").tolist()[::-1]
+
+    def refill(self):
+        if self.state < 2**32:
+            self.state = self.state << 32 | self.words.pop()
+
+    def slot(self):
+        self.refill()
+        return self.state % 2**self.precision
+
+    def advance(self, start, end):
+        self.state = (self.state >> self.precision) * (end - start) + self.slot() - start
+
+    def uniform(self, w):
+        unit = 2 ** (self.precision - w)
+        value = self.slot() // unit
+        self.advance(value * unit, (value + 1) * unit)
+        return value
+
+    def mixture(self, weights, means, scales):
+        total, sums = sum(weights), [sum(weights[:k]) for k in range(len(weights) + 1)]
+        shares = [(b << 16) // total - (a << 16) // total for a, b in zip(sums, sums[1:])]
+        low = ((sum(s * m for s, m in zip(shares, means)) >> 16) + 32 >> 6) - self.nbins // 2
+        speeds = [V[min(max(k, 0), 512)] for k in scales]
+
+        def c(z):
+            heights = (sigmoid((64 * z - 32 - m) * v + 24 * 2**29) for m, v in zip(means, speeds))
+            mass = sum(s * h for s, h in zip(shares, heights)) >> 16
+            return (mass * (2**self.precision - self.nbins - 2) >> 31) + z - low + 1
+
+        slot, state, high = self.slot(), self.state, low + self.nbins
+        if c(low) <= slot < c(high):
+            z, end = low, high
+            while end - z > 1:
+                middle = (z + end) // 2
+                z, end = (middle, end) if c(middle) <= slot else (z, middle)
+            self.advance(c(z), c(z + 1))
+            self.trace.append((state, shares, means, scales, low, slot, c(z), c(z + 1), z))
+        elif slot < c(low):
+            self.advance(0, c(low))
+            z = low - 1 - self.distance()
+        else:
+            self.advance(c(high), 2**self.precision)
+            z = high + self.distance()
+        return z
+
+    def distance(self):
+        length = self.uniform(5)
+        lower = min(length, 16)
+        return (1 << length | self.uniform(length - lower) << lower | self.uniform(lower)) - 1
+
+    def maps(self, shape, weights, means, scales):
+        """A group of (channels, rows, columns); its mixtures have these axes behind K, or longer ones."""
+        z = np.zeros(shape, np.int64)
+        for y, x, c in np.ndindex(*shape[1:], shape[0]):
+            z[c, y, x] = self.mixture(*(f[:, c, y, x].tolist() for f in (weights, means, scales)))
+        return z
+
+    def finish(self, seal):
+        self.refill()
+        assert not self.words and self.state == 2**32 + seal
+
+
+def halved(h, w, times):
+    for _ in range(times):
+        h, w = h + 1 >> 1, w + 1 >> 1
+    return h, w
+
+
+def depth(height, width):
+    return max((max(height, width) - 1).bit_length() - 1, 0)
+
+
+def clamp(x, m):
+    return np.clip(x, -m, m)
+
+
+def column(values):
+    return values.reshape(-1, 1, 1)
+
+
+def extend(x, h, w, nothing=0):
+    """Maps (channels, rows, columns), last row and column replicated; without samples they are `nothing`."""
+    if x.size == 0:
+        return np.full((len(x), h, w), nothing)
+    return np.pad(x, ((0, 0), (0, h - x.shape[1]), (0, w - x.shape[2])), "edge")
+
+
+class Model:
+    """A frozen model: its tensors, and the options of parameter.json. Maps are (channels, rows, columns)."""
+
+    def __init__(self, tensors, options):
+        self.stored, self.options = tensors, options
+        self.tensors = {name: np.asarray(t).astype(np.int64) for name, t in tensors.items()}
+        self.levels = 1 + max((int(n.split(".")[2]) for n in tensors if n.startswith("pyramid.")), default=0)
+
+    def identity(self):
+        o = self.options
+        shape = [2, *(o.get(name) for name in OPTIONS)]
+        shape += [[n, o[n]] for n, default in LATER_OPTIONS.items() if o.get(n, default) != default]
+        digest = hashlib.sha256(json.dumps(shape).encode())
+        for name, t in sorted(self.stored.items()):
+            digest.update(f"{name} {t.dtype} {t.shape}".encode())
+            digest.update(t.astype(t.dtype.newbyteorder("<")).tobytes())
+        return digest.digest()
+
+    def has(self, name):
+        return name in self.tensors
+
+    def sums(self, name, q):
+        """floor(2^-e (sum W q + b))."""
+        weight, bias, e = (self.tensors[f"{name}.{part}"] for part in ("weight", "bias", "exponent"))
+        (_, _, rows, columns), (_, h, w) = weight.shape, q.shape
+        q = np.pad(q, ((0, 0), (rows // 2,) * 2, (columns // 2,) * 2), "edge")
+        total = column(bias)
+        for y, x in np.ndindex(rows, columns):
+            total = total + np.einsum("oi,ihw->ohw", weight[:, :, y, x], q[:, y : y + h, x : x + w])
+        return total >> column(np.maximum(e, 0)) << column(np.maximum(-e, 0))
+
+    def narrow(self, name, x, onto=0, low=0, high=255):
+        s = column(self.tensors[f"{name}.shift"])
+        return clamp(onto + self.sums(name, np.clip(2 * x + (1 << s) >> s + 1, low, high)), 32767)
+
+    def wide(self, name, x, low, high, limit):
+        return clamp(self.sums(name, np.clip(x, low, high)), limit)
+
+    def network(self, name, x, limit):
+        x = self.wide(f"{name}.first", x, -4096, 4096, 32767)
+        for n in count():
+            if not self.has(f"{name}.hidden.{n}.weight"):
+                return clamp(self.sums(f"{name}.last", np.maximum(x, 0)), limit)
+            x = self.wide(f"{name}.hidden.{n}", x, 0, 32767, 32767)
+
+    def merge(self, bands, i):
+        """The image of level i of its bands ul, ur, dl, dr."""
+        name = f"pyramid.levels.{min(i, self.levels - 1)}"
+        if self.options.get("lifting", "none") == "none":
+            return self.couple(bands, f"{name}.networks")
+        ul, ur, dl, dr = (band.swapaxes(1, 2) for band in bands)
+        left, right = (self.lift(*halves, f"{name}.lifts") for halves in ((ul, dl), (ur, dr)))
+        return self.lift(left.swapaxes(1, 2), right.swapaxes(1, 2), f"{name}.lifts")
+
+    def couple(self, bands, name):
+        (channels, h, w), bands = bands[0].shape, list(bands)
+        last = max((t for t in range(1000) if self.has(f"{name}.{t}.last.bias")), default=-1)
+        for t in range(last, -1, -1):
+            k = t % 4
+            others = [extend(band, h, w, 128) - 128 for j, band in enumerate(bands) if j != k]
+            shift = self.network(f"{name}.{t}", np.concatenate(others), 2**16)
+            bands[k] = bands[k] - shift[:, : bands[k].shape[1], : bands[k].shape[2]]
+        ul, ur, dl, dr = bands
+        image = np.zeros((channels, h + dl.shape[1], w + ur.shape[2]), np.int64)
+        image[:, ::2, ::2], image[:, ::2, 1::2], image[:, 1::2, ::2], image[:, 1::2, 1::2] = ul, ur, dl, dr
+        return image
+
+    def lift(self, low, high, name):
+        """The rows whose halves these are."""
+        halves, (channels, h, w) = [low, high], low.shape
+        last = max(t for t in range(1000) if self.has(f"{name}.{t}.taps"))
+        for t in range(last, -1, -1):
+            source, target = halves[t % 2], halves[1 - t % 2]
+            if target.size == 0:
+                continue
+            if self.options["lifting"] == "haar":
+                source = np.pad(source, ((0, 0), (0, 0), (0, w - source.shape[2])))
+            v = clamp(extend(source, h, w), 2**16)
+            (before, here, after), bias = (self.tensors[f"{name}.{t}.{part}"] for part in ("taps", "bias"))
+            p = np.pad(v, ((0, 0), (0, 0), (1, 1)), "edge")
+            line = before * p[:, :, :-2] + here * v + after * p[:, :, 2:] + bias
+            shift = clamp(line + 2**15 >> 16, 2**16) + self.network(f"{name}.{t}.network", v, 2**16)
+            shift = clamp(shift, 2**16)[:, :, : target.shape[2]]
+            halves[1 - t % 2] = target - shift if t % 2 else target + shift
+        image = np.zeros((channels, h, w + halves[1].shape[2]), np.int64)
+        image[:, :, ::2], image[:, :, 1::2] = halves
+        return image
+
+    def rgb(self, image):
+        """(height, width, 3) bytes."""
+        if self.options.get("HUE"):
+            y, co, cg = image[0], image[1] - 128, image[2] - 128
+            t = y - (cg >> 1)
+            b = t - (co >> 1)
+            image = np.stack([b + co, cg + t, b])
+        return np.clip(image, 0, 255).astype(np.uint8).transpose(1, 2, 0)
+
+    def top(self, stream, h, w):
+        fields = (np.tile(self.tensors[f"top.{name}"], (h, w)) for name in ("weight", "mean", "scale"))
+        return stream.maps((3, h, w), *fields)
+
+    def details(self, stream, coarse, sizes, i):
+        """The bands ur, dl, dr of level i, of these (height, width)."""
+        if self.has("detail.level"):
+            return self.details_by_band(stream, coarse, sizes, i)
+        means, scales = (self.constants_or_network(f"detail.{name}", coarse, i) for name in ("mean", "scale"))
+        fields = ((m[None], s[None]) for m, s in zip(np.split(means, 3), np.split(scales, 3)))
+        return [stream.maps((3, *size), np.ones_like(m), m, s) for size, (m, s) in zip(sizes, fields)]
+
+    def constants_or_network(self, name, coarse, i):
+        if not self.has(f"{name}.level0"):
+            return self.network(name, coarse - 128, 2**24)
+        values = self.tensors[f"{name}.level{i}" if self.has(f"{name}.level1") else f"{name}.level0"]
+        return np.broadcast_to(values, (9, *coarse.shape[1:]))
+
+    def details_by_band(self, stream, coarse, sizes, i):
+        (_, height, width), entering = coarse.shape, (-16384, 16383, 2**20)
+        known = samples(coarse)
+        trunk = companded(self.wide("detail.enter", known, *entering))
+        trunk = self.blocks("detail.trunk", trunk + column(self.tensors["detail.level"][min(i, 4)]))
+        bands = []
+        for size, name in zip(sizes, (f"detail.bands.{band}" for band in range(3))):
+            base = self.wide(f"{name}.base", known, *entering)
+            entered = self.wide(f"{name}.enter", np.concatenate([known, base + 32 >> 6]), *entering)
+            f = self.narrow(f"{name}.trunk", trunk, onto=companded(entered))
+            g = np.split(self.narrow(f"{name}.hidden", self.blocks(f"{name}.blocks", f)), 3)
+            band = np.zeros((3, *size), np.int64)
+            for top in range(0, height, 64):
+                rows = slice(top, top + 64)
+                for c in range(3):
+                    before = samples(extend(band[:c], height, width, 128))[:, rows]
+                    fields = self.channel(name, c, base[:, rows], g[c][:, rows], before)
+                    part = band[c : c + 1, rows]
+                    part[:] = stream.maps(part.shape, *fields)
+            bands.append(band)
+            known = np.concatenate([known, samples(extend(band, height, width, 128))])
+        return bands
+
+    def channel(self, name, c, base, g, before):
+        """Weights, means and scales of a channel, (K, 1, rows, columns), given those before it."""
+        m, o = base[c], g
+        if c:
+            r = clamp(64 * before - base[:c], 2**20)
+            m = m + self.wide(f"{name}.linear.{c - 1}", r, -(2**20), 2**20, 2**20)[0]
+            r = np.concatenate([companded(r), abs(companded(r))])
+            o = self.narrow(f"{name}.beside.{c - 1}", r, onto=g, low=-2047, high=2047)
+        logits, offsets, octaves = np.split(self.narrow(f"{name}.out.{c}", o), 3)
+        scales, powers = np.clip((octaves + 4 >> 3) + 192, 0, 512), np.array(U)
+        means = ((m << 16) + offsets * powers[scales] + 2**31 >> 17) + 1 >> 1
+        weights = powers[512 - np.minimum(logits.max(0) - logits + 4 >> 3, 512)] >> 10
+        return weights[:, None], means[:, None], scales[:, None]
+
+    def blocks(self, name, h):
+        for n in count():
+            if not self.has(f"{name}.{n}.wide.weight"):
+                return h
+            h = self.narrow(f"{name}.{n}.last", self.narrow(f"{name}.{n}.wide", h), onto=h)
+
+
+def samples(v):
+    return 4 * clamp(v - 128, 4096)
+
+
+def companded(u):
+    a = abs(u) + 256
+    n = np.frexp(a)[1] - 9
+    return np.sign(u) * (64 * (n - 1) + (a * 128 + (1 << n + 8) >> n + 9))
+
+
+def decode(data, model=None):
+    """The pixels (height, width, samples) of a file, its head, metadata and stream."""
+    head, at = read_head(data)
+    kind, width, height = (head[name][2] for name in ("kind", "width", "height"))
+    mode, method = MODES[kind & 7], METHODS[kind >> 3 & 3]
+    _, _, plane = head.get("plane", (0, b"", b""))
+    metadata = read_metadata(head["metadata"][2]) if "metadata" in head else {}
+    if method != FLOW:
+        assert at == len(data)
+        colours = len(metadata.get(b"p", b"")) // 3
+        return read_plane(method, plane, mode, height, width, colours), head, metadata, None
+    assert head["model"][2] == model.identity()[:8]
+    stream = Stream(data[at:], *head["settings"][2] if "settings" in head else (4096, 24))
+    levels = depth(height, width)
+    image = model.top(stream, *halved(height, width, levels))
+    for i in reversed(range(levels)):
+        h, w = halved(height, width, i)
+        sizes = (h + 1 >> 1, w >> 1), (h >> 1, w + 1 >> 1), (h >> 1, w >> 1)
+        image = model.merge([image, *model.details(stream, image, sizes, i)], i)
+        if f"level {i}" in head:
+            assert zlib.crc32(model.rgb(image).tobytes()) == head[f"level {i}"][2]
+    pixels = model.rgb(image)
+    stream.finish(zlib.crc32(pixels.tobytes(), head["checksum"][2]))
+    if mode in ("L", "LA"):
+        pixels = pixels[:, :, :1]
+    if mode in ("LA", "RGBA"):
+        alpha = read_plane(RAW if len(plane) == width * height else DEFLATE, plane, "L", height, width)
+        pixels = np.concatenate([pixels, alpha], 2)
+    return pixels, head, metadata, stream
+
+
+def open_model(folder):
+    options = json.loads((folder / "parameter.json").read_text())
+    return Model(load_file(folder / "frozen.safetensors"), options)
+
+
+def example():
+    """The rows of the tables in the page's example."""
+    rows = []
+
+    def row(*cells):
+        rows.append(f"| {' | '.join(map(str, cells))} |")
+
+    def meaning(name, v):
+        if name == "kind":
+            return f"mode {MODES[v & 7]}, method {METHODS[v >> 3 & 3]}"
+        if name in ("width", "height"):
+            return v
+        texts = {"magic": "NWF, version 2", "model": "the identity begins so"}
+        return texts.get(name, "CRC-32 of all before" if name == "checksum" else f"{len(v)} bytes")
+
+    for name in ("raw", "flow"):
+        data = (FIXTURES / f"{name}.nwf").read_bytes()
+        _, head, _, stream = decode(data, open_model(FIXTURES))
+        for field, (at, part, v) in head.items():
+            row(at, f"`{part.hex(' ')}`", field, meaning(field, v))
+    _, at = read_head(data)
+    first = Stream(data[at:], 4096, 24)
+    row(at, f"`{data[at : at + first.size].hex(' ')}`", "first state", first.state)
+    for n in range(2):
+        start = at + first.size + 4 * n
+        row(start, f"`{data[start : start + 4].hex(' ')}`", f"word {n}", first.words[-1 - n])
+    for c, (state, *fields) in enumerate(stream.trace[:3]):
+        cells = (", ".join(map(str, f)) if isinstance(f, list) else f for f in fields)
+        row(c, state, *cells)
+    return rows
+
+
+if __name__ == "__main__":
+    print("\n".join(example()))
