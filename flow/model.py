@@ -17,6 +17,7 @@ from source.prior import (
     given_parts,
 )
 from utils.arithmetic.colour import rgb_to_ycocg, ycocg_to_rgb
+from utils.arithmetic.crew import crew
 from utils.arithmetic.fixed import observe
 from utils.arithmetic.integers import centre
 from utils.arithmetic.polyphase import channels_last, depth, level_sizes
@@ -75,7 +76,7 @@ class NeuralWavelet(nn.Module):
         a guess, for a model whose integers are to be filled in. Its distributions are in the coder's integers.
         Raises ValueError if the weights are too large.
         """
-        with observe(self) as peaks, torch.no_grad():
+        with observe(self) as peaks, torch.no_grad(), crew():
             for group in () if images is None else images.to(self.device).split(OBSERVED_AT_ONCE):
                 self.log_prob(group)
         levels = [level.freeze(peaks) for level in self.pyramid.levels]

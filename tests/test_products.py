@@ -14,7 +14,7 @@ from utils.arithmetic import products
 from utils.arithmetic.fixed import EXACT, WIDE_EXACT
 from utils.arithmetic.products import WAYS, Way, choose, force, trials
 
-PLAIN = WAYS["float64 product"]
+PLAIN = WAYS["float64-product"]
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def fast(name, run, wide=True):
 def test_trials_are_of_all_ways_of_a_kind(wide):
     tried = trials(CPU, wide)
     assert [*tried] == [name for name, way in WAYS.items() if (way.wide if wide else way.narrow)]
-    assert not tried["float64 product"].fault
+    assert not tried["float64-product"].fault
     for trial in tried.values():
         assert trial.fault or 0 < trial.few < 10_000 and 0 < trial.many < 10_000
     assert all(way.narrow or way.wide for way in WAYS.values()) and all(n == w.name for n, w in WAYS.items())
@@ -103,24 +103,24 @@ def test_ways_that_fail_are_passed_over_and_tell_why(ways, error, fault, when):
 
 def test_the_fastest_way_is_taken_for_few_pixels_and_for_many(ways, monkeypatch):
     results = {name: products.Trial("", 2.0, 2.0) for name in ways}
-    results["float32 product"] = products.Trial("", 3.0, 1.0)
-    results["float32 convolution"] = products.Trial("", 1.0, 3.0)
-    results["int8 product"] = products.Trial("it gives other integers here")
+    results["float32-product"] = products.Trial("", 3.0, 1.0)
+    results["float32-convolution"] = products.Trial("", 1.0, 3.0)
+    results["int8-product"] = products.Trial("it gives other integers here")
     monkeypatch.setattr(products, "trials", lambda device, wide: results)
-    assert choose(CPU, False, True).name == "float32 product"
-    assert choose(CPU, False, False).name == "float32 convolution"
+    assert choose(CPU, False, True).name == "float32-product"
+    assert choose(CPU, False, False).name == "float32-convolution"
 
 
 def test_sums_of_many_products_are_not_taken_in_bytes(ways, monkeypatch):
     """As many as that pass 2^24, which float32 counts up to."""
-    results = {name: products.Trial("", 2.0, 2.0) for name in ("int8 bytes", "float64 product")}
-    results["int8 bytes"] = products.Trial("", 1.0, 1.0)
+    results = {name: products.Trial("", 2.0, 2.0) for name in ("int8-bytes", "float64-product")}
+    results["int8-bytes"] = products.Trial("", 1.0, 1.0)
     monkeypatch.setattr(products, "trials", lambda device, wide: results)
     assert 255 * 128 * products.MOST_BYTES < 2**24
-    assert choose(CPU, True, True, products.MOST_BYTES).name == "int8 bytes"
-    assert choose(CPU, True, True, products.MOST_BYTES + 1).name == "float64 product"
-    force("int8 bytes")
-    assert choose(CPU, True, True, products.MOST_BYTES + 1).name == "float64 product"
+    assert choose(CPU, True, True, products.MOST_BYTES).name == "int8-bytes"
+    assert choose(CPU, True, True, products.MOST_BYTES + 1).name == "float64-product"
+    force("int8-bytes")
+    assert choose(CPU, True, True, products.MOST_BYTES + 1).name == "float64-product"
 
 
 def test_forced_ways_serve_where_they_can(ways):
@@ -137,10 +137,10 @@ def test_forced_ways_serve_where_they_can(ways):
 
 
 def test_the_environment_chooses_where_nothing_is_forced(ways, monkeypatch):
-    monkeypatch.setenv(products.ENVIRONMENT, "float64 product")
-    assert choose(CPU, False, False).name == choose(CPU, True, True).name == "float64 product"
-    force("float32 product")
-    assert choose(CPU, False, False).name == "float32 product"
+    monkeypatch.setenv(products.ENVIRONMENT, "float64-product")
+    assert choose(CPU, False, False).name == choose(CPU, True, True).name == "float64-product"
+    force("float32-product")
+    assert choose(CPU, False, False).name == "float32-product"
     assert choose(CPU, True, False).wide
     force()
     monkeypatch.setenv(products.ENVIRONMENT, "float128")
@@ -150,11 +150,11 @@ def test_the_environment_chooses_where_nothing_is_forced(ways, monkeypatch):
 
 def test_the_environment_is_read_in_a_fresh_process():
     code = "from utils.arithmetic.products import *; print(choose(torch.device('cpu'), False, False).name)"
-    environment = os.environ | {products.ENVIRONMENT: "float32 product"}
+    environment = os.environ | {products.ENVIRONMENT: "float32-product"}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )
-    assert done.stdout.strip() == "float32 product"
+    assert done.stdout.strip() == "float32-product"
 
 
 def test_a_way_changed_between_two_calls_gives_the_same_integers():

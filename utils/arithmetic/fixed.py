@@ -238,7 +238,7 @@ class FixedConv(_Narrow):
         if q.dtype == torch.uint8:
             way = products.choose(q.device, False, batch * height * width < products.FEW_PIXELS)
         else:
-            way = products.WAYS["float32 product"]
+            way = products.WAYS["float32-product"]
         prepared = self._once(way.name, lambda: way.prepare(self.weight))
         tables = self.tables(q)[2:]
         y = q.new_empty((batch, height, width, out), dtype=torch.int16)
@@ -323,7 +323,7 @@ class FixedWide(Fixed):
             few = x[..., 0].numel() < products.FEW_PIXELS
             kind, way = torch.int16, products.choose(x.device, True, few, self.weight[0].numel())
         else:
-            kind, way = torch.float64, products.WAYS["float64 product"]
+            kind, way = torch.float64, products.WAYS["float64-product"]
         prepared = self._once(way.name, lambda: way.prepare(self.weight))
         q = passes.quantise(x, none, none, self.low, self.high, self.border, kind, self.low)
         y = x.new_empty(

@@ -30,8 +30,8 @@ ENVIRONMENT = "NWF_PRODUCTS"
 BLOCK = 16
 # Sums of more products of bytes than these could pass 2^24.
 MOST_BYTES = 2**24 // (255 * 128)
-# Sides of the maps of trials: of many pixels, and of few.
-SIDES = 64, 8
+# The maps of trials: side and channels, of many pixels, whose sums come near to 2^24, and of few.
+TRIALS = (64, 56), (8, 8)
 
 
 class Way(NamedTuple):
@@ -149,14 +149,14 @@ def _run_float_product(q, matrix, taps):
 WAYS = {
     way.name: way
     for way in (
-        Way("int8 convolution", True, False, 0, _prepare_int8_convolution, _run_int8_convolution),
+        Way("int8-convolution", True, False, 0, _prepare_int8_convolution, _run_int8_convolution),
         Way(
-            "int8 product", True, False, 1, lambda w: _in_eights(as_matrix(w, torch.int8)), _run_int8_product
+            "int8-product", True, False, 1, lambda w: _in_eights(as_matrix(w, torch.int8)), _run_int8_product
         ),
-        Way("int8 bytes", False, True, 0, _prepare_bytes, _run_bytes),
-        Way("float32 convolution", True, False, 0, _prepare_float_convolution, _run_float_convolution),
-        Way("float32 product", True, False, 4, lambda w: as_matrix(w, torch.float32), _run_float_product),
-        Way("float64 product", True, True, 8, lambda w: as_matrix(w, torch.float64), _run_float_product),
+        Way("int8-bytes", False, True, 0, _prepare_bytes, _run_bytes),
+        Way("float32-convolution", True, False, 0, _prepare_float_convolution, _run_float_convolution),
+        Way("float32-product", True, False, 4, lambda w: as_matrix(w, torch.float32), _run_float_product),
+        Way("float64-product", True, True, 8, lambda w: as_matrix(w, torch.float64), _run_float_product),
     )
 }
 
@@ -169,25 +169,23 @@ class Trial(NamedTuple):
     few: float = float("inf")
 
 
-def _operands(wide, side, device):
-    """Activations and weights whose sums come near to what is exact; neighbours are large together."""
-    generator, inputs = torch.Generator().manual_seed(0), 56 if wide else 64
-    # 228 times 127 times 576 is just below 2^24
-    high, most, types = (
-        (2**15 - 1, 2**15 - 129, (torch.int16,) * 2) if wide else (228, 127, (torch.uint8, torch.int8))
-    )
+def _operands(wide, side, inputs, device):
+    """Activations and weights at the ends of their ranges; neighbours are large together."""
+    generator = torch.Generator().manual_seed(0)
+    high, most = (2**15 - 1, 2**15 - 129) if wide else (255, 127)
     q = torch.randint(0, high + 1, (1, side + 2, side + 2, inputs), generator=generator)
     q[:, ::3] = high
     weight = torch.randint(-most, most + 1, (64, inputs, 3, 3), generator=generator)
     weight[::4], weight[1::4] = most, -most
+    types = (torch.int16, torch.int16) if wide else (torch.uint8, torch.int8)
     return [t.to(kind).to(device) for t, kind in zip((q, weight), types)]
 
 
 @functools.cache
 def trials(device, wide):
     """Try every way of a kind on a device: name -> Trial. Takes some hundredths of a second."""
-    exact, results, taps = WAYS["float64 product"], {}, (3, 3)
-    cases = [_operands(wide, side, device) for side in SIDES]
+    exact, results, taps = WAYS["float64-product"], {}, (3, 3)
+    cases = [_operands(wide, *size, device) for size in TRIALS]
     wanted = [exact.run(q, exact.prepare(weight), taps) for q, weight in cases]
     for way in WAYS.values():
         if not (way.wide if wide else way.narrow):
@@ -244,7 +242,7 @@ def choose(device, wide, few, inputs=0):
     """
     tried = trials(device, wide)
     if inputs > MOST_BYTES:
-        tried = {name: trial for name, trial in tried.items() if name != "int8 bytes"}
+        tried = {name: trial for name, trial in tried.items() if name != "int8-bytes"}
     name = _forced or os.environ.get(ENVIRONMENT) or None
     _check(name)
     if name in tried:
