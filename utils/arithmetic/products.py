@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from utils.arithmetic import kernels
+from utils.arithmetic.crew import crew
 from utils.arithmetic.passes import halve_bytes, is_compiled, join_bytes
 
 # Bytes of sums or of neighbourhoods computed at a time, so that they are still in the cache when they are used.
@@ -182,6 +183,7 @@ def _operands(wide, side, inputs, device):
 
 
 @functools.cache
+@crew()
 def trials(device, wide):
     """Try every way of a kind on a device: name -> Trial. Takes some hundredths of a second."""
     exact, results, taps = WAYS["float64-product"], {}, (3, 3)
