@@ -48,7 +48,7 @@ class Lift(nn.Module):
 
 
 class FixedLift(nn.Module):
-    """A Lift in integers, of coefficients v in steps: floor(taps v + 256 bias + 1/2) + the network's integers.
+    """A Lift in integers, of coefficients v: floor(taps v + 256 bias + 1/2) + the network's integers.
 
     v: (B, C, H, W) int32 -> (B, C, H, W) int32; taps and bias are multiples of 2^-16.
     """

@@ -72,8 +72,9 @@ class NeuralWavelet(nn.Module):
     def freeze(self, images=None):
         """A model in integers, on the CPU: everything it computes is equal bit for bit on any machine.
 
-        images: (B, 3, H, W), such as it is to code, whose activations tell the ranges of those in 8 bits; None:
-        a guess, for a model whose integers are to be filled in. Its distributions are in the coder's integers.
+        images: (B, 3, H, W), such as it is to code, whose activations tell the ranges of those in 8 bits;
+        None: a guess, for a model whose integers are to be filled in.
+        Its distributions are in the coder's integers.
         Raises ValueError if the weights are too large.
         """
         with observe(self) as peaks, torch.no_grad(), crew():

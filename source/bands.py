@@ -243,8 +243,8 @@ class BandPrior(nn.Module):
 class FixedBandPrior(nn.Module):
     """A BandPrior in integers: its distributions are FixedMixture.
 
-    Parts are strips of rows, so that what networks make of a level need not be kept for all of it: the channels
-    of a strip, then those of the next, band by band.
+    Parts are strips of rows, so that what networks make of a level need not be kept for all of it: the
+    channels of a strip, then those of the next, band by band.
     """
 
     def __init__(self, prior, peaks):
@@ -258,7 +258,7 @@ class FixedBandPrior(nn.Module):
         self.bands = nn.ModuleList(band.freeze(peaks) for band in prior.bands)
 
     def check(self):
-        """Raise ValueError unless the bands read the trunk alike, and no sum with a level's bias overflows."""
+        """Raise ValueError unless the bands read the trunk alike, and sums with a level's bias have room."""
         first = self.bands[0].trunk
         if any(not torch.equal(band.trunk.shift, first.shift) for band in self.bands):
             raise ValueError("damaged: the bands read the trunk each in its own units")
@@ -334,7 +334,7 @@ class _FixedLevel:
         return in_tiles(layers.features, halo, self.trunk, known, rows=(part.rows.start, part.rows.stop))
 
     def _fill(self, first, rows, values):
-        """Write values (B, c, h, w) into the planes from `first` on, last row and column doubled where missing."""
+        """Write values (B, c, h, w) into the planes from `first` on; a missing last row or column is doubled."""
         (channels, height, width), top = values.shape[1:], rows.start
         target = self.planes[..., first : first + channels]
         target[:, top : top + height, :width] = image_to_map(values)

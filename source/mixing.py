@@ -1,4 +1,4 @@
-"""From the networks' integers to those of the coder, channel by channel: compiled for the CPU, and in tensors.
+"""From the networks' integers to those of the coder, by channel: compiled for the CPU, and in tensors.
 
 Networks see what is left of the channels known, r = v - base, in wide units (see utils/arithmetic/passes.py).
 """
@@ -56,7 +56,7 @@ class Beside(NamedTuple):
 
 
 class Linear(NamedTuple):
-    """What the channels known add to a mean: clamp(offset + sum of weights (c,) int64 r >> exponent, +-limit)."""
+    """What the channels known add to a mean: clamp(offset + sum of weights (c,) r >> exponent, +-limit)."""
 
     weights: np.ndarray
     offset: int
@@ -67,7 +67,8 @@ class Linear(NamedTuple):
 def mixture_fields(outputs, mean):
     """Outputs of a network and a mean to the weights, means and scales of a mixture of K logistics.
 
-    outputs: (B, H, W, 3 K) int16, fine: logits, means in units of the scale, octaves; mean: (B, H, W) int32, wide.
+    outputs: (B, H, W, 3 K) int16, fine: logits, means in units of the scale, octaves.
+    mean: (B, H, W) int32, wide.
     Returns three of (K, B, 1, H, W), int32.
     """
     components = outputs.shape[-1] // 3
@@ -109,9 +110,9 @@ def _mix(outputs, mean, table, weights, means, scales):
 def look_beside(base, hidden, planes, first, channel, layers, out):
     """What the last layer of a channel reads, and its mean, given the channels known.
 
-    base: (B, H, W, 3) int32, hidden: (B, H, W, channels * width) int16, planes: (B, H, W, ...) int16, of which
-    [first, first + channel) are known. layers: what reads these, beside (companded) and linear, or None for
-    the first channel; out: the layer that reads what comes of it.
+    base: (B, H, W, 3) int32; hidden: (B, H, W, channels * width) int16; planes: (B, H, W, ...) int16, of
+    which [first, first + channel) are known. layers: what reads these, beside (companded) and linear, or None
+    for the first channel; out: the layer that reads what comes of it.
     Returns (B, H, W, width) uint8 and (B, H, W) int32.
     """
     width = out.weight.shape[1]

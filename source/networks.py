@@ -1,4 +1,4 @@
-"""Networks that train, and how each is frozen: the form of the method, for couplings and the paper's prior, and
+"""Networks that train, and how each is frozen: those of the method, for couplings and the paper's prior, and
 layers of the band-wise prior.
 """
 

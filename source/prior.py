@@ -150,7 +150,7 @@ class FixedIndependentPrior(nn.Module):
 
 
 class FixedConstants(nn.Module):
-    """Nine integers for all positions, or for each, of every level or of all alike: round(factor x + offset)."""
+    """Nine integers for all positions, or for each, of a level or of all levels: round(factor x + offset)."""
 
     def __init__(self, values, factor, offset):
         super().__init__()
@@ -161,7 +161,7 @@ class FixedConstants(nn.Module):
             self.register_buffer(f"level{level}", fixed.clamp(-FIXED_MAX, FIXED_MAX).to(torch.int32))
 
     def forward(self, v, level):
-        """v (B, C, h, w) -> (B, 9, h, w). Raises ValueError where there are values for other positions only."""
+        """v (B, C, h, w) -> (B, 9, h, w). Raises ValueError where the values are for other positions."""
         value = getattr(self, f"level{level if self.levels > 1 else 0}", None)
         if value is None or value.shape[-2:] not in ((1, 1), v.shape[-2:]):
             _refuse_size(self.level0.shape)

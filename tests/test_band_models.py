@@ -6,16 +6,15 @@ import torch
 from conftest import make_wild, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from integers import seeded
 from PIL import Image
 from test_bands import distributions
 
-import source.bands
 from flow import analysis
 from flow.codec import histogram
 from flow.codec.container import FLOW, pack, read_head, unpack
 from flow.codec.stream import decode, encode
 from flow.model import ARCHITECTURE, build
-from integers import computed, seeded
 from source.bands import BandPrior
 from source.distribution import drawing
 from source.prior import SimplePrior

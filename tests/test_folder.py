@@ -2,7 +2,7 @@
 
 import json
 
-from conftest import make_wild, noise
+from conftest import noise
 from test_band_models import SMALL, make_model
 
 from flow.codec.stream import encode

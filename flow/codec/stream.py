@@ -58,7 +58,7 @@ def encode(model, images, settings=DEFAULT, watch=None):
             watch(level + 1, coarse)
     encoders = [Encoder() for _ in images]
     _push(encoders, model.top(len(top), top.shape[-2:]), top, settings)
-    # a level is one thread's work where its bands are no larger than a tile: these go on beside the larger ones
+    # where its bands are no larger than a tile, a level is one thread's work, beside the larger ones
     small = [n for n, (_, coarse, _) in enumerate(levels) if max(coarse.shape[-2:]) <= TILE]
     coded = {n: submit(_encode_level, model, *levels[n], settings) for n in small}
     large = {n: _encode_level(model, *level, settings) for n, level in enumerate(levels) if n not in coded}

@@ -1,8 +1,8 @@
 """Work spread over threads of Python's own, one core each.
 
-Libraries' own teams of threads wait for each other by spinning: beside any other process, two of them may come to
-share a core, and each of thousands of small operations then takes milliseconds. A thread that waits for a future
-sleeps.
+Libraries' own teams of threads wait for each other by spinning: beside any other process, two of them may
+come to share a core, and each of thousands of small operations then takes milliseconds. A thread that waits
+for a future sleeps.
 """
 
 import threading
@@ -54,7 +54,7 @@ def _pool(count):
 
 
 class in_tiles:
-    """function(*maps), tile by tile, begun at once, a tile to a thread: bounds memory, and stays in the caches.
+    """function(*maps), tile by tile, begun at once, a tile to a thread: bounds memory, stays in the caches.
 
     maps: (B, H, W, C). function: maps -> a tuple of maps, each value of which depends on those no more than
     `halo` pixels away; at the edges of a map a tile has that edge. rows: (from, to), those wanted; None: all.

@@ -1,6 +1,6 @@
-"""Compiled passes over integers, pixel by pixel, channels innermost: what lies between two products of matrices.
+"""Compiled passes over integers, pixel by pixel, channels innermost: what lies between products of matrices.
 
-Every pass releases the interpreter, so that threads take a tile each. portable.py says the same in tensors.
+Every pass releases the interpreter, so that threads take a tile each. passes.py says the same in tensors.
 No two arguments of a pass may overlap: the loops would no longer be vectorised.
 """
 
@@ -34,7 +34,7 @@ def quantise(x, half, shift, low, high, zero, border, out):
 
 @_compiled
 def unfold(padded, width, rows, out):
-    """Neighbourhoods of pixels as rows of `out`, (N, rows * segment): each has a segment of so many rows of padded.
+    """Neighbourhoods of pixels as rows of `out`, (N, rows * segment): a segment of each of `rows` rows.
 
     padded: (H + rows - 1, (W + columns - 1) * C), any type; width: W.
     """
@@ -66,7 +66,7 @@ def requantise(sums, bias, left, right, out):
 
 @_compiled
 def requantise_onto(sums, bias, left, right, ground, out):
-    """out = clamp(ground + (sums + bias << left >> right), +-(2^15 - 1)): a residual sum; ground: (N, C) int16."""
+    """out = clamp(ground + (sums + bias << left >> right), +-(2^15 - 1)); ground: (N, C) int16."""
     for n in range(out.shape[0]):
         for c in range(out.shape[1]):
             value = np.int32(ground[n, c]) + _scaled(np.int32(sums[n, c]) + bias[c], left[c], right[c])
@@ -87,7 +87,7 @@ def requantise_wide(sums, bias, scale, limit, out):
 
 @_compiled
 def halve_bytes(x, out):
-    """out[0] = x >> 8, out[1] = x & 255, 0 beyond C; x: (N, C) int16, none below 0; out: (2, N, >= C) uint8."""
+    """out[0] = x >> 8, out[1] = x & 255, 0 beyond C; x: (N, C) int16, >= 0; out: (2, N, >= C) uint8."""
     channels = x.shape[1]
     for n in range(x.shape[0]):
         for c in range(channels):
@@ -99,7 +99,7 @@ def halve_bytes(x, out):
 
 @_inlined
 def joined(hh, hl, lh, ll):
-    """A sum of products of x = 256 h + l and W = 256 H + L from those of h H, h L, l H and l L: below 2^53."""
+    """A sum of products of x = 256 h + l, W = 256 H + L from those of h H, h L, l H, l L: below 2^53."""
     return np.float64(hh) * 65536.0 + (np.float64(hl) + np.float64(lh)) * 256.0 + np.float64(ll)
 
 
@@ -168,9 +168,10 @@ def gate(x, y, shift, out):
 
 @_compiled
 def sum_of_shares(shares, kernel, bias, left, right, limit, out):
-    """out[p] = clamp(bias + sum over taps t of shares_t[p + t] << left >> right, +-limit), borders replicated.
+    """out[p] = clamp(bias + sum over taps t of shares_t[p + t] << left >> right, +-limit).
 
-    shares: (B, H, W, rows * columns * C), integers; kernel: (rows, columns); out: (B, H, W, C) int32.
+    shares: (B, H, W, rows * columns * C), integers, borders replicated; kernel: (rows, columns).
+    out: (B, H, W, C) int32.
     """
     rows, columns = kernel
     batch, height, width, channels = out.shape

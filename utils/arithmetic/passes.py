@@ -1,7 +1,7 @@
 """Passes over integer maps (B, H, W, C), each said twice: compiled for the CPU, in tensors for other devices.
 
-Units: activations are int16 in 2^-6 ("fine": 2^-10, what distributions are made of); samples are int16 in quarters
-of a step between integers, means and differences from them int32 in 2^-8 ("wide").
+Units: activations are int16 in 2^-6 ("fine": 2^-10, what distributions are made of); samples are int16 in
+quarters of a step between integers, means and differences from them int32 in 2^-8 ("wide").
 """
 
 import torch
@@ -18,7 +18,7 @@ _compiled = True
 
 
 def compiled(wanted):
-    """Whether CPU tensors take the compiled passes (as they do at first), or those that other devices take."""
+    """Whether CPU tensors take the compiled passes, as they do at first, or those of other devices."""
     global _compiled
     _compiled = wanted
 
@@ -59,7 +59,7 @@ def quantise(x, half, shift, low, high, border, dtype, zero=0):
 def requantise(sums, bias, left, right, out, onto=None):
     """out = clamp(onto + (sums + bias << left >> right), +-(2^15 - 1)); bias, left, right: (C,) int32.
 
-    sums: (B, H, W, >= C), integers below 2^24 of any type; onto: (B, H, W, C) int16, or None for 0; out: int16.
+    sums: (B, H, W, >= C), integers below 2^24 of any type; onto, out: (B, H, W, C) int16; None for onto: 0.
     """
     if not is_compiled(sums):
         y = sums[..., : len(bias)].int() + bias << left >> right
@@ -102,7 +102,7 @@ def halve_bytes(x, channels):
 
 
 def join_bytes(parts, channels):
-    """Sums (..., C) float64 from those of products of bytes, (2, ..., 2 (>= C)): high and low of x, of weights."""
+    """Sums (..., C) float64 from those of products of bytes, (2, ..., 2 (>= C)): high, low of x, of weights."""
     if not is_compiled(parts):
         (hh, hl), (lh, ll) = ([q[..., :channels] for q in half.long().chunk(2, -1)] for half in parts)
         return (hh << 16) + (hl + lh << 8) + ll

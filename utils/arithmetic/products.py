@@ -22,7 +22,7 @@ from utils.arithmetic import kernels
 from utils.arithmetic.crew import crew
 from utils.arithmetic.passes import halve_bytes, is_compiled, join_bytes
 
-# Bytes of sums or of neighbourhoods computed at a time, so that they are still in the cache when they are used.
+# Bytes of sums or of neighbourhoods computed at a time, so that they are still in a cache when they are used.
 CACHED = 1 << 22
 # Below so many pixels, a library's direct convolution takes longer to start than a product takes in all.
 FEW_PIXELS = 2048
