@@ -334,7 +334,7 @@ class _FixedLevel:
         return in_tiles(layers.features, halo, self.trunk, known, rows=(part.rows.start, part.rows.stop))
 
     def _fill(self, first, rows, values):
-        """Write values (B, c, h, w) into the planes from `first` on; a missing last row or column is doubled."""
+        """Write values (B, c, h, w) into the planes from `first` on; doubles a missing last row or column."""
         (channels, height, width), top = values.shape[1:], rows.start
         target = self.planes[..., first : first + channels]
         target[:, top : top + height, :width] = image_to_map(values)

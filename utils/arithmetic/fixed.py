@@ -5,8 +5,8 @@ falls the other way, and a decoder reads garbage. Here weights and activations a
     y = floor(2^-e (W q + b)),   q = clamp(floor(2^-s x + 1/2), low, high)
 with W of 8 bits, s for each channel that it reads and e for each that it writes; the 1/2 of the last rounding
 is in b. Every partial sum of W q + b, in any order, is below 2^24: float32 and int32 hold it. The few small
-layers that see pixels and means are wider, below 2^53. Both bounds are computed from the weights when they are
-frozen, and again when they are read (`check`), not hoped for.
+layers that see pixels and means are wider, below 2^53. Both bounds are computed from the weights when they
+are frozen, and again when they are read (`check`), not hoped for.
 
 To freeze a network is to choose powers of two: for activations from their peaks on images (`observe`), for
 weights from the largest of each output channel.
@@ -203,7 +203,7 @@ class _Narrow(Fixed):
 
 
 def _narrow_integers(weight, bias, peak, high, reach, units, out_units):
-    """The integers of a layer of 8-bit weights (M, C, ...); it reads units of 2^-units, writes 2^-out_units."""
+    """The integers of a layer of 8-bit weights (M, C, ...), which reads 2^-units and writes 2^-out_units."""
     shift = (units - units_for(peak, high)).clamp(0, SHIFT_MAX)
     scale = _power(shift - units).view(1, -1, *[1] * (weight.dim() - 2))
     whole, k, b = _round_weights(weight * scale, bias, WEIGHT_MAX, reach, EXACT)
@@ -347,7 +347,7 @@ class FixedShares(Fixed):
 
     @classmethod
     def of(cls, weight, bias, units, limit):
-        """Freeze weights (out, C, rows, columns), biases (out,); x counts 2^-units, y ones. May raise ValueError."""
+        """Freeze weights (out, C, rows, columns), biases (out,); x counts 2^-units, y ones."""
         weight, bias = _real(weight, bias)
         columns = weight * _power(-torch.as_tensor(units)).view(1, -1, 1, 1)
         whole, k, b = _round_weights(columns, bias, WIDE_WEIGHT_MAX, passes.INT16_MAX, WIDE_EXACT)

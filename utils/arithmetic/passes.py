@@ -102,7 +102,7 @@ def halve_bytes(x, channels):
 
 
 def join_bytes(parts, channels):
-    """Sums (..., C) float64 from those of products of bytes, (2, ..., 2 (>= C)): high, low of x, of weights."""
+    """Sums (..., C) float64 from those of products of bytes, (2, ..., 2 (>= C)); high before low."""
     if not is_compiled(parts):
         (hh, hl), (lh, ll) = ([q[..., :channels] for q in half.long().chunk(2, -1)] for half in parts)
         return (hh << 16) + (hl + lh << 8) + ll
