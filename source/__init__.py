@@ -3,7 +3,10 @@
 distribution  discretised logistics and their mixtures, real and in the coder's integers
 prior         the hierarchical prior: of the top, and of the details given the coarse band
 bands         the prior that codes band by band and channel by channel
-networks      the convolutional networks of couplings and priors
+mixing        from networks' integers to those of the coder
+networks      the convolutional networks of couplings and priors, and how each is frozen
+units         what the coder's integers count
 tables        distributions as intervals of integers, which the coder shares out
+kernels       its compiled loops
 rans          the entropy coder: integers <-> bytes
 """

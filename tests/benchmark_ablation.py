@@ -42,7 +42,6 @@ from flow.model import ARCHITECTURE, build  # noqa: E402
 from flow.training import TRAINING, Trainer  # noqa: E402
 from source.bands import LEVELS, START_OCTAVES, Band, BandPrior, Mixer  # noqa: E402
 from source.distribution import Mixture  # noqa: E402
-from source.networks import ConvNet  # noqa: E402
 from utils.arithmetic.integers import STEPS  # noqa: E402
 from utils.data.datasets import choose_sides, draw, load  # noqa: E402
 from utils.files import write_table  # noqa: E402
@@ -200,12 +199,7 @@ def multiply_adds(model, size):
         nonlocal total
         total += module.weight.numel() * output.shape[-2] * output.shape[-1]
 
-    def network(module, inputs, output):
-        # its last layer is not called as a module, but at as many positions
-        convolution(module.last, inputs, output)
-
     hooks = [m.register_forward_hook(convolution) for m in model.modules() if isinstance(m, nn.Conv2d)]
-    hooks += [m.register_forward_hook(network) for m in model.modules() if isinstance(m, ConvNet)]
     images = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=model.device)
     model(images)
     for hook in hooks:
