@@ -162,7 +162,10 @@ def test_wrong_input_is_one_line(folder, capsys, arguments, words):
 
 def test_model_of_one_size_refuses_others(tmp_path, capsys):
     folder = make_folder(tmp_path, "every position")
-    for arguments, words in ([], "give -target"), (["-target", "photos", "-size", "16"], "one size only, of which a coarse band has 16x16"):
+    for arguments, words in (
+        ([], "give -target"),
+        (["-target", "photos", "-size", "16"], "one size only, of which a coarse band has 16x16"),
+    ):
         with pytest.raises(SystemExit) as end:
             main(["-folder", folder, *arguments])
         error = capsys.readouterr().err
