@@ -253,15 +253,15 @@ def test_a_frozen_position_prior_refuses_other_sizes_as_the_float_one_does(size)
 # Frozen: what 2^-6 steps, 2^(1/32) of a scale and 2^-16 of a weight can differ.
 
 
-def near(given, exact):
+def near(fixed, exact):
     """Whether a FixedMixture is a Mixture, rounded."""
-    real = given.real()
+    real = fixed.real()
     log2 = math.log(2)
-    assert (given.mean.double() / 64 - uncentre(exact.mean.double())).abs().max() <= 1 / 128 + 1e-4
+    assert (fixed.mean.double() / 64 - uncentre(exact.mean.double())).abs().max() <= 1 / 128 + 1e-4
     assert (real.logscale - exact.logscale).abs().max() <= log2 / 64 + 1e-6
     weights = [torch.softmax(m.logits.double().expand(m.mean.shape), 0) for m in (real, exact)]
     assert (weights[0] - weights[1]).abs().max() < 1e-4
-    assert all(field.dtype == torch.int32 for field in given)
+    assert all(field.dtype == torch.int32 for field in fixed)
     return True
 
 
@@ -278,8 +278,8 @@ def test_frozen_constants_are_those_of_the_float_prior_rounded(make):
     fixed = prior.freeze({})
     for level, size in enumerate(((6, 5), (3, 3), (2, 2))):
         coarse = noise(2, 3, *size)
-        for given, exact in zip(given_of(fixed, coarse, level), given_of(prior, coarse, level)):
-            assert given.mean.shape == exact.mean.shape and near(given, exact)
+        for ours, exact in zip(given_of(fixed, coarse, level), given_of(prior, coarse, level)):
+            assert ours.mean.shape == exact.mean.shape and near(ours, exact)
 
 
 def test_a_frozen_conditional_prior_is_the_float_one_rounded():
@@ -287,8 +287,8 @@ def test_a_frozen_conditional_prior_is_the_float_one_rounded():
     with observe(prior) as peaks, torch.no_grad():
         wanted = given_of(prior, coarse)
     fixed = prior.freeze(peaks)
-    for given, exact in zip(given_of(fixed, coarse), wanted):
-        real = given.real()
+    for ours, exact in zip(given_of(fixed, coarse), wanted):
+        real = ours.real()
         assert (uncentre(real.mean) - uncentre(exact.mean.double())).abs().max() < 0.3
         assert (real.logscale - exact.logscale).abs().max() < 0.02
     for k, net in enumerate((fixed.mean, fixed.scale)):
