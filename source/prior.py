@@ -101,8 +101,12 @@ class TopPrior(nn.Module):
         check_finite(*self.parameters())
         logits, mean, logscale = (f.detach().double().cpu() for f in self.fields())
         weight = torch.round(torch.softmax(logits, 0) * TOP_WEIGHTS)
-        mean = torch.round(mean * MEAN_FACTOR + MEAN_OFFSET)
-        return FixedTop(weight, mean, torch.round(logscale * SCALE_FACTOR + SCALE_OFFSET))
+        mean, scale = _rounded(mean, MEAN_FACTOR, MEAN_OFFSET), _rounded(logscale, SCALE_FACTOR, SCALE_OFFSET)
+        return FixedTop(weight, mean, scale)
+
+
+def _rounded(value, factor, offset):
+    return torch.round(value * factor + offset).clamp(-FIXED_MAX, FIXED_MAX)
 
 
 class FixedTop(nn.Module):
@@ -157,21 +161,22 @@ class FixedConstants(nn.Module):
         self.levels = len(values)
         for level, value in enumerate(values):
             check_finite(value)
-            fixed = torch.round(value.detach().double().cpu() * factor + offset)
-            self.register_buffer(f"level{level}", fixed.clamp(-FIXED_MAX, FIXED_MAX).to(torch.int32))
+            fixed = _rounded(value.detach().double().cpu(), factor, offset)
+            self.register_buffer(f"level{level}", fixed.to(torch.int32))
 
     def forward(self, v, level):
         """v (B, C, h, w) -> (B, 9, h, w). Raises ValueError where the values are for other positions."""
         value = getattr(self, f"level{level if self.levels > 1 else 0}", None)
         if value is None or value.shape[-2:] not in ((1, 1), v.shape[-2:]):
-            _refuse_size(self.level0.shape)
+            _refuse_size(self.buffers())
         return value.expand(len(v), -1, *v.shape[-2:])
 
 
-def _refuse_size(shape):
-    raise ValueError(
-        f"a model with -diffDetail knows one size only, of which a coarse band has {shape[1]}x{shape[2]}"
-    )
+def _refuse_size(levels):
+    """levels: what is known of each level; of 2x2 pixels and less, there are none."""
+    sizes = [f"{height}x{width}" for _, height, width in (values.shape for values in levels)]
+    which = f"of which a coarse band has {sizes[0]}" if sizes else "which has no levels"
+    raise ValueError(f"a model with -diffDetail knows one size only, {which}")
 
 
 class _IndependentPrior(nn.Module):
@@ -247,6 +252,6 @@ class PositionPrior(_IndependentPrior):
     def forward(self, coarse, level, detail=None):
         """See the module. Raises ValueError for images of another size."""
         if level >= len(self.mean) or coarse.shape[-2:] != self.mean[level].shape[-2:]:
-            _refuse_size(self.mean[0].shape)
+            _refuse_size(self.mean)
         shape = (len(coarse), -1, -1, -1)
         return self._given(self.mean[level].expand(*shape), self.logscale[level].expand(*shape))

@@ -84,7 +84,9 @@ def test_it_learns_and_freezing_costs_little(learnt, photo):
     model, first, last = learnt
     assert last < first - 0.8
     for x in (photo[..., 240:304, 120:168], photo[..., 100:141, 200:227]):
-        exact, fixed = (bits_per_dimension(-m.log_prob(x).item(), x.numel()) for m in (model, model.freeze()))
+        exact, fixed = (
+            bits_per_dimension(-m.log_prob(x).item(), x.numel()) for m in (model, model.freeze(x))
+        )
         assert abs(fixed - exact) < 0.005
 
 
@@ -92,9 +94,10 @@ def test_it_learns_and_freezing_costs_little(learnt, photo):
 @torch.no_grad()
 def test_freezing_keeps_the_likelihood(scheme, photo):
     model, x = nudged(scheme), photo[..., 300:364, 300:348]
-    exact, fixed = (-m.log_prob(x).item() for m in (model, model.freeze()))
-    # in far tails, bits go with 1 / s, which is rounded to 1 %
-    assert fixed == pytest.approx(exact, rel=1e-2)
+    exact, fixed = (-m.log_prob(x).item() for m in (model, model.freeze(x)))
+    # in far tails, where couplings' details lie here, bits go with 1 / s, which is rounded to 1 %
+    error = 2e-3 if scheme.startswith("no couplings") else 3e-2
+    assert fixed == pytest.approx(exact, rel=error)
 
 
 @torch.no_grad()
@@ -133,6 +136,46 @@ def test_any_size_and_weights_to_bytes_and_back(scheme, height, width, seed, std
     r = histogram.differences(model, images)
     assert torch.equal(histogram.restore(model, r, (height, width)).float(), images)
     assert torch.equal(histogram.restore(model, r[1:2], (height, width)).float(), images[1:2])
+
+
+def streams(model, images):
+    return [encoder.finish() for encoder in encode(model, images)]
+
+
+@settings(max_examples=25)
+@given(st.sampled_from([*SCHEMES]), st.integers(1, 40), st.integers(1, 20), st.sampled_from([1, 2, 3, 5]))
+def test_strips_to_bytes_and_back(scheme, height, width, strip):
+    model, images = make_model(scheme).freeze(), noise(2, 3, height, width)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source.bands, "STRIP", strip)
+        coded = streams(model, images)
+        decoders = [Decoder(stream) for stream in coded]
+        assert torch.equal(decode(model, decoders, (height, width)).float(), images)
+        for decoder in decoders:
+            decoder.finish()
+        r = histogram.differences(model, images)
+        assert torch.equal(histogram.restore(model, r, (height, width)).float(), images)
+    assert [len(stream) for stream in coded] == pytest.approx([len(s) for s in streams(model, images)], abs=8)
+
+
+@pytest.mark.parametrize("size", [(127, 9), (129, 9), (260, 5)])
+def test_images_higher_than_a_strip_to_bytes_and_back(size):
+    model, images = make_model("no couplings HUE").freeze(), noise(2, 3, *size)
+    assert len(model.detail.parts(65)) == 2 * len(model.detail.parts(64))
+    decoders = [Decoder(stream) for stream in streams(model, images)]
+    assert torch.equal(decode(model, decoders, size).float(), images)
+
+
+def test_cut_streams_end_within_a_strip(photo, monkeypatch):
+    """What was read before the cut counts, and the prior's word is taken for the rest."""
+    monkeypatch.setattr(source.bands, "STRIP", 8)
+    model, x = nudged("no couplings HUE").freeze(), photo[..., 300:364, 300:348]
+    (stream,) = streams(model, x)
+    errors = []
+    for length in (len(stream) // 3, len(stream) * 2 // 3, len(stream) * 9 // 10, len(stream)):
+        part = decode(model, [Decoder(stream[:length])], (64, 48), partial=True)
+        errors.append((part.float() - x).abs().mean().item())
+    assert errors == sorted(errors, reverse=True) and errors[-1] == 0 < errors[-2]
 
 
 @torch.no_grad()
@@ -227,7 +270,7 @@ def test_pictures_to_files_and_back(mode, learnt, photo):
     assert part.size == picture.size and 0 == errors[1] < errors[0] < 15
 
 
-# -- options ---
+# -- options -------------------------------------------------------------------------------------------------
 
 
 def test_options_shape_the_prior():

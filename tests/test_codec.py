@@ -1,6 +1,7 @@
 """The codec: what is decoded is what was encoded, and the bytes are the same whatever computes them."""
 
 import hashlib
+import os
 import subprocess
 import sys
 
@@ -14,6 +15,9 @@ from flow.folder import freeze, identity, open_frozen, write_options
 from flow.model import build
 from source.rans import Decoder, Truncated
 from tests.conftest import make_wild, noise
+from tests.integers import WORKING, computed
+from utils.arithmetic import products
+from utils.arithmetic.crew import in_tiles
 from utils.arithmetic.integers import STEPS, bits_per_dimension, centre
 from utils.files import save_tensors
 
@@ -57,10 +61,19 @@ def test_decodes_what_it_encoded(name, size):
         decoder.finish()
 
 
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**31), st.sampled_from([0.01, 0.3, 3.0]))
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**31), st.sampled_from([0.01, 0.3, 1.0]))
 def test_any_size_and_weights(height, width, seed, std):
-    model, images = frozen("paper", std), noise(1, 3, height, width, seed=seed)
+    images = noise(1, 3, height, width, seed=seed)
+    model = make_wild(build(OPTIONS["paper"]), std).freeze(images)
     assert torch.equal(decoded(model, coded(model, images), (height, width))[0].float(), images)
+
+
+@pytest.mark.parametrize("name", ["paper", "rgb", "legall", "heavy", "bands"])
+def test_weights_too_wild_to_be_frozen_are_refused_in_one_line(name):
+    model = make_wild(build(OPTIONS[name]), 30.0)
+    with pytest.raises(ValueError, match="these weights are too large to be frozen") as caught:
+        model.freeze(noise(2, 3, 16, 16))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("settings", [Settings(16, 16), Settings(4096, 16), Settings(2, 24)])
@@ -86,8 +99,39 @@ def test_size_is_what_theory_says():
 def test_frozen_likelihood_is_near_the_float_model(photo):
     model = make_wild(build(OPTIONS["paper"]), 0.05)
     x = photo[..., :64, :64]
-    exact, fixed = (m.log_prob(x).item() for m in (model, model.freeze()))
+    exact, fixed = (m.log_prob(x).item() for m in (model, model.freeze(x)))
     assert fixed == pytest.approx(exact, rel=2e-3)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_freezing_leaves_the_model_as_it_is_and_gives_integers(name):
+    model, images = make_wild(build(OPTIONS[name]), 0.2), noise(9, 3, 16, 16)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    fixed = model.freeze(images.byte())
+    assert before.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not any(m._forward_pre_hooks for m in model.modules()) and all(
+        p.requires_grad for p in model.parameters()
+    )
+    assert not list(fixed.parameters()) and not fixed.training
+    assert not any(buffer.is_floating_point() for buffer in fixed.buffers())
+    assert (fixed.dtype, fixed.device) == (torch.float32, images.device)
+    # without images, the same names and shapes, to be filled in
+    empty = build(OPTIONS[name]).freeze()
+    empty.load_state_dict(fixed.state_dict())
+    assert coded(empty, images) == coded(fixed, images)
+
+
+@pytest.mark.parametrize("name", ["paper", "bands"])
+def test_ranges_observed_are_those_of_all_images(name):
+    """However many of them are looked at together."""
+    model, images = make_wild(build(OPTIONS[name]), 0.2), noise(9, 3, 16, 16)
+    images[:-1] //= 8
+    fixed, other = (model.freeze(x).state_dict() for x in (images, images.flip(0)))
+    assert all(torch.equal(fixed[key], other[key]) for key in fixed)
+    guessed, fewer = model.freeze().state_dict(), model.freeze(images[:-1]).state_dict()
+    for different in (guessed, fewer):
+        assert any(not torch.equal(fixed[key], different[key]) for key in fixed)
 
 
 @pytest.mark.parametrize("name", PRIORS)
@@ -100,6 +144,42 @@ def test_same_bytes_for_every_batch_and_layout(name):
     assert coded(model, images.to(torch.uint8)) == streams
     one_by_one = torch.cat([decoded(model, [stream], (16, 12))[0] for stream in streams])
     assert torch.equal(one_by_one.float(), images)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_same_bytes_by_every_way_to_compute(name, monkeypatch):
+    model, images = frozen(name), noise(2, 3, 33, 26)
+    if name == "heavy":
+        images = images[..., :16, :16]
+    streams = coded(model, images)
+    for way in dict.fromkeys([*WORKING[False], *WORKING[True]]):
+        with computed(way):
+            assert coded(model, images) == streams
+    for cached in (1, 5000):
+        with computed(None, cached=cached):
+            assert coded(model, images) == streams
+    with computed(None, compiled=False):
+        assert coded(model, images) == streams
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    assert coded(model, images) == streams
+    monkeypatch.setitem(in_tiles.__init__.__kwdefaults__, "side", 5)
+    assert coded(model, images) == streams
+
+
+@pytest.mark.parametrize("name", ["paper", "rgb", "legall", "bands", "bands, couplings"])
+def test_same_bytes_for_every_number_of_threads(name):
+    """Levels, tiles and strips meet in any order."""
+    model, images = frozen(name), noise(1, 3, 150, 290)
+    streams = coded(model, images)
+    try:
+        for threads in (2, 5):
+            torch.set_num_threads(threads)
+            for _ in range(2):
+                assert coded(model, images) == streams
+            assert torch.equal(decoded(model, streams, (150, 290))[0].float(), images)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(1)
 
 
 PROCESS = """
@@ -124,12 +204,24 @@ def folder(request, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("threads, onednn", [(1, True), (2, False), (4, True)])
-def test_same_bytes_in_a_fresh_process(folder, threads, onednn):
+@pytest.mark.parametrize(
+    ("threads", "onednn", "environment"),
+    [
+        (2, False, {}),
+        (4, True, {}),
+        (2, True, {"ATEN_CPU_CAPABILITY": "default"}),
+        (1, True, {"ONEDNN_MAX_CPU_ISA": "AVX2"}),
+        (1, True, {"ONEDNN_MAX_CPU_ISA": "SSE41"}),
+        (1, True, {products.ENVIRONMENT: "int8 product"}),
+    ],
+)
+def test_same_bytes_in_a_fresh_process(folder, threads, onednn, environment):
+    """Also on processors that lack what this one has."""
     model, _, _ = open_frozen(folder)
     expected = hashlib.sha256(b"".join(coded(model, noise(5, 3, 64, 48)))).hexdigest()
     command = [sys.executable, "-c", PROCESS, str(folder), str(threads), str(onednn)]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == expected
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    assert done.stdout.strip() == expected, done.stderr
 
 
 @pytest.mark.parametrize("name", PRIORS)

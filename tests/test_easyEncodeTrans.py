@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from easyEncodeTrans import main
 from flow.codec import histogram
-from flow.folder import write_options
+from flow.folder import open_frozen, write_options
 from flow.model import build
 from source.rans import Decoder
 from tests.conftest import make_wild, noise
@@ -121,8 +121,7 @@ torch.save(image, folder / "image")
 
 
 def test_fresh_process_decodes_from_bytes_alone(folder, tmp_path, photo):
-    model = make_wild(build(OPTIONS["paper"]), 0.05).freeze()
-    x = photo[..., :45, :64]
+    (model, _, _), x = open_frozen(folder), photo[..., :45, :64]
     (encoder,) = histogram.encode(model, torch.cat([x, x.flip(-2)]))[:1]
     (tmp_path / "stream").write_bytes(encoder.finish())
     subprocess.run([sys.executable, "-c", PROCESS, folder], check=True)
@@ -163,7 +162,10 @@ def test_wrong_input_is_one_line(folder, capsys, arguments, words):
 
 def test_model_of_one_size_refuses_others(tmp_path, capsys):
     folder = make_folder(tmp_path, "every position")
-    for arguments, words in ([], "give -target"), (["-target", "photos", "-size", "16"], "32x32 only"):
+    for arguments, words in (
+        ([], "give -target"),
+        (["-target", "photos", "-size", "16"], "one size only, of which a coarse band has 16x16"),
+    ):
         with pytest.raises(SystemExit) as end:
             main(["-folder", folder, *arguments])
         error = capsys.readouterr().err

@@ -66,6 +66,43 @@ def test_inverse_of_a_photograph_is_exact(scheme, photo):
         assert torch.equal(model.inverse(*model.transform(photo.byte(), 2)), photo)
 
 
+@cache
+def make_frozen(scheme, std):
+    return make_model(scheme, std).freeze()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("std", [0.1, 0.3])
+def test_frozen_inverse_of_every_size_is_exact(scheme, std):
+    model = make_frozen(scheme, std)
+    for size in SIZES:
+        x = images(*size)
+        top, details = model.transform(x)
+        assert top.dtype == torch.float32 and torch.equal(model.inverse(top, details), x)
+        assert torch.equal(top, top.round()) and all(torch.equal(b, b.round()) for d in details for b in d)
+        # in float64 the same coefficients
+        other = model.pyramid(model.from_images(x).double())
+        assert torch.equal(other[0], top.double()) and torch.equal(
+            model.pyramid.inverse(*other), model.from_images(x)
+        )
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@torch.no_grad()
+def test_frozen_transforms_are_near_the_float_ones(scheme, photo):
+    """One step here and there, where what is rounded is near a half; frozen lifts round taps by themselves."""
+    torch.manual_seed(0)
+    model, x = build({"hchnl": 4} | SCHEMES[scheme]), photo[..., 100:164, 200:248]
+    generator = torch.Generator().manual_seed(0)
+    for p in model.pyramid.parameters():
+        p += 0.02 * torch.randn(p.shape, generator=generator)
+    (top, details), (frozen_top, frozen_details) = (m.transform(x, 2) for m in (model, model.freeze(x)))
+    pairs = [(top, frozen_top), *(pair for both in zip(details, frozen_details) for pair in zip(*both))]
+    error = torch.cat([(a - b).flatten() for a, b in pairs]).abs()
+    mean, most = (0.01, 3) if "lifting" not in SCHEMES[scheme] else (1.2, 12)
+    assert error.mean() < mean and error.max() <= most
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 @settings(max_examples=15)
 @given(height=st.integers(1, 20), width=st.integers(1, 20), std=st.sampled_from(WEIGHTS), data=st.data())

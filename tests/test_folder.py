@@ -2,11 +2,24 @@
 
 import json
 
+import pytest
+import torch
 from conftest import noise
 from test_band_models import SMALL, make_model
 
 from flow.codec.stream import encode
-from flow.folder import default_folder, identity, open_frozen, write_options
+from flow.folder import (
+    ENGINE,
+    SAMPLE_SIDE,
+    SAMPLES,
+    default_folder,
+    freeze,
+    identity,
+    open_frozen,
+    read_options,
+    sample,
+    write_options,
+)
 from flow.model import ARCHITECTURE, build
 from utils.files import load_tensors, save_tensors
 
@@ -36,16 +49,88 @@ def test_default_folder_names_later_options_where_they_are_not_their_defaults():
     assert default_folder(changed).name == old + "_prior_bands_blocks_0_components_5"
 
 
-def test_folder_of_a_model(tmp_path):
-    options = SMALL | {"repeat": 0, "HUE": True}
-    model = make_model("no couplings HUE")
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of a model without frozen weights."""
+    options, model = SMALL | {"repeat": 0, "HUE": True}, make_model("no couplings HUE")
     write_options(tmp_path, options)
     tensors = {f"model.{name}": p for name, p in model.state_dict().items()}
     save_tensors(tmp_path / "savings" / "best_test.safetensors", tensors, {})
-    made, _, name = open_frozen(tmp_path)
-    again, _, _ = open_frozen(tmp_path)  # from the frozen file
-    x = noise(2, 3, 9, 10)
-    streams = [[encoder.finish() for encoder in encode(m, x)] for m in (made, again, model.freeze())]
-    assert streams[0] == streams[1] == streams[2] and name == identity(again, options)
-    _, state = load_tensors(tmp_path / "savings" / "best_test_frozen.safetensors")
-    assert json.dumps(state).count(name) == 1
+    return tmp_path
+
+
+def streams(model, images):
+    return [encoder.finish() for encoder in encode(model, images)]
+
+
+def test_folder_of_a_model(folder):
+    made, options, name = open_frozen(folder)
+    again, _, _ = open_frozen(folder)  # from the frozen file
+    x, model = noise(2, 3, 9, 10), make_model("no couplings HUE").freeze(sample(SAMPLE_SIDE))
+    assert streams(made, x) == streams(again, x) == streams(model, x) and name == identity(again, options)
+    _, state = load_tensors(folder / "savings" / "best_test_frozen.safetensors")
+    assert json.dumps(state).count(name) == 1 and state["engine"] == ENGINE
+
+
+def test_integers_of_another_engine_or_other_weights_are_made_anew(folder):
+    path = freeze(folder)
+    for key, value in (("engine", ENGINE - 1), ("weights", "0" * 64)):
+        tensors, state = load_tensors(path)
+        before = {name: tensor.clone() for name, tensor in tensors.items()}
+        tensors["detail.level"] = tensors["detail.level"] + 1
+        save_tensors(path, tensors, state | {key: value})
+        _, _, name = open_frozen(folder)
+        tensors, state = load_tensors(path)
+        assert torch.equal(tensors["detail.level"], before["detail.level"])
+        assert (state["engine"], state["identity"]) == (ENGINE, name)
+
+
+def test_integers_are_stored_as_integers(folder):
+    tensors, _ = load_tensors(freeze(folder))
+    kinds = {tensor.dtype for tensor in tensors.values()}
+    assert kinds == {torch.int8, torch.int16, torch.int32, torch.int64}
+
+
+def forged(folder, change):
+    """Change stored integers, with an identity that says so, as one who forges them would."""
+    path = freeze(folder)
+    tensors, state = load_tensors(path)
+    change(tensors)
+    model, options = build(SMALL | {"repeat": 0, "HUE": True}).freeze(), read_options(folder)
+    model.load_state_dict(tensors)
+    save_tensors(path, tensors, state | {"identity": identity(model, options)})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("detail.bands.0.out.1.exponent", -128, "a shift by more bits"),
+        ("detail.bands.2.trunk.shift", 1, "the trunk each in its own units"),
+        ("detail.bands.2.blocks.0.wide.shift", 100, "a shift by more bits"),
+        ("detail.bands.1.hidden.bias", 2**24, "too large"),
+        ("detail.bands.1.base.bias", -(2**60), "too large"),
+        ("detail.enter.weight", 2**15 - 1, "too large"),
+        ("detail.level", -(2**15), "a level's bias"),
+        ("detail.bands.1.beside.0.shift", 1, "in other units"),
+    ],
+)
+def test_forged_integers_are_refused(folder, name, value, message):
+    forged(folder, lambda tensors: tensors[name].view(-1)[1].fill_(value))
+    with pytest.raises(ValueError, match=message) as caught:
+        open_frozen(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_stored_integers_of_another_shape_are_refused(folder):
+    path = freeze(folder)
+    tensors, state = load_tensors(path)
+    tensors["detail.level"] = tensors["detail.level"][:1]
+    save_tensors(path, tensors, state)
+    with pytest.raises(ValueError, match="do not fit the options"):
+        open_frozen(folder)
+
+
+def test_images_to_observe_are_photographs_that_are_not_for_testing():
+    images = sample(32)
+    assert images.shape == (SAMPLES, 3, 32, 32) and images.dtype == torch.uint8
+    assert torch.equal(images, sample(32)) and images.float().std() > 20

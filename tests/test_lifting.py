@@ -1,16 +1,21 @@
-"""Haar and LeGall 5/3, coefficient for coefficient: numbers worked by hand, the standard, PyWavelets."""
+"""Haar and LeGall 5/3, number for number: worked by hand, of the standard, of PyWavelets; frozen lifting."""
 
 import numpy as np
+import oracle
 import pytest
 import pywt
 import torch
-from conftest import noise
+from conftest import make_wild, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from integers import drawn, seeded
 
-from flow.lifting import CLASSICAL, classical
+from flow.lifting import CLASSICAL, Lift, classical
 from flow.model import build
+from source.networks import ConvNet
+from utils.arithmetic.fixed import observe
+from utils.arithmetic.integers import STEPS
 from utils.arithmetic.polyphase import depth
 
 # Rows and what becomes of them: low-pass, high-pass.
@@ -176,3 +181,87 @@ def test_classical_inverse_and_nothing_to_train(wavelet, photo):
     for x in (photo, noise(2, 1, 37, 100) * 257, torch.full((1, 1, 5, 8), 255.0), noise(1, 3, 1, 1)):
         assert torch.equal(flow.inverse(*flow(x)), x)
     assert not any(p.requires_grad for p in flow.parameters())
+
+
+# -- frozen --------------------------------------------------------------------------------------------------
+
+
+def plain_lift(lift, v):
+    """FixedLift, sample by sample, in 64-bit integers."""
+    before, here, after = lift.taps.tolist()
+    padded = oracle.bordered(v.permute(0, 2, 3, 1), 0, 1)
+    width = v.shape[-1]
+    y = (
+        before * padded[:, :, :width]
+        + here * padded[:, :, 1:-1]
+        + after * padded[:, :, 2:]
+        + lift.bias.item()
+    )
+    y = torch.div(2 * y + 2**16, 2**17, rounding_mode="floor").clamp(-(2**16), 2**16).permute(0, 3, 1, 2)
+    return y if lift.network is None else y + oracle.conv_net(lift.network, v)
+
+
+@settings(max_examples=40)
+@given(
+    st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
+    st.sampled_from([0.1, 1.0, 300.0]),
+    st.booleans(),
+    st.integers(0, 10**6),
+)
+def test_frozen_lifts_equal_plain_integers(size, std, networks, seed):
+    batch, height, width = size
+    taps, bias = torch.randn(4, generator=seeded(seed)).mul(std).split((3, 1))
+    network = make_wild(ConvNet(3, 3, 5, 1, (1, 3)), 0.2) if networks else None
+    lift = Lift(taps.tolist(), bias.item() * 100, network)
+    fixed = lift.freeze({})
+    v = drawn((batch, 3, height, width), -(2**16), 2**16, seed, seed % 2 == 1, torch.int32)
+    y = fixed(v)
+    assert y.dtype == torch.int32 and torch.equal(y.long(), plain_lift(fixed, v))
+
+
+@pytest.mark.parametrize("wavelet", CLASSICAL)
+def test_frozen_classical_lifts_are_exact(wavelet, photo):
+    """Taps of quarters and biases of eighths are multiples of 2^-16."""
+    level = classical(wavelet).level(0)
+    fixed = level.freeze({})
+    for x in (photo[..., :65, :94], noise(2, 1, 37, 20) * 17 - 2000, noise(1, 3, 1, 1)):
+        whole, given = level.split(x), fixed.split(x)
+        assert torch.equal(whole[0], given[0]) and all(map(torch.equal, whole[1], given[1]))
+        assert torch.equal(fixed.merge(*given), x) and given[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("wavelet", CLASSICAL)
+@torch.no_grad()
+def test_frozen_lifting_is_the_trained_one_rounded(wavelet):
+    model = make_wild(build({"lifting": wavelet, "hchnl": 8, "repeat": 2}), 0.1)
+    x = noise(2, 3, 33, 20)
+    with observe(model) as peaks:
+        model.log_prob(x)
+    for lift in model.pyramid.level(0).lifts:
+        v = drawn((2, 3, 9, 14), -128, 383, dtype=torch.int32)
+        wanted = STEPS * lift.double()(v.double() / STEPS)
+        # the lift's own rounding and the network's
+        assert (lift.freeze(peaks)(v) - wanted).abs().max() < 1 + 1e-3 * (1 + wanted.abs().max())
+
+
+@pytest.mark.parametrize("name", ["taps", "bias"])
+@pytest.mark.parametrize("value", [2**24 + 1, -(2**24) - 1, 2**62, -(2**63)])
+def test_forged_taps_are_refused(name, value):
+    lift = Lift((0, 0.5, 0.5), -0.25).freeze({})
+    lift.check()
+    getattr(lift, name).view(-1)[-1] = value
+    with pytest.raises(ValueError, match="too large"):
+        lift.check()
+
+
+@torch.no_grad()
+def test_taps_and_biases_that_cannot_be_frozen():
+    for value in (float("nan"), float("inf")):
+        for name in ("taps", "bias"):
+            lift = Lift((0, 0.5, 0.5), -0.25)
+            getattr(lift, name).view(-1)[-1] = value
+            with pytest.raises(ValueError, match="not finite"):
+                lift.freeze({})
+    lift = Lift((1e20, -1e20, 0.5), 1e20).freeze({})  # clamped
+    lift.check()
+    assert lift.taps.tolist() == [2**24, -(2**24), 2**15] and lift.bias == 2**24

@@ -4,6 +4,7 @@ import math
 from decimal import Decimal, localcontext
 
 import numpy as np
+import oracle
 import pytest
 import torch
 from conftest import make_wild, noise
@@ -14,7 +15,8 @@ from original import naive_log_pmf
 from flow.model import build
 from source.distribution import LOGSCALE_RANGE, FixedMixture, Mixture, concatenated, cropped, log_prob
 from source.prior import LOGSCALE_START, ConditionalPrior, PositionPrior, SimplePrior, TopPrior
-from utils.arithmetic.integers import LIMIT, STEPS, bits_per_dimension, centre
+from utils.arithmetic.fixed import observe
+from utils.arithmetic.integers import LIMIT, STEPS, bits_per_dimension, centre, uncentre
 
 FARTHEST = 3000
 LOGSCALES = [math.log(10.0**k) for k in range(-4, 5)]
@@ -226,7 +228,7 @@ def test_position_prior_is_separate_for_levels_and_positions_and_refuses_other_s
                 band.logscale[0], prior.logscale[level][3 * k : 3 * k + 3].expand(2, -1, -1, -1)
             )
     for level, size in ((0, (5, 6)), (1, (6, 5)), (3, (1, 1))):
-        with pytest.raises(ValueError, match="knows images of 12x10 only"):
+        with pytest.raises(ValueError, match="one size only, of which a coarse band has 6x5"):
             prior(noise(1, 3, *size), level)
 
 
@@ -234,8 +236,89 @@ def test_position_prior_in_a_model_refuses_images_of_another_size():
     model = build({"simplePrior": True, "diffDetail": True, "size": 8})
     assert model.log_prob(noise(1, 3, 8, 8)).isfinite().all()
     for size in ((16, 16), (8, 16), (6, 6)):
-        with pytest.raises(ValueError, match="knows images of 8x8 only"):
+        with pytest.raises(ValueError, match="one size only, of which a coarse band has 4x4"):
             model.log_prob(noise(1, 3, *size))
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 13])
+def test_a_frozen_position_prior_refuses_other_sizes_as_the_float_one_does(size):
+    model = make_wild(build({"simplePrior": True, "diffDetail": True, "size": size}), 0.2)
+    for m in (model, model.freeze(noise(2, 3, size, size)), model.freeze()):
+        assert m.log_prob(noise(1, 3, size, size)).isfinite().all()
+        for other in ((size + 2, size + 2), (2 * size, 2 * size), (size, size + 2)):
+            with pytest.raises(ValueError, match="a model with -diffDetail knows one size only, (of )?which"):
+                m.log_prob(noise(1, 3, *other))
+
+
+# Frozen: what 2^-6 steps, 2^(1/32) of a scale and 2^-16 of a weight can differ.
+
+
+def near(fixed, exact):
+    """Whether a FixedMixture is a Mixture, rounded."""
+    real = fixed.real()
+    log2 = math.log(2)
+    assert (fixed.mean.double() / 64 - uncentre(exact.mean.double())).abs().max() <= 1 / 128 + 1e-4
+    assert (real.logscale - exact.logscale).abs().max() <= log2 / 64 + 1e-6
+    weights = [torch.softmax(m.logits.double().expand(m.mean.shape), 0) for m in (real, exact)]
+    assert (weights[0] - weights[1]).abs().max() < 1e-4
+    assert all(field.dtype == torch.int32 for field in fixed)
+    return True
+
+
+@pytest.mark.parametrize("clamp", [-1.0, 0.2])
+def test_a_frozen_top_is_the_float_one_rounded(clamp):
+    prior = make_wild(TopPrior(4, clamp), 0.5)
+    for size in ((1, 1), (2, 2), (3, 5)):
+        assert near(prior.freeze()(2, size), prior(2, size))
+
+
+@pytest.mark.parametrize("make", [SimplePrior, lambda: PositionPrior((12, 10), 3)])
+def test_frozen_constants_are_those_of_the_float_prior_rounded(make):
+    prior = make_wild(make(), 0.5)
+    fixed = prior.freeze({})
+    for level, size in enumerate(((6, 5), (3, 3), (2, 2))):
+        coarse = noise(2, 3, *size)
+        for ours, exact in zip(given_of(fixed, coarse, level), given_of(prior, coarse, level)):
+            assert ours.mean.shape == exact.mean.shape and near(ours, exact)
+
+
+def test_a_frozen_conditional_prior_is_the_float_one_rounded():
+    prior, coarse = make_wild(ConditionalPrior(8, 1), 0.2), noise(2, 3, 9, 14)
+    with observe(prior) as peaks, torch.no_grad():
+        wanted = given_of(prior, coarse)
+    fixed = prior.freeze(peaks)
+    for ours, exact in zip(given_of(fixed, coarse), wanted):
+        real = ours.real()
+        assert (uncentre(real.mean) - uncentre(exact.mean.double())).abs().max() < 0.3
+        assert (real.logscale - exact.logscale).abs().max() < 0.02
+    for k, net in enumerate((fixed.mean, fixed.scale)):
+        whole = torch.cat([band[1 + k] for band in given_of(fixed, coarse)], 2)[0]
+        assert torch.equal(whole.long(), oracle.conv_net(net, (coarse - 128).int()))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("make", [TopPrior, SimplePrior, PositionPrior, ConditionalPrior])
+@torch.no_grad()
+def test_priors_that_are_not_finite_are_refused(make, value):
+    prior = make(*{TopPrior: (3,), PositionPrior: ((6, 6), 2), ConditionalPrior: (4, 1)}.get(make, ()))
+    for p in prior.parameters():
+        before = p.clone()
+        p.view(-1)[-1] = value
+        with pytest.raises(ValueError, match="not finite"):
+            prior.freeze() if make is TopPrior else prior.freeze({})
+        p.copy_(before)
+
+
+@torch.no_grad()
+def test_absurd_constants_are_clamped_to_32_bits():
+    for value in (1e30, -1e30):
+        for prior in (SimplePrior(), TopPrior(2)):
+            for p in (prior.mean, prior.logscale):
+                p.fill_(value)
+            fixed = prior.freeze() if isinstance(prior, TopPrior) else prior.freeze({})
+            fields = fixed(1, (2, 2)) if isinstance(prior, TopPrior) else fixed(noise(1, 3, 2, 2), 0)([])
+            for field in (fields.mean, fields.scale):
+                assert (field.sign() == math.copysign(1, value)).all() and (field.long().abs() > 2**30).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (2, 2), (3, 5)])

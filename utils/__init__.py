@@ -6,5 +6,6 @@ show        figures, sheets, measures of quality, other codecs
 options     options of scripts and one-line errors
 workers     the processes of a training, and Ctrl-C
 files       files that are either whole or absent
+workers     the processes of a run, and what stops them
 box         where the models and photographs in the box are
 """
