@@ -90,7 +90,7 @@ def test_frozen_inverse_of_every_size_is_exact(scheme, std):
 @pytest.mark.parametrize("scheme", SCHEMES)
 @torch.no_grad()
 def test_frozen_transforms_are_near_the_float_ones(scheme, photo):
-    """One step here and there, where what is rounded is near a half; frozen lifts round taps by themselves."""
+    """One step here and there, where what is rounded is near a half; frozen lifts round taps apart."""
     torch.manual_seed(0)
     model, x = build({"hchnl": 4} | SCHEMES[scheme]), photo[..., 100:164, 200:248]
     generator = torch.Generator().manual_seed(0)
