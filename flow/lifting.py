@@ -19,8 +19,8 @@ CLASSICAL = {
     "legall": (((0, 1 / 2, 1 / 2), -1 / 4), ((1 / 4, 1 / 4, 0), 1 / 8)),
 }
 
-# A frozen lift's taps and bias count 2^-16, up to 2^8 and 2^8 steps.
-TAP_BITS, TAP_MAX = 16, 2**24
+# A frozen lift's taps and bias count 2^-16, up to 2^8 and 2^8 steps; its network 2^-12.
+TAP_BITS, TAP_MAX, NETWORK_BITS = 16, 2**24, 12
 
 
 class Lift(nn.Module):
@@ -48,9 +48,9 @@ class Lift(nn.Module):
 
 
 class FixedLift(nn.Module):
-    """A Lift in integers, of coefficients v: floor(taps v + 256 bias + 1/2) + the network's integers.
+    """A Lift in integers, of coefficients v: floor(taps v + 256 bias + network(v) + 1/2), within +-2^16.
 
-    v: (B, C, H, W) int32 -> (B, C, H, W) int32; taps and bias are multiples of 2^-16.
+    v: (B, C, H, W) int32 -> (B, C, H, W) int32.
     """
 
     def __init__(self, lift, peaks):
@@ -60,7 +60,11 @@ class FixedLift(nn.Module):
         for name, values in (("taps", taps), ("bias", bias)):
             whole = torch.round(values * 2**TAP_BITS).clamp(-TAP_MAX, TAP_MAX)
             self.register_buffer(name, whole.to(torch.int64))
-        self.network = None if lift.network is None else lift.network.freeze(peaks, STEPS, limit=int(LIMIT))
+        self.network = (
+            None
+            if lift.network is None
+            else lift.network.freeze(peaks, STEPS << NETWORK_BITS, limit=int(LIMIT) << NETWORK_BITS)
+        )
 
     def check(self):
         """Raise ValueError unless 64 bits hold every sum."""
@@ -73,8 +77,9 @@ class FixedLift(nn.Module):
         before, here, after = self.taps
         padded, width = F.pad(v.double(), (1, 1, 0, 0), mode="replicate").long(), v.shape[-1]
         y = before * padded[..., :width] + here * padded[..., 1:-1] + after * padded[..., 2:] + self.bias
-        y = (y + (1 << TAP_BITS - 1) >> TAP_BITS).clamp(-int(LIMIT), int(LIMIT)).int()
-        return y if self.network is None else y + self.network(v)
+        if self.network is not None:
+            y += self.network(v).long() << TAP_BITS - NETWORK_BITS
+        return (y + (1 << TAP_BITS - 1) >> TAP_BITS).clamp(-int(LIMIT), int(LIMIT)).int()
 
 
 class LiftingLevel(nn.Module):
@@ -139,8 +144,7 @@ class FixedLiftingLevel(LiftingLevel):
     """A LiftingLevel in integers: the same steps for any order of summation."""
 
     def _output(self, i, source):
-        v = source.clamp(-LIMIT, LIMIT).to(torch.int32)
-        return self.lifts[i](v).clamp(-int(LIMIT), int(LIMIT)).to(source.dtype)
+        return self.lifts[i](source.clamp(-LIMIT, LIMIT).to(torch.int32)).to(source.dtype)
 
 
 def lifting_level(wavelet, repeat, hchnl, nhidden, channels=3):

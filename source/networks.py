@@ -37,6 +37,8 @@ NARROW_MAX, SIGNED_MAX = 2**8 - 1, 2**11 - 1
 OUTPUT_MAX = 2**24
 # Of 15 bits some can be spared for peaks that the images observed do not have.
 HEADROOM = 8
+# Activations count 2^-16 at the finest: what no image excites needs no more.
+FINEST = 16
 # ConvNets are wide: smaller tiles stay in the caches.
 SMALL_TILE = 64
 
@@ -178,7 +180,7 @@ class FixedConvNet(nn.Module):
     def __init__(self, net, peaks, factor, offset, limit):
         super().__init__()
         layers = [*net.hidden, net.last]
-        units = [units_for(HEADROOM * peak_of(layer, peaks), INT16_MAX) for layer in layers]
+        units = [units_for(HEADROOM * peak_of(layer, peaks), INT16_MAX).clamp(max=FINEST) for layer in layers]
         weight, bias = net.first.weight / STEPS, net.first.bias
         self.first = FixedWide.of(weight, bias, -INPUT_MAX, INPUT_MAX, INT16_MAX, 0, units[0])
         self.hidden = nn.ModuleList(

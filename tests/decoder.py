@@ -315,8 +315,8 @@ class Model:
             (before, here, after), bias = (self.tensors[f"{name}.{t}.{part}"] for part in ("taps", "bias"))
             p = np.pad(v, ((0, 0), (0, 0), (1, 1)), "edge")
             line = before * p[:, :, :-2] + here * v + after * p[:, :, 2:] + bias
-            shift = clamp(line + 2**15 >> 16, 2**16) + self.network(f"{name}.{t}.network", v, 2**16)
-            shift = clamp(shift, 2**16)[:, :, : target.shape[2]]
+            line = line + (self.network(f"{name}.{t}.network", v, 2**28) << 4)
+            shift = clamp(line + 2**15 >> 16, 2**16)[:, :, : target.shape[2]]
             halves[1 - t % 2] = target - shift if t % 2 else target + shift
         image = np.zeros((channels, h, w + halves[1].shape[2]), np.int64)
         image[:, :, ::2], image[:, :, 1::2] = halves

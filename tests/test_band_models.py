@@ -10,6 +10,7 @@ from integers import seeded
 from PIL import Image
 from test_bands import distributions
 
+import source.bands
 from flow import analysis
 from flow.codec import histogram
 from flow.codec.container import FLOW, pack, read_head, unpack

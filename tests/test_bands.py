@@ -20,7 +20,7 @@ from utils.arithmetic.integers import MIDDLE
 from utils.arithmetic.passes import INPUT_MAX
 from utils.arithmetic.polyphase import band_sizes, extend
 
-SIZES = [(6, 8), (5, 7), (1, 6), (7, 1), (2, 1), (1, 1)]
+SIZES = [(6, 8), (5, 7), (3, 3), (1, 6), (7, 1), (2, 1), (1, 1)]
 
 
 def wild_prior(std=0.3, **options):

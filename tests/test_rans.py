@@ -131,15 +131,15 @@ def test_nothing(seal):
     )
 
 
-def test_encoders_are_joined():
-    """As with a pyramid, whose groups that are read last are known first; of each, its intervals are kept."""
+def test_groups_may_come_from_several_encoders():
+    """As of levels, which threads encode beside each other; of each group, its intervals are kept."""
     groups = [sample((40 + n,), 1 + n % 3, seed=n) for n in range(5)]
-    encoder, later = Encoder(), Encoder()
-    for group in groups[3:]:
-        later.push(*group)
-    for group in groups[:3]:
-        encoder.push(*group)
-    encoder.extend(later)
+    encoders = [Encoder() for _ in range(3)]
+    for n, which in ((3, 2), (4, 2), (1, 1), (2, 1), (0, 0)):  # those read last are known first
+        encoders[which].push(*groups[n])
+    encoder = encoders[0]
+    for other in (encoders[1], Encoder(), encoders[2]):
+        encoder.extend(other)
     data, bits = encode(groups, 7)
     assert encoder.finish(7) == data and encoder.bits == bits
     kept = [part for group in encoder._groups for part in group if isinstance(part, np.ndarray)]

@@ -10,6 +10,7 @@ from flow.codec.container import pack, unpack
 from flow.codec.pictures import as_picture, colours
 from flow.codec.stream import DEFAULT
 from flow.folder import find_folder, open_frozen
+from utils.arithmetic.crew import crew
 
 # Images whose likelihood is computed together have so many pixels at most.
 BATCH_PIXELS = 1 << 18
@@ -78,7 +79,8 @@ class Codec:
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads or before)
         try:
-            yield
+            with crew():
+                yield
         finally:
             torch.set_num_threads(before)
 

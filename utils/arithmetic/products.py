@@ -31,7 +31,7 @@ ENVIRONMENT = "NWF_PRODUCTS"
 BLOCK = 16
 # Sums of more products of bytes than these could pass 2^24.
 MOST_BYTES = 2**24 // (255 * 128)
-# The maps of trials: side and channels, of many pixels, whose sums come near to 2^24, and of few.
+# The maps of trials, side and channels: of many pixels, whose sums could come near to 2^24, and of few.
 TRIALS = (64, 56), (8, 8)
 
 
