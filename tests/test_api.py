@@ -18,6 +18,7 @@ import flow
 from flow import Codec
 from flow.codec.container import FLOW, read_head
 from flow.codec.pictures import CHANNELS
+from utils.arithmetic import crew
 from utils.box import BOX, ROOT
 
 PHOTO = Image.open(BOX / "photos" / "oakland-zoo-otters.png").convert("RGB").crop((400, 300, 464, 348))
@@ -159,12 +160,15 @@ def test_four_threads_at_once(box, eager_threads):
 
 def test_threads_are_those_of_one_call(codec, monkeypatch):
     seen = []
-    monkeypatch.setattr("flow.codec.api.pack", lambda *a: seen.append(torch.get_num_threads()) or b"")
+    monkeypatch.setattr(
+        "flow.codec.api.pack", lambda *a: seen.append((crew.size(), torch.get_num_threads())) or b""
+    )
     before = torch.get_num_threads()
     several = Codec(threads=before + 2)
     several.compress(PHOTO)
     codec.compress(PHOTO)
-    assert seen == [before + 2, before] and torch.get_num_threads() == before
+    # so many threads of the crew, of which each takes one core
+    assert seen == [(before + 2, 1), (before, 1)] and torch.get_num_threads() == before
     monkeypatch.setattr("flow.codec.api.unpack", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         several.decompress(b"")

@@ -212,7 +212,7 @@ def folder(request, tmp_path):
         (2, True, {"ATEN_CPU_CAPABILITY": "default"}),
         (1, True, {"ONEDNN_MAX_CPU_ISA": "AVX2"}),
         (1, True, {"ONEDNN_MAX_CPU_ISA": "SSE41"}),
-        (1, True, {products.ENVIRONMENT: "int8 product"}),
+        (1, True, {products.ENVIRONMENT: "int8-product"}),
     ],
 )
 def test_same_bytes_in_a_fresh_process(folder, threads, onednn, environment):

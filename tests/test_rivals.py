@@ -99,7 +99,7 @@ def test_table_of_a_data_set(folder, capsys):
 
 
 def test_what_came_back_changed_ends_with_status_1(folder, pictures, capsys, monkeypatch):
-    monkeypatch.setattr(benchmark_rates, "unpack", lambda *_: Image.new("RGB", (33, 40)))
+    monkeypatch.setattr(benchmark_rates.Codec, "decompress", lambda *_: Image.new("RGB", (33, 40)))
     status, rows, errors = run(capsys, "-folder", folder, "-img", pictures / "0.png")
     assert status == 1 and len(rows) == 1 and "0.png" in errors
 
