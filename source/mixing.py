@@ -6,7 +6,6 @@ Networks see what is left of the channels known, r = v - base, in wide units (se
 from functools import cache
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import torch
 
@@ -20,11 +19,10 @@ from source.units import (
     SCALES_PER_OCTAVE,
     WEIGHT_SUM_BITS,
 )
+from utils.arithmetic import kernels
 from utils.arithmetic.integers import MIDDLE
-from utils.arithmetic.kernels import companded
 from utils.arithmetic.passes import (
     FINE_BITS,
-    INT16_MAX,
     SAMPLE_BITS,
     WIDE_BITS,
     WIDE_MAX,
@@ -43,7 +41,25 @@ FIRST_SCALE = -MIN_OCTAVE * SCALES_PER_OCTAVE
 SAMPLE_SHIFT = WIDE_BITS - SAMPLE_BITS
 WEIGHT_SHIFT = SCALE_BITS + MAX_OCTAVE - WEIGHT_SUM_BITS
 
-_compiled = numba.njit(cache=True, nogil=True)
+
+class MixingUnits(NamedTuple):
+    """The constants above, for what is compiled."""
+
+    step_shift: int
+    mean_shift: int
+    wide_left: int
+    middle: int
+    first_scale: int
+    last_scale: int
+    weight_shift: int
+    sample_shift: int
+    wide_max: int
+
+
+UNITS = MixingUnits(
+    *(STEP_SHIFT, MEAN_SHIFT, WIDE_LEFT, MIDDLE_MEAN, FIRST_SCALE, SCALES - 1, WEIGHT_SHIFT),
+    *(SAMPLE_SHIFT, WIDE_MAX),
+)
 
 
 class Beside(NamedTuple):
@@ -76,7 +92,7 @@ def mixture_fields(outputs, mean):
     if is_compiled(outputs):
         fields = tuple(torch.empty(shape, dtype=torch.int32) for _ in range(3))
         flat = [field.view(components, -1).numpy() for field in fields]
-        _mix(outputs.view(-1, 3 * components).numpy(), mean.view(-1).numpy(), SCALE, *flat)
+        kernels.mix(outputs.view(-1, 3 * components).numpy(), mean.view(-1).numpy(), SCALE, UNITS, *flat)
         return fields
     table = torch.from_numpy(SCALE).to(outputs.device)
     logits, offsets, octaves = outputs.int().unflatten(-1, (3, -1)).movedim(-1, 0).unbind(-1)
@@ -86,25 +102,6 @@ def mixture_fields(outputs, mean):
     below = (logits.amax(0) - logits + half >> STEP_SHIFT).clamp(max=SCALES - 1)
     fields = table[SCALES - 1 - below] >> WEIGHT_SHIFT, total + (1 << MEAN_SHIFT - 1) >> MEAN_SHIFT, scale
     return tuple(field.int().view(shape) for field in fields)
-
-
-@_compiled
-def _mix(outputs, mean, table, weights, means, scales):
-    half = np.int64(1) << STEP_SHIFT - 1
-    components = weights.shape[0]
-    for n in range(outputs.shape[0]):
-        most = np.int64(outputs[n, 0])
-        for k in range(1, components):
-            most = max(most, np.int64(outputs[n, k]))
-        ground = (np.int64(mean[n]) << WIDE_LEFT) + MIDDLE_MEAN + (np.int64(1) << MEAN_SHIFT - 1)
-        for k in range(components):
-            below = min(most - outputs[n, k] + half >> STEP_SHIFT, SCALES - 1)
-            weights[k, n] = table[np.uint64(SCALES - 1 - below)] >> WEIGHT_SHIFT
-            scale = (np.int64(outputs[n, 2 * components + k]) + half >> STEP_SHIFT) + FIRST_SCALE
-            scale = min(max(scale, 0), SCALES - 1)
-            scales[k, n] = scale
-            offset = np.int64(outputs[n, components + k]) * np.int64(table[np.uint64(scale)])
-            means[k, n] = ground + offset >> MEAN_SHIFT
 
 
 def look_beside(base, hidden, planes, first, channel, layers, out):
@@ -125,8 +122,8 @@ def look_beside(base, hidden, planes, first, channel, layers, out):
         maps = [t.reshape(mean.numel(), t.shape[-1]).numpy() for t in (base, hidden, planes)]
         beside, linear = _arrays(layers, hidden) if channel else (_no_beside(width), _no_linear())
         half, shift = out.tables(hidden)[:2]
-        rest = half, shift, out.high, q.view(-1, width).numpy(), mean.view(-1).numpy()
-        _look_beside(*maps, first, channel, beside, linear, *rest)
+        rest = half, shift, out.high, UNITS, q.view(-1, width).numpy(), mean.view(-1).numpy()
+        kernels.look_beside(*maps, first, channel, beside, linear, *rest)
         return q, mean
     mean, hidden = base[..., channel], hidden[..., channel * width : (channel + 1) * width]
     if channel:
@@ -141,10 +138,14 @@ def look_beside(base, hidden, planes, first, channel, layers, out):
 
 def _arrays(layers, like):
     beside, linear = layers
-    weight = beside.weight[:, :, 0, 0].T.contiguous().numpy()
-    weights = linear.weight[0, :, 0, 0].long().numpy()
-    offset, exponent = linear.bias.item(), linear.exponent.item()
-    return Beside(weight, *beside.tables(like)[2:]), Linear(weights, offset, exponent, linear.limit)
+
+    def make():
+        weight = beside.weight[:, :, 0, 0].T.contiguous().numpy()
+        weights = linear.weight[0, :, 0, 0].long().numpy()
+        offset, exponent = linear.bias.item(), linear.exponent.item()
+        return Beside(weight, *beside.tables(like)[2:]), Linear(weights, offset, exponent, linear.limit)
+
+    return beside.once("beside", make)
 
 
 @cache
@@ -156,30 +157,3 @@ def _no_beside(width):
 @cache
 def _no_linear():
     return Linear(np.zeros(0, np.int64), 0, 0, 0)
-
-
-@_compiled
-def _look_beside(base, hidden, planes, first, channel, beside, linear, half, shift, high, q, mean):
-    width = q.shape[1]
-    start, total = channel * width, np.empty(width, np.int32)
-    for n in range(q.shape[0]):
-        summed = linear.offset
-        for h in range(width):
-            total[h] = beside.bias[h]
-        for j in range(channel):
-            r = (np.int32(planes[n, first + j]) << np.int32(SAMPLE_SHIFT)) - base[n, j]
-            r = min(max(r, np.int32(-WIDE_MAX)), np.int32(WIDE_MAX))
-            summed += linear.weights[j] * np.int64(r)
-            k = companded(r)
-            size = abs(k)
-            for h in range(width):
-                total[h] += np.int32(beside.weight[j, h]) * k + np.int32(beside.weight[channel + j, h]) * size
-        mean[n] = base[n, channel]
-        if channel:
-            mean[n] += min(max(summed >> linear.exponent, -linear.limit), linear.limit)
-        for h in range(width):
-            value = np.int32(hidden[n, start + h])
-            if channel:
-                value += total[h] << beside.left[h] >> beside.right[h]
-                value = min(max(value, np.int32(-INT16_MAX)), np.int32(INT16_MAX))
-            q[n, h] = min(max(value + half[h] >> shift[h], np.int32(0)), np.int32(high))

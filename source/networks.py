@@ -192,7 +192,9 @@ class FixedConvNet(nn.Module):
 
     def forward(self, v, level=0):
         """See the class; all levels are alike."""
-        (y,) = in_tiles(self._compute, 2, map_of(v.to(torch.int32)), side=SMALL_TILE).result()
+        # before the cast: beyond 32 bits, machines differ
+        whole = v.clamp(-INPUT_MAX, INPUT_MAX).to(torch.int32)
+        (y,) = in_tiles(self._compute, 2, map_of(whole), side=SMALL_TILE).result()
         return image_of(y)
 
     def _compute(self, v):

@@ -281,3 +281,18 @@ def test_frozen_weights_are_made_once_and_checked(folder):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="damaged"):
         open_frozen(folder)
+
+
+def test_transforms_that_leave_what_float32_holds_are_refused():
+    model = build({"repeat": 64, "hchnl": 1, "nhidden": 0})
+    for net in model.pyramid.level(0).networks:
+        torch.nn.init.constant_(net.last.bias, 300.0)
+    with pytest.raises(ValueError, match="too large"):
+        encode(model.freeze(), noise(1, 3, 64, 64))
+
+
+def test_weights_loaded_into_a_model_in_use_count():
+    first, second, x = frozen("bands", 0.1), frozen("bands", 0.3), noise(1, 3, 16, 16)
+    before, wanted = coded(first, x), coded(second, x)
+    first.load_state_dict(second.state_dict())
+    assert coded(first, x) == wanted != before

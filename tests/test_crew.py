@@ -12,7 +12,8 @@ from integers import drawn
 from oracle import bordered
 
 from utils.arithmetic import crew as module
-from utils.arithmetic.crew import crew, in_tiles, size, submit
+from utils.arithmetic.crew import crew, in_crew, in_tiles, size, submit
+from utils.box import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -209,3 +210,41 @@ def test_coding_starts_no_threads_but_the_crew(options):
 
 def test_the_sides_of_tiles_suit_each_other():
     assert module.TILE % module.LEAST_SIDE == 0
+
+
+FORK = """
+import os, torch
+from utils.arithmetic.crew import crew, submit
+torch.set_num_threads(2)
+with crew():
+    assert submit(int, 3).result() == 3
+    child = os.fork()
+    if not child:
+        with crew():
+            os._exit(submit(int, 7).result(timeout=20))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+"""
+
+
+def test_a_forked_process_has_threads_of_its_own():
+    assert subprocess.run([sys.executable, "-c", FORK], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_items_are_made_within_a_crew_and_taken_without():
+    def items():
+        for _ in range(2):
+            yield size(), torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for item in in_crew(items()):
+            assert item == (3, 1) and (size(), torch.get_num_threads()) == (1, 3)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_crew_computes_in_no_callers_autocast():
+    x = torch.full((40, 40), 257.0)
+    with torch.autocast("cpu", torch.bfloat16), crew():
+        assert (x @ x).dtype == torch.float32

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -61,3 +63,19 @@ def test_unfinished_files_alone_are_removed(tmp_path):
     (tmp_path / left[1]).write_bytes(left[0])
     remove_unfinished(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", ".hidden.1.txt", "b.unfinished.txt"}
+
+
+def test_threads_that_write_names_which_begin_alike_do_not_meet(tmp_path):
+    """Forty letters in common: more than a temporary name keeps."""
+    barrier = threading.Barrier(8)
+
+    def write(i):
+        with replacing(tmp_path / f"{'a' * 40}{i}.txt") as temporary:
+            barrier.wait()
+            temporary.write_text(str(i))
+            barrier.wait()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert [(tmp_path / f"{'a' * 40}{i}.txt").read_text() for i in range(8)] == [*map(str, range(8))]
+    assert len([*tmp_path.iterdir()]) == 8

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import os
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 UNFINISHED = ".unfinished"
+# Threads write files whose names begin alike.
+_count = itertools.count()
 
 
 @contextmanager
@@ -23,7 +26,8 @@ def replacing(path):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # cut, as a name that is just short enough leaves no room for more; what writes it may go by the suffix
-    temporary = path.with_name(f".{path.stem[:32]}.{os.getpid()}{UNFINISHED}{path.suffix[:16]}")
+    name = f".{path.stem[:32]}.{os.getpid()}.{next(_count)}{UNFINISHED}{path.suffix[:16]}"
+    temporary = path.with_name(name)
     try:
         yield temporary
         with temporary.open("rb+") as file:

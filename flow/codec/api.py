@@ -1,6 +1,5 @@
 """The codec as a library: Codec, pictures <-> bytes under the model of a folder."""
 
-from contextlib import contextmanager
 from itertools import groupby
 
 import numpy as np
@@ -11,6 +10,7 @@ from flow.codec.pictures import as_picture, colours
 from flow.codec.stream import DEFAULT
 from flow.folder import find_folder, open_frozen
 from utils.arithmetic.crew import crew
+from utils.arithmetic.products import trials
 
 # Images whose likelihood is computed together have so many pixels at most.
 BATCH_PIXELS = 1 << 18
@@ -34,17 +34,15 @@ class Codec:
     def __init__(self, folder=None, device="cpu", threads=None, weights=None, settings=DEFAULT):
         if threads is not None and threads < 1:
             raise ValueError(f"{threads} threads: need at least 1, or None")
-        self.threads, self.settings = threads, settings
+        self.threads, self.settings = threads or torch.get_num_threads(), settings
         self.model, _, self.identity = open_frozen(find_folder(folder), weights, device)
-        # Networks in fixed point prepare their tables when first used: here, before threads meet in them
-        side = 2 << len(self.model.pyramid.levels)
-        with torch.no_grad(), self._threads():
-            self.model.log_prob(torch.zeros(1, 3, side, side, device=self.model.device))
+        for wide in (False, True):  # threads that meet in the trials would spoil their times
+            trials(self.model.device, wide)
 
     def compress(self, picture):
         """A picture -> the bytes of the smallest .nwf file that holds it. Inverse: decompress."""
         picture = as_picture(picture)
-        with self._threads():
+        with crew(self.threads):
             return pack(picture, self.model, self.identity, self.settings)
 
     def decompress(self, data, levels=0, partial=False):
@@ -55,7 +53,7 @@ class Codec:
         """
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise ValueError(f"{type(data).__name__} to decompress: need the bytes of a .nwf file")
-        with self._threads():
+        with crew(self.threads):
             return unpack(bytes(data), self.model, self.identity, levels, partial)
 
     @torch.no_grad()
@@ -66,23 +64,12 @@ class Codec:
         """
         total = []
         arrays = [colours(_opaque(as_picture(image))) for image in images]
-        with self._threads():
+        with crew(self.threads):
             for (height, width, _), alike in groupby(arrays, np.shape):
                 batches = torch.from_numpy(np.stack(list(alike))).permute(0, 3, 1, 2)
                 for batch in batches.split(max(BATCH_PIXELS // (height * width), 1)):
                     total += self.model.log_prob(batch.to(self.model.device)).tolist()
         return -np.array(total) / np.log(2)
-
-    @contextmanager
-    def _threads(self):
-        """Within: torch computes by as many threads as one call may use. Only this thread is told so."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads or before)
-        try:
-            with crew():
-                yield
-        finally:
-            torch.set_num_threads(before)
 
 
 def _opaque(picture):

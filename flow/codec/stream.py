@@ -15,7 +15,8 @@ from source.distribution import drawing
 from source.prior import given_parts
 from source.rans import Encoder, Truncated
 from source.tables import Mixture
-from utils.arithmetic.crew import TILE, crew, submit
+from utils.arithmetic.crew import TILE, crew, in_crew, submit
+from utils.arithmetic.fixed import EXACT
 from utils.arithmetic.polyphase import channels_last, depth, extend, level_sizes
 from utils.data.images import halve
 
@@ -52,6 +53,8 @@ def encode(model, images, settings=DEFAULT, watch=None):
     """
     top, levels = model.from_images(images), []
     for level, coarse, detail in model.pyramid.analyse(top):
+        if any(band.numel() and band.abs().amax() >= EXACT for band in (coarse, *detail)):
+            raise ValueError("this model's transform leaves what can be inverted: its weights are too large")
         levels.append((level, coarse, detail))
         top = coarse
         if watch:
@@ -60,7 +63,10 @@ def encode(model, images, settings=DEFAULT, watch=None):
     _push(encoders, model.top(len(top), top.shape[-2:]), top, settings)
     # where its bands are no larger than a tile, a level is one thread's work, beside the larger ones
     small = [n for n, (_, coarse, _) in enumerate(levels) if max(coarse.shape[-2:]) <= TILE]
-    coded = {n: submit(_encode_level, model, *levels[n], settings) for n in small}
+    coded = {
+        n: submit(_encode_level, model, *levels[n], settings, pixels=levels[n][1][:, 0].numel())
+        for n in small
+    }
     large = {n: _encode_level(model, *level, settings) for n, level in enumerate(levels) if n not in coded}
     for n in reversed(range(len(levels))):
         for encoder, part in zip(encoders, large[n] if n in large else coded[n].result()):
@@ -121,8 +127,8 @@ def decode_levels(model, decoders, size, settings=DEFAULT, skip=0, partial=False
 
     with crew():
         top = pop(model.top(len(decoders), sizes[-1]))
-        for level, x in model.synthesise(top, sizes, pop, skip):
-            yield level, x, complete
+    for level, x in in_crew(model.synthesise(top, sizes, pop, skip)):
+        yield level, x, complete
 
 
 @crew()

@@ -5,6 +5,7 @@ come to share a core, and each of thousands of small operations then takes milli
 for a future sleeps.
 """
 
+import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,24 +14,41 @@ from functools import cache
 import torch
 
 # The side of tiles, in pixels: less, where otherwise a thread had none.
-TILE, LEAST_SIDE = 128, 32
+TILE, LEAST_SIDE, FEW_PIXELS = 128, 32, 32 * 32
 
 _here = threading.local()
 
 
 @contextmanager
-def crew():
-    """Within: torch's operations take one core in this thread; `submit` uses as many as torch did before."""
+def crew(count=None):
+    """Within: torch's operations take one core in this thread; `submit` uses so many.
+
+    count: by default as many as torch did before. A crew within another is that one.
+    """
     if getattr(_here, "count", None):
         yield
         return
-    _here.count = count = torch.get_num_threads()
+    before = torch.get_num_threads()
+    _here.count = count or before
     torch.set_num_threads(1)
     try:
-        yield
+        # sums of integers are not to be rounded to bfloat16, whatever the caller computes in
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
     finally:
-        torch.set_num_threads(count)
+        torch.set_num_threads(before)
         _here.count = None
+
+
+def in_crew(iterator):
+    """Yield from an iterator, which computes within a crew, while whoever takes its items does not."""
+    while True:
+        with crew():
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+        yield item
 
 
 def size():
@@ -38,9 +56,12 @@ def size():
     return getattr(_here, "count", None) or 1
 
 
-def submit(function, *arguments):
-    """A Future of function(*arguments): computed by the crew, or at once where that is one thread."""
-    if size() > 1:
+def submit(function, *arguments, pixels=FEW_PIXELS):
+    """A Future of function(*arguments): computed by the crew, or at once where that is one thread.
+
+    pixels: how many are worked on; for a few, another thread is not worth waking.
+    """
+    if size() > 1 and pixels >= FEW_PIXELS:
         return _pool(size()).submit(function, *arguments)
     future = Future()
     future.set_result(function(*arguments))
@@ -51,6 +72,15 @@ def submit(function, *arguments):
 def _pool(count):
     # not the setting of the thread that starts them: libraries ask each thread for its own
     return ThreadPoolExecutor(count, "crew", torch.set_num_threads, (1,))
+
+
+def _forget():
+    _pool.cache_clear()
+    _here.count = None
+
+
+# A forked process has the pool, but none of its threads.
+os.register_at_fork(after_in_child=_forget)
 
 
 class in_tiles:
@@ -70,7 +100,10 @@ class in_tiles:
             side //= 2
         self._single = self._bottom - self._top <= side and width <= side
         self._tiles = [
-            submit(self._compute, top, left, min(top + side, self._bottom), min(left + side, width))
+            submit(
+                *(self._compute, top, left, min(top + side, self._bottom), min(left + side, width)),
+                pixels=len(maps[0]) * min(side, self._bottom - top) * min(side, width - left),
+            )
             for top in range(self._top, self._bottom, side)
             for left in range(0, width, side)
         ]
@@ -93,6 +126,10 @@ class in_tiles:
 
     def result(self):
         """See the class."""
-        for tile in self._tiles:
-            tile.result()
+        try:
+            for tile in self._tiles:
+                tile.result()
+        finally:
+            for tile in self._tiles:  # of no use where one failed, or Ctrl-C came
+                tile.cancel()
         return self._whole

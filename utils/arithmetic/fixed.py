@@ -139,7 +139,7 @@ class Fixed(nn.Module):
         self.check()
         return self
 
-    def _once(self, key, make):
+    def once(self, key, make):
         """What make() gives, kept until the layer changes; key: what it is for."""
         if key not in self._made:
             self._made[key] = make()
@@ -148,16 +148,16 @@ class Fixed(nn.Module):
     def tables(self, x):
         """The integers that passes over a map take: arrays where these are compiled, or else tensors."""
         if passes.is_compiled(x):
-            return self._once("arrays", lambda: tuple(t.numpy() for t in self._tables()))
-        return self._once("tensors", self._tables)
+            return self.once("arrays", lambda: tuple(t.numpy() for t in self._tables()))
+        return self.once("tensors", self._tables)
 
     def _apply(self, function, recurse=True):
         self._made = {}
         return super()._apply(function, recurse)
 
-    def load_state_dict(self, *args, **kwargs):
+    def _load_from_state_dict(self, *args, **kwargs):
         self._made = {}
-        return super().load_state_dict(*args, **kwargs)
+        return super()._load_from_state_dict(*args, **kwargs)
 
     @property
     def kernel(self):
@@ -239,7 +239,7 @@ class FixedConv(_Narrow):
             way = products.choose(q.device, False, batch * height * width < products.FEW_PIXELS)
         else:
             way = products.WAYS["float32-product"]
-        prepared = self._once(way.name, lambda: way.prepare(self.weight))
+        prepared = self.once(way.name, lambda: way.prepare(self.weight))
         tables = self.tables(q)[2:]
         y = q.new_empty((batch, height, width, out), dtype=torch.int16)
         pieces = products.pieces(batch, height, width, max(way.bytes * self.weight[0].numel(), 4 * out))
@@ -274,7 +274,7 @@ class FixedDepthwise(_Narrow):
     def forward(self, x):
         """x (B, H, W, C) int16 -> y (B, H, W, C) int16."""
         tables, y = self.tables(x)[2:], torch.empty_like(x)
-        taps = self._once("taps", lambda: self.weight[:, 0].permute(1, 2, 0).contiguous())
+        taps = self.once("taps", lambda: self.weight[:, 0].permute(1, 2, 0).contiguous())
         passes.requantise(passes.depthwise(self.quantise(x), taps), *tables, y)
         return y
 
@@ -324,7 +324,7 @@ class FixedWide(Fixed):
             kind, way = torch.int16, products.choose(x.device, True, few, self.weight[0].numel())
         else:
             kind, way = torch.float64, products.WAYS["float64-product"]
-        prepared = self._once(way.name, lambda: way.prepare(self.weight))
+        prepared = self.once(way.name, lambda: way.prepare(self.weight))
         q = passes.quantise(x, none, none, self.low, self.high, self.border, kind, self.low)
         y = x.new_empty(
             (*x.shape[:3], out), dtype=torch.int16 if self.limit <= passes.INT16_MAX else torch.int32
@@ -372,7 +372,7 @@ class FixedShares(Fixed):
         few = x[..., 0].numel() < products.FEW_PIXELS
         way = products.choose(x.device, True, few, x.shape[-1])
         taps = self.weight.permute(2, 3, 0, 1).flatten(0, 2)[..., None, None]
-        shares = way.run(x.clamp(min=0), self._once(way.name, lambda: way.prepare(taps)), (1, 1))
+        shares = way.run(x.clamp(min=0), self.once(way.name, lambda: way.prepare(taps)), (1, 1))
         shares = passes.join_bytes(shares, len(taps)) if shares.dim() > x.dim() else shares
         return passes.sum_of_shares(shares, self.kernel, *self.tables(x), self.limit)
 

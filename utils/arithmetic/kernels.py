@@ -47,11 +47,6 @@ def unfold(padded, width, rows, out):
                 out[n, row * segment + k] = padded[i + row, start + k]
 
 
-@_inlined
-def _scaled(total, left, right):
-    return total << left >> right
-
-
 @_compiled
 def requantise(sums, bias, left, right, out):
     """out = clamp(sums + bias << left >> right, +-(2^15 - 1)).
@@ -60,7 +55,7 @@ def requantise(sums, bias, left, right, out):
     """
     for n in range(out.shape[0]):
         for c in range(out.shape[1]):
-            value = _scaled(np.int32(sums[n, c]) + bias[c], left[c], right[c])
+            value = np.int32(sums[n, c]) + bias[c] << left[c] >> right[c]
             out[n, c] = min(max(value, SMALL), LARGE)
 
 
@@ -69,7 +64,7 @@ def requantise_onto(sums, bias, left, right, ground, out):
     """out = clamp(ground + (sums + bias << left >> right), +-(2^15 - 1)); ground: (N, C) int16."""
     for n in range(out.shape[0]):
         for c in range(out.shape[1]):
-            value = np.int32(ground[n, c]) + _scaled(np.int32(sums[n, c]) + bias[c], left[c], right[c])
+            value = np.int32(ground[n, c]) + (np.int32(sums[n, c]) + bias[c] << left[c] >> right[c])
             out[n, c] = min(max(value, SMALL), LARGE)
 
 
@@ -187,3 +182,54 @@ def sum_of_shares(shares, kernel, bias, left, right, limit, out):
                             total += np.int64(shares[b, row, column, k])
                             k += channels
                     out[b, i, j, c] = min(max(total << left[c] >> right[c], -limit), limit)
+
+
+@_compiled
+def mix(outputs, mean, table, units, weights, means, scales):
+    """Outputs (N, 3 K) int16 and means (N,) int32 to mixtures, (K, N) int32 each: see source/mixing.py.
+
+    units: a MixingUnits, of which nothing is compiled in, as numba's cache does not notice changes elsewhere.
+    """
+    half = np.int64(1) << units.step_shift - 1
+    components = weights.shape[0]
+    for n in range(outputs.shape[0]):
+        most = np.int64(outputs[n, 0])
+        for k in range(1, components):
+            most = max(most, np.int64(outputs[n, k]))
+        ground = (np.int64(mean[n]) << units.wide_left) + units.middle + (np.int64(1) << units.mean_shift - 1)
+        for k in range(components):
+            below = min(most - outputs[n, k] + half >> units.step_shift, units.last_scale)
+            weights[k, n] = table[np.uint64(units.last_scale - below)] >> units.weight_shift
+            scale = (np.int64(outputs[n, 2 * components + k]) + half >> units.step_shift) + units.first_scale
+            scale = min(max(scale, 0), units.last_scale)
+            scales[k, n] = scale
+            offset = np.int64(outputs[n, components + k]) * np.int64(table[np.uint64(scale)])
+            means[k, n] = ground + offset >> units.mean_shift
+
+
+@_compiled
+def look_beside(base, hidden, planes, first, channel, beside, linear, half, shift, high, units, q, mean):
+    """What a channel's last layer reads, q (N, width) uint8, its mean (N,) int32: see source/mixing.py."""
+    width = q.shape[1]
+    start, total = channel * width, np.empty(width, np.int32)
+    for n in range(q.shape[0]):
+        summed = linear.offset
+        for h in range(width):
+            total[h] = beside.bias[h]
+        for j in range(channel):
+            r = (np.int32(planes[n, first + j]) << np.int32(units.sample_shift)) - base[n, j]
+            r = min(max(r, np.int32(-units.wide_max)), np.int32(units.wide_max))
+            summed += linear.weights[j] * np.int64(r)
+            k = companded(r)
+            size = abs(k)
+            for h in range(width):
+                total[h] += np.int32(beside.weight[j, h]) * k + np.int32(beside.weight[channel + j, h]) * size
+        mean[n] = base[n, channel]
+        if channel:
+            mean[n] += min(max(summed >> linear.exponent, -linear.limit), linear.limit)
+        for h in range(width):
+            value = np.int32(hidden[n, start + h])
+            if channel:
+                value += total[h] << beside.left[h] >> beside.right[h]
+                value = min(max(value, SMALL), LARGE)
+            q[n, h] = min(max(value + half[h] >> shift[h], np.int32(0)), np.int32(high))
