@@ -281,6 +281,7 @@ def test_strips_make_no_difference(height, monkeypatch):
 @torch.no_grad()
 def test_threads_make_no_difference(strips, monkeypatch):
     monkeypatch.setitem(in_tiles.__init__.__kwdefaults__, "side", 4)
+    monkeypatch.setattr("utils.arithmetic.crew.FEW_PIXELS", 1)
     prior, size = frozen_prior(), (20, 17)
     coarse, detail = drawn_level(*size)
     whole, seen = distributions(prior, coarse, detail, size), set()
