@@ -17,8 +17,9 @@ from utils.box import ROOT
 
 
 @pytest.fixture(autouse=True)
-def threads():
-    """Every test leaves torch's threads as it found them."""
+def threads(monkeypatch):
+    """Every test leaves torch's threads as it found them; the smallest of tiles goes to one."""
+    monkeypatch.setattr(module, "FEW_PIXELS", 1)
     before = torch.get_num_threads()
     yield
     assert torch.get_num_threads() == before and size() == 1
@@ -228,6 +229,15 @@ with crew():
 
 def test_a_forked_process_has_threads_of_its_own():
     assert subprocess.run([sys.executable, "-c", FORK], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_few_pixels_wake_no_thread(monkeypatch):
+    monkeypatch.setattr(module, "FEW_PIXELS", 100)
+    here, before = threading.current_thread(), torch.get_num_threads()
+    with working(2):
+        assert submit(threading.current_thread, pixels=99).result() is here
+        assert submit(threading.current_thread, pixels=100).result() is not here
+    torch.set_num_threads(before)
 
 
 def test_items_are_made_within_a_crew_and_taken_without():
