@@ -217,7 +217,8 @@ class BandPrior(nn.Module):
         """See source/prior.py."""
         size = coarse.shape[-2:]
         planes, state = self._planes(coarse, size), None
-        trunk = self.trunk(self.compand(self.enter(planes)) + self.level[min(level, LEVELS - 1)])
+        entered = self.compand(self.enter(planes))
+        trunk = self.trunk(entered + self.level[min(level, LEVELS - 1)].to(entered.dtype))
 
         def given(known):
             nonlocal planes, state
