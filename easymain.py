@@ -19,12 +19,14 @@ from flow.folder import (
     freeze,
     options_file,
     read_options,
+    read_table,
     remove_unfinished_files,
     saving,
     write_options,
 )
 from flow.model import ARCHITECTURE, build
 from flow.training import TRAINING, Trainer
+from utils.data.crops import Pictures
 from utils.data.datasets import choose_sides, load
 from utils.options import CUDA, DATA_FOLDER, SCALES, SIDE, Option, check_values, parse, pick_device, script
 from utils.workers import Workers
@@ -38,16 +40,39 @@ DATA = DATA_FOLDER | {
     "workers": Option(2, "threads that decode image files", least=0, most=256),
 }
 FOLDER = {
+    "config": Option(
+        None, "JSON file of options, under those that are typed: a plan such as etc/model/plan.json"
+    ),
     "folder": Option(None, "model folder (default: opt/default_easyMera_TARGET and the architecture)"),
     "load": Option(False, "go on with the training in the folder; architecture and data set are its own"),
 }
 OPTIONS = DATA | ARCHITECTURE | TRAINING | FOLDER | CUDA
+CROPS_ALONE = {"transpose", "grey", "origins"}
 MAY_CHANGE = {"data", "workers", "cuda"} | TRAINING.keys() - {"ema", "seed", "optimizer"}
 
 
+def read_plan(path):
+    """The options in a JSON file. Raises ValueError for what is no option, or has no such value."""
+    try:
+        plan = read_table(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    for name in plan.keys() - (OPTIONS.keys() - {"config"}):
+        raise ValueError(f"{path}: {name} is no option of this script")
+    check_values(plan, {name: OPTIONS[name] for name in plan}, path)
+    return plan
+
+
 def resolve(argv):
-    """The options of a training: what was typed, over what the folder holds (-load), over the defaults."""
+    """The options of a training: typed, over -config's, over the folder's (-load), over the defaults."""
     options, typed = parse(__doc__, OPTIONS, argv)
+    config = options.pop("config")
+    if config is not None:
+        plan = read_plan(config)
+        options, typed = options | plan, plan | {name: typed[name] for name in typed.keys() - {"config"}}
+        options |= typed
+    for name in CROPS_ALONE & typed.keys() if not options["crops"] and "load" not in typed else ():
+        raise ValueError(f"-{name} is of fresh crops: give -crops too")
     folder = options.pop("folder") or default_folder(options)
     resume = options.pop("load")
     if resume:
@@ -80,7 +105,11 @@ def main(argv=None):
     reading = {name: options[name] for name in ("data", "workers", "scales")} | {"size": options["patch"]}
     with workers.joined(device):
         with workers.leader_first():
-            train, test = (load(options["target"], part, **reading) for part in ("train", "test"))
+            test = load(options["target"], "test", **reading)
+            if options["crops"]:
+                train = Pictures(options["target"], **reading)
+            else:
+                train = load(options["target"], "train", **reading)
         trainer = Trainer(model, train, test, options, folder, device, workers)
         if not workers.rank:
             remove_unfinished_files(folder)
@@ -90,7 +119,8 @@ def main(argv=None):
             # in this order: a folder with options has what -load goes on from
             trainer.save()
             write_options(folder, options)
-            count, parameters = sum(map(len, train)), sum(p.numel() for p in model.parameters())
+            count = len(train) if options["crops"] else sum(map(len, train))
+            parameters = sum(p.numel() for p in model.parameters())
             print(f"{folder}: {parameters:,} parameters, {count:,} images of {options['target']}")
         finished = trainer.run()
     if workers.rank:

@@ -1,7 +1,12 @@
-"""What the steps of a training see: the batches of an epoch, mirrored or with noise, on the device."""
+"""What the steps of a training see: the batches of an epoch, fixed patches or fresh crops, on the device."""
 
 import numpy as np
 import torch
+
+from utils.data.crops import Augment, Pictures
+
+# Steps whose crops are drawn before they are needed.
+CROPS_AHEAD = 4
 
 
 def epoch_batches(sizes, batch, seed, epoch):
@@ -55,7 +60,56 @@ def add_noise(images, most, generator):
     return (images + noise).round_().clamp_(0, 255).to(torch.uint8)
 
 
-class Batches:
+def with_noise(images, options, epoch, step, workers):
+    """A process's share of a step's images with the noise that the options ask for."""
+    if not options["noise"]:
+        return images
+    seed = np.random.SeedSequence((options["seed"], epoch, step, workers.rank)).generate_state(1)[0]
+    return add_noise(images, options["noise"], torch.Generator().manual_seed(int(seed)))
+
+
+def batches_of(images, options, epoch, workers):
+    """The batches of an epoch of Pictures, or of a list of uint8 tensors: Crops or Patches."""
+    kind = Crops if isinstance(images, Pictures) else Patches
+    return kind(images, options, epoch, workers)
+
+
+class Crops:
+    """Crops of Pictures, drawn anew for each step; the same for the same options, epoch and step.
+
+    Those of the steps to come are drawn while one is computed. Arguments and methods as of Patches.
+    """
+
+    def __init__(self, pictures, options, epoch, workers):
+        self.pictures, self.options, self.epoch, self.workers = pictures, options, epoch, workers
+        self.augment = Augment(*(options[name] for name in Augment._fields))
+        self.drawn = {}
+
+    def __len__(self):
+        return -(-self.options["crops"] // self.options["batch"])
+
+    def images(self, steps=None):
+        """The number of images in the first so many batches; None: in all."""
+        return self.options["batch"] * (len(self) if steps is None else steps)
+
+    def share(self, step, device):
+        """The images of a batch that are this process's, on the device, and the number of all of them."""
+        for later in range(step, min(step + CROPS_AHEAD, len(self))):
+            if later not in self.drawn:
+                self.drawn[later] = self.pictures.pool.submit(self._draw, later)
+        return self.drawn.pop(step).result().to(device), self.options["batch"]
+
+    def _draw(self, step):
+        mine = range(self.workers.rank, self.options["batch"], self.workers.count)
+        images = []
+        for i in mine:
+            # a generator for each image: other numbers of processes see the same
+            rng = np.random.default_rng((self.options["seed"], self.epoch, step, i))
+            images.append(self.pictures.draw(rng, self.augment))
+        return with_noise(torch.stack(images), self.options, self.epoch, step, self.workers)
+
+
+class Patches:
     """The batches of an epoch, and this process's share of each; the same for the same options and epoch.
 
     sets: uint8 tensors (N, 3, S, S), one for each size; options: those of TRAINING; workers: Workers.
@@ -82,8 +136,4 @@ class Batches:
         images = select(self.sets[which], mine, device)
         if self.flips:
             images = mirror(images, self.flips[which][mine])
-        if self.options["noise"]:
-            draw = np.random.SeedSequence((self.options["seed"], self.epoch, step, self.workers.rank))
-            generator = torch.Generator().manual_seed(int(draw.generate_state(1)[0]))
-            images = add_noise(images, self.options["noise"], generator)
-        return images, len(index)
+        return with_noise(images, self.options, self.epoch, step, self.workers), len(index)

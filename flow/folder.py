@@ -140,15 +140,24 @@ def read_options(folder):
     """
     path = options_file(folder)
     try:
-        options = json.loads(path.read_text())
+        options = read_table(path)
     except FileNotFoundError:
         raise ValueError(f"{folder}: not a model folder (it has no parameter.json)") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(options, dict):
-        raise ValueError(f"{path}: not a table of options")
     check_values(options, STORED, path)
     return {"patch": options.get("size") or 32, "scales": 1} | options
+
+
+def read_table(path):
+    """Read a JSON object. Raises FileNotFoundError, and ValueError for a file that holds anything else."""
+    try:
+        table = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(table, dict):
+        raise ValueError(f"{path}: not a table of options")
+    return table
 
 
 def find_saving(folder, names):

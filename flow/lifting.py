@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from flow.pyramid import Pyramid
-from source.networks import ConvNet, replicate_pad
+from source.networks import ConvNet
 from utils.arithmetic.fixed import check_finite
 from utils.arithmetic.integers import LIMIT, STEPS, round_through
 from utils.arithmetic.polyphase import crop, extend, join_columns, split_columns
@@ -18,29 +18,57 @@ CLASSICAL = {
     "haar": (((0, 1, 0), 0), ((0, 1 / 2, 0), -1 / 4)),
     "legall": (((0, 1 / 2, 1 / 2), -1 / 4), ((1 / 4, 1 / 4, 0), 1 / 8)),
 }
+# Interpolation by cubics (Deslauriers and Dubuc), as prediction and as update, taps at n - 2 .. n + 2: the
+# reversible 13/7-T wavelet. Source: Adams and Kossentini, "Reversible integer-to-integer wavelet transforms
+# for image compression" (2000).
+INTERPOLATING = (
+    ((0, -1 / 16, 9 / 16, 9 / 16, -1 / 16), -1 / 4),
+    ((-1 / 32, 9 / 32, 9 / 32, -1 / 32, 0), 1 / 8),
+)
+# What trainable lifting starts as; of "wavelet", see lifting_level.
+STARTS = CLASSICAL | {"wavelet": INTERPOLATING}
+
+# Networks of "wavelet" see differences of 16 tones as 1, and move slowly: what the prior learns beside them
+# must not be thrown back by every step.
+INPUT_GAIN, OUTPUT_GAIN = 16.0, 1 / 512
 
 # A frozen lift's taps and bias count 2^-16, up to 2^8 and 2^8 steps; its network 2^-12.
 TAP_BITS, TAP_MAX, NETWORK_BITS = 16, 2**24, 12
 
 
-class Lift(nn.Module):
-    """t(x) = taps * x + bias + network(x) along rows: one step of lifting; taps may be all there is.
+def weighted(taps, x):
+    """y[n] = sum over k of taps[k] x[n + k - K // 2] along rows, borders replicated: (B, C, H, W)."""
+    reach, width = len(taps) // 2, x.shape[-1]
+    ends = (x[..., :1].expand(*x.shape[:-1], reach), x[..., -1:].expand(*x.shape[:-1], reach))
+    padded = torch.cat([ends[0], x, ends[1]], -1)
+    return sum(tap * padded[..., k : k + width] for k, tap in enumerate(taps))
 
+
+class Lift(nn.Module):
+    """t(x) = taps * x + bias + gain network(x) along rows: one step of lifting; taps may be all there is.
+
+    taps: an odd number of them, the middle one for the sample at n.
+    total: what the taps sum to, whatever they learn; None: anything.
     x: (B, C, H, W) in the networks' range; returns the same shape. Source: method 4.
     """
 
-    def __init__(self, taps, bias, network=None):
+    def __init__(self, taps, bias, network=None, total=None, gain=1.0):
         super().__init__()
         self.taps = nn.Parameter(torch.tensor(taps, dtype=torch.float32))
         self.bias = nn.Parameter(torch.tensor(bias / STEPS))
-        self.network = network
+        self.network, self.total, self.gain = network, total, gain
+
+    @property
+    def kernel(self):
+        """The taps that it computes with."""
+        return (
+            self.taps if self.total is None else self.taps + (self.total - self.taps.sum()) / len(self.taps)
+        )
 
     def forward(self, x):
         """See the class."""
-        before, here, after = self.taps
-        padded, width = replicate_pad(x, (1, 3)), x.shape[-1]
-        y = before * padded[..., :width] + here * x + after * padded[..., 2:] + self.bias
-        return y if self.network is None else y + self.network(x)
+        y = weighted(self.kernel, x) + self.bias
+        return y if self.network is None else y + self.gain * self.network(x)
 
     def freeze(self, peaks):
         """A FixedLift; peaks: see utils/arithmetic/fixed.py, observe. May raise ValueError."""
@@ -48,7 +76,7 @@ class Lift(nn.Module):
 
 
 class FixedLift(nn.Module):
-    """A Lift in integers, of coefficients v: floor(taps v + 256 bias + network(v) + 1/2), within +-2^16.
+    """A Lift in integers, of coefficients v: floor(taps v + 256 bias + gain network(v) + 1/2), within +-2^16.
 
     v: (B, C, H, W) int32 -> (B, C, H, W) int32.
     """
@@ -56,14 +84,16 @@ class FixedLift(nn.Module):
     def __init__(self, lift, peaks):
         super().__init__()
         check_finite(lift.taps, lift.bias)
-        taps, bias = lift.taps.detach().double().cpu(), lift.bias.detach().double().cpu() * STEPS
+        taps, bias = lift.kernel.detach().double().cpu(), lift.bias.detach().double().cpu() * STEPS
         for name, values in (("taps", taps), ("bias", bias)):
             whole = torch.round(values * 2**TAP_BITS).clamp(-TAP_MAX, TAP_MAX)
             self.register_buffer(name, whole.to(torch.int64))
         self.network = (
             None
             if lift.network is None
-            else lift.network.freeze(peaks, STEPS << NETWORK_BITS, limit=int(LIMIT) << NETWORK_BITS)
+            else lift.network.freeze(
+                peaks, lift.gain * (STEPS << NETWORK_BITS), limit=int(LIMIT) << NETWORK_BITS
+            )
         )
 
     def check(self):
@@ -74,9 +104,7 @@ class FixedLift(nn.Module):
 
     def forward(self, v):
         """See the class."""
-        before, here, after = self.taps
-        padded, width = F.pad(v.double(), (1, 1, 0, 0), mode="replicate").long(), v.shape[-1]
-        y = before * padded[..., :width] + here * padded[..., 1:-1] + after * padded[..., 2:] + self.bias
+        y = weighted(self.taps, v.long()) + self.bias
         if self.network is not None:
             y += self.network(v).long() << TAP_BITS - NETWORK_BITS
         return (y + (1 << TAP_BITS - 1) >> TAP_BITS).clamp(-int(LIMIT), int(LIMIT)).int()
@@ -148,11 +176,29 @@ class FixedLiftingLevel(LiftingLevel):
 
 
 def lifting_level(wavelet, repeat, hchnl, nhidden, channels=3):
-    """A trainable LiftingLevel of 2 * repeat steps that starts as a classical wavelet, "haar" or "legall"."""
-    steps = CLASSICAL[wavelet] + (((0, 0, 0), 0),) * (2 * repeat - 2)
-    networks = (ConvNet(channels, channels, hchnl, nhidden, kernel=(1, 3)) for _ in steps)
-    lifts = (Lift(taps, bias, network) for (taps, bias), network in zip(steps, networks))
-    return LiftingLevel(lifts, wavelet != "haar")
+    """A trainable LiftingLevel of 2 * repeat steps, in pairs of predict and update.
+
+    "haar", "legall": every step has a network of rows; started as that classical wavelet, free to leave it.
+    "wavelet": started as 13/7-T, and a wavelet whatever it learns. Predictions are taps that sum to 1 and
+    networks that see differences along rows alone: what is constant along rows does not change details.
+    Updates are taps that sum to 1/2, which a constant, with d = 0, passes unchanged, and the highest
+    frequency, with d = -2 even, not at all. So the low pass is 1 at frequency 0 and 0 at pi, the high pass 0
+    at 0.
+    """
+    steps = STARTS[wavelet]
+    steps += (((0,) * len(steps[0][0]), 0),) * (2 * repeat - 2)
+    if wavelet != "wavelet":
+        networks = (ConvNet(channels, channels, hchnl, nhidden, kernel=(1, 3)) for _ in steps)
+        lifts = (Lift(taps, bias, network) for (taps, bias), network in zip(steps, networks))
+        return LiftingLevel(lifts, wavelet != "haar")
+    lifts = []
+    for i, (taps, bias) in enumerate(steps):
+        if i % 2:
+            lifts.append(Lift(taps, bias, total=sum(taps)))
+        else:
+            network = ConvNet(channels, channels, hchnl, nhidden, differences=INPUT_GAIN)
+            lifts.append(Lift(taps, bias, network, sum(taps), OUTPUT_GAIN))
+    return LiftingLevel(lifts)
 
 
 def classical(wavelet):

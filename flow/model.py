@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from flow.coupling import CouplingLevel
-from flow.lifting import CLASSICAL, lifting_level
+from flow.lifting import STARTS, lifting_level
 from flow.pyramid import Pyramid, finest
 from source.bands import MAX_BLOCKS, BandPrior
 from source.distribution import concatenated, drawing, flattened
@@ -37,8 +37,10 @@ ARCHITECTURE = {
     "clamp": Option(-1.0, "limit of the absolute means of the mixture; -1: none", least=-1),
     "heavy": Option(False, "networks of its own for every level, in place of shared ones"),
     "lifting": Option(
-        "none", "scheme 1, lifting of rows and columns, started as this classical wavelet; none: scheme 2",
-        ("none", *CLASSICAL),
+        "none",
+        "scheme 1, lifting of rows and columns, started as haar or legall; wavelet: as legall, and a wavelet "
+        "whatever it learns; none: scheme 2",
+        ("none", *STARTS),
     ),
     "prior": Option(
         "paper",

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from flow.batches import Batches, select, to_device
+from flow.batches import batches_of, select, to_device
 from flow.checkpoint import OPTIMIZERS, Progress, TrainingState
 from flow.folder import (
     epoch_name,
@@ -22,6 +22,7 @@ from flow.folder import (
     savings_of_epochs,
 )
 from utils.arithmetic.integers import bits_per_dimension
+from utils.data.crops import Pictures
 from utils.files import replacing, write_table
 from utils.options import SEED, Option
 from utils.show.plots import loss_curve
@@ -46,7 +47,17 @@ TRAINING = {
     ),
     "savePeriod": Option(10, "epochs between periodic savings", least=1),
     "seed": SEED._replace(help="seed of the initial weights and of the order of the images"),
+    "crops": Option(
+        0, "fresh crops an epoch, drawn from anywhere in the pictures; 0: fixed patches, side by side",
+        least=0, most=10**9,
+    ),
     "flip": Option(False, "mirror half of the images at random, left to right, while training"),
+    "transpose": Option(False, "with -crops: turn half of them at random, rows to columns"),
+    "grey": Option(0.0, "with -crops: the share of them that is grey", least=0, most=1),
+    "origins": Option(
+        0.0, "with -crops: the share that imitates other origins: JPEG, chroma of half resolution",
+        least=0, most=1,
+    ),
     "noise": Option(
         0.0, "add noise of up to so many tones to a third of the images while training, for cameras' grain",
         least=0, most=255,
@@ -75,17 +86,24 @@ def learning_rate(options, done):
 class Trainer:
     """A model in training, and what that leaves in its folder.
 
-    model: the module; train, test: lists of uint8 tensors (N, 3, S, S), one for each size; options: those of
-    TRAINING; folder: the model folder; device: torch.device; workers: Workers, joined.
+    model: the module; train, test: lists of uint8 tensors (N, 3, S, S), one for each size, but train may be
+    Pictures to draw crops from; options: those of TRAINING; folder: the model folder; device: torch.device;
+    workers: Workers, joined.
     """
 
     def __init__(self, model, train, test, options, folder, device, workers):
-        if not any(min(len(part), options["batch"]) >= workers.count for part in train):
+        fixed = not isinstance(train, Pictures)
+        if (
+            options["batch"] < workers.count
+            or fixed
+            and not any(len(part) >= workers.count for part in train)
+        ):
             raise ValueError(f"{workers.count} processes: need an image for each in a -batch")
         if not any(map(len, test)):
             raise ValueError("the test set has no images")
         self.model, self.options, self.folder = model.to(device), options, folder
-        self.train, self.test = ([to_device(part, device) for part in parts] for parts in (train, test))
+        self.train = [to_device(part, device) for part in train] if fixed else train
+        self.test = [to_device(part, device) for part in test]
         self.device, self.workers, self.state = device, workers, TrainingState(self.model, options)
         call = torch.compile(model) if options["compile"] else model
         self.call = DistributedDataParallel(call) if workers.distributed else call
@@ -150,7 +168,7 @@ class Trainer:
     def run_epoch(self, stop, show):
         """Do the steps of an epoch that are left. Returns False if a stop was requested before the last."""
         p, workers = self.state.progress, self.workers
-        batches = Batches(self.train, self.options, p.epoch, workers)
+        batches = batches_of(self.train, self.options, p.epoch, workers)
         started, shown = time.monotonic() - p.seconds, 0.0
         pending = torch.zeros((), dtype=torch.float64, device=self.device)
         with self.progress_bar(batches, show) as bar:
@@ -218,7 +236,7 @@ class Trainer:
         self.record(always=last)
         # at last: a run that is killed before goes on from the epoch's start and writes the others again
         self.save()
-        images = sum(len(t) for t in self.train) / max(p.seconds, 1e-9)
+        images = batches_of(self.train, self.options, p.epoch, self.workers).images() / max(p.seconds, 1e-9)
         tqdm.write(f"epoch {p.epoch + 1}: train {train:.4f}, test {test:.4f} bits/dim, {images:.0f} images/s")
 
     def run(self, show=True):

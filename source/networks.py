@@ -142,18 +142,48 @@ class Shares(nn.Conv2d):
         return shift_sum(F.conv2d(x, by_tap), self.kernel_size) + self.bias[:, None, None]
 
 
+class Differences(nn.Conv2d):
+    """A convolution each row of whose kernels sums to 0: it does not see what is constant along rows.
+
+    gain: factor on He's initial weights. In float32 also where autocast computes in bfloat16, in which small
+    differences of pixels are lost.
+    """
+
+    def __init__(self, channels, out, kernel, gain):
+        super().__init__(channels, out, kernel)
+        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+        nn.init.zeros_(self.bias)
+        with torch.no_grad():
+            self.weight *= gain
+
+    @property
+    def taps(self):
+        """What it convolves with: (out, C, rows, columns)."""
+        return self.weight - self.weight.mean(3, keepdim=True)
+
+    def forward(self, x):
+        """x (B, C, H, W) -> (B, out, H', W')."""
+        with torch.autocast(x.device.type, enabled=False):
+            return F.conv2d(x, self.taps, self.bias)
+
+
 class ConvNet(nn.Module):
     """conv3x3, ReLU, nhidden x [conv1x1, ReLU], conv3x3; borders replicated.
 
     channels, out: channels of the input and of the output; hchnl: of the hidden layers.
     kernel: (3, 3), or (1, 3) for networks of rows. The last layer starts at zero.
+    differences: if given, the first layer is Differences of that gain: net(x + a) = net(x) for a constant
+        along rows.
     Input (B, channels, H, W), output (B, out, H, W), float. Source: method 2.
     """
 
-    def __init__(self, channels, out, hchnl, nhidden, kernel=(3, 3)):
+    def __init__(self, channels, out, hchnl, nhidden, kernel=(3, 3), differences=None):
         super().__init__()
         self.kernel = kernel
-        self.first = nn.Conv2d(channels, hchnl, kernel)
+        if differences is None:
+            self.first = nn.Conv2d(channels, hchnl, kernel)
+        else:
+            self.first = Differences(channels, hchnl, kernel, differences)
         self.hidden = nn.ModuleList(nn.Conv2d(hchnl, hchnl, 1) for _ in range(nhidden))
         self.last = Shares(hchnl, out, kernel)
         nn.init.zeros_(self.last.weight)
@@ -181,7 +211,8 @@ class FixedConvNet(nn.Module):
         super().__init__()
         layers = [*net.hidden, net.last]
         units = [units_for(HEADROOM * peak_of(layer, peaks), INT16_MAX).clamp(max=FINEST) for layer in layers]
-        weight, bias = net.first.weight / STEPS, net.first.bias
+        taps = net.first.taps if isinstance(net.first, Differences) else net.first.weight
+        weight, bias = taps / STEPS, net.first.bias
         self.first = FixedWide.of(weight, bias, -INPUT_MAX, INPUT_MAX, INT16_MAX, 0, units[0])
         self.hidden = nn.ModuleList(
             FixedWide.of(layer.weight, layer.bias, 0, INT16_MAX, INT16_MAX, here, there)

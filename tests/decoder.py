@@ -312,10 +312,11 @@ class Model:
             if self.options["lifting"] == "haar":
                 source = np.pad(source, ((0, 0), (0, 0), (0, w - source.shape[2])))
             v = clamp(extend(source, h, w), 2**16)
-            (before, here, after), bias = (self.tensors[f"{name}.{t}.{part}"] for part in ("taps", "bias"))
-            p = np.pad(v, ((0, 0), (0, 0), (1, 1)), "edge")
-            line = before * p[:, :, :-2] + here * v + after * p[:, :, 2:] + bias
-            line = line + (self.network(f"{name}.{t}.network", v, 2**28) << 4)
+            taps, bias = (self.tensors[f"{name}.{t}.{part}"] for part in ("taps", "bias"))
+            p = np.pad(v, ((0, 0), (0, 0), (len(taps) // 2,) * 2), "edge")
+            line = bias + sum(tap * p[:, :, k : k + v.shape[2]] for k, tap in enumerate(taps))
+            if self.has(f"{name}.{t}.network.last.bias"):
+                line = line + (self.network(f"{name}.{t}.network", v, 2**28) << 4)
             shift = clamp(line + 2**15 >> 16, 2**16)[:, :, : target.shape[2]]
             halves[1 - t % 2] = target - shift if t % 2 else target + shift
         image = np.zeros((channels, h, w + halves[1].shape[2]), np.int64)

@@ -29,6 +29,7 @@ SCHEMES = {
     "couplings": {},
     "couplings HUE": {"HUE": True, "blocks": 0, "components": 1},
     "lifting": {"lifting": "legall", "blocks": 2},
+    "wavelet": {"lifting": "wavelet", "repeat": 2, "HUE": True},
 }
 
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from integers import drawn, seeded
 
-from flow.lifting import CLASSICAL, Lift, classical
+from flow.lifting import CLASSICAL, INTERPOLATING, STARTS, Lift, LiftingLevel, classical
 from flow.model import build
+from flow.pyramid import Pyramid
 from source.networks import ConvNet
 from utils.arithmetic.fixed import observe
 from utils.arithmetic.integers import STEPS
@@ -157,13 +158,19 @@ def test_equal_to_pywavelets_where_nothing_is_rounded(wavelet, levels, size):
     np.testing.assert_allclose(top, wanted, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("wavelet", CLASSICAL)
+def interpolating():
+    """The linear wavelet that "wavelet" starts as."""
+    return LiftingLevel(Lift(*step) for step in INTERPOLATING)
+
+
+@pytest.mark.parametrize("wavelet", STARTS)
 @pytest.mark.parametrize("repeat", [1, 3])
 @torch.no_grad()
 def test_trainable_lifting_starts_as_the_classical_transform(wavelet, repeat, photo):
     x = photo[..., :129, :94]
     top, details = build({"lifting": wavelet, "repeat": repeat}).transform(x)
-    wanted_top, wanted = classical(wavelet)(x)
+    start = classical(wavelet) if wavelet in CLASSICAL else Pyramid([interpolating()])
+    wanted_top, wanted = start(x)
     assert torch.equal(top, wanted_top) and len(details) == len(wanted) == 7
     assert all(torch.equal(a, b) for pair in zip(details, wanted) for a, b in zip(*pair))
 
@@ -173,6 +180,26 @@ def test_trainable_lifting_learns_its_taps():
     model.log_prob(noise(2, 3, 8, 8)).sum().backward()
     for lift in model.pyramid.level(0).lifts:
         assert lift.taps.grad.abs().min() > 0 and lift.network.last.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("repeat", [1, 2])
+def test_a_wavelet_whatever_it_learns(repeat):
+    """Responses of wild networks: to a constant, and to the highest frequency, across and down."""
+    level = (
+        make_wild(build({"lifting": "wavelet", "hchnl": 8, "repeat": repeat}), 0.2).double().pyramid.level(0)
+    )
+    x = noise(1, 3, 24, 20).double().requires_grad_()
+    ul, details = level.split(x)
+    # how the luma of a coefficient in the middle of each band follows each pixel
+    gradients = [torch.autograd.grad(b[0, 0, 6, 5], x, retain_graph=True)[0][0] for b in (ul, *details)]
+    even = [1 - 2 * (torch.arange(n) % 2).double() for n in (24, 20)]
+    for wave in (even[0][:, None], even[1]):
+        assert (gradients[0] * wave).sum((1, 2)).abs().max() < 1e-12
+    low, *high = (g.sum((1, 2)) for g in gradients)
+    assert torch.allclose(low, torch.tensor([1.0, 0, 0]).double(), atol=1e-12)
+    assert max(h.abs().max() for h in high) < 1e-12
+    # not by staying as it was
+    assert all((a - b).abs().max() > 1 for a, b in zip(details, interpolating().double().split(x)[1]))
 
 
 @pytest.mark.parametrize("wavelet", CLASSICAL)
@@ -188,15 +215,9 @@ def test_classical_inverse_and_nothing_to_train(wavelet, photo):
 
 def plain_lift(lift, v):
     """FixedLift, sample by sample, in 64-bit integers."""
-    before, here, after = lift.taps.tolist()
-    padded = oracle.bordered(v.permute(0, 2, 3, 1), 0, 1)
-    width = v.shape[-1]
-    y = (
-        before * padded[:, :, :width]
-        + here * padded[:, :, 1:-1]
-        + after * padded[:, :, 2:]
-        + lift.bias.item()
-    )
+    taps, width = lift.taps.tolist(), v.shape[-1]
+    padded = oracle.bordered(v.permute(0, 2, 3, 1), 0, len(taps) // 2)
+    y = lift.bias.item() + sum(tap * padded[:, :, k : k + width] for k, tap in enumerate(taps))
     y = y.permute(0, 3, 1, 2)
     if lift.network is not None:
         y = y + 16 * oracle.conv_net(lift.network, v)
@@ -208,11 +229,12 @@ def plain_lift(lift, v):
     st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
     st.sampled_from([0.1, 1.0, 300.0]),
     st.booleans(),
+    st.sampled_from([1, 3, 5]),
     st.integers(0, 10**6),
 )
-def test_frozen_lifts_equal_plain_integers(size, std, networks, seed):
+def test_frozen_lifts_equal_plain_integers(size, std, networks, count, seed):
     batch, height, width = size
-    taps, bias = torch.randn(4, generator=seeded(seed)).mul(std).split((3, 1))
+    taps, bias = torch.randn(count + 1, generator=seeded(seed)).mul(std).split((count, 1))
     network = make_wild(ConvNet(3, 3, 5, 1, (1, 3)), 0.2) if networks else None
     lift = Lift(taps.tolist(), bias.item() * 100, network)
     fixed = lift.freeze({})
@@ -232,7 +254,7 @@ def test_frozen_classical_lifts_are_exact(wavelet, photo):
         assert torch.equal(fixed.merge(*given), x) and given[0].dtype == torch.float32
 
 
-@pytest.mark.parametrize("wavelet", CLASSICAL)
+@pytest.mark.parametrize("wavelet", STARTS)
 @torch.no_grad()
 def test_frozen_lifting_is_the_trained_one_rounded(wavelet):
     model = make_wild(build({"lifting": wavelet, "hchnl": 8, "repeat": 2}), 0.1)

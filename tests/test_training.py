@@ -447,6 +447,25 @@ def test_scales_train_and_test_on_smaller_images_too(command, images, tmp_path, 
     assert "-scales 1: the model in" in refused(capsys, "-folder", tmp_path, "-load", "-scales", 1)
 
 
+def test_a_plan_is_a_file_of_options_under_those_typed(command, tmp_path, capsys):
+    plan, folder = tmp_path / "plan.json", tmp_path / "model"
+    plan.write_text(json.dumps({"crops": 16, "epoch": 1, "lr": 0.002, "origins": 0.5}))
+    easymain.main([*command, "-config", str(plan), "-lr", "0.001", "-epoch", "1", "-folder", str(folder)])
+    options = read_options(folder)
+    assert (options["crops"], options["lr"], options["origins"]) == (16, 0.001, 0.5)
+    assert "config" not in options and len(history(folder)) == 1
+    for text, error in (
+        ("{", "not readable as JSON"),
+        ("[]", "not a table of options"),
+        ('{"crop": 1}', "crop is no option of this script"),
+        ('{"lr": -1}', "lr"),
+        ('{"config": "x"}', "config is no option"),
+    ):
+        plan.write_text(text)
+        assert error in refused(capsys, *command, "-config", plan, "-folder", tmp_path / "other")
+    assert "no such file" in refused(capsys, "-config", tmp_path / "none", "-folder", tmp_path / "other")
+
+
 # -- going on ------------------------------------------------------------------------------------------------
 
 
@@ -486,7 +505,14 @@ def test_load_of_a_finished_training_changes_nothing(trained, whole):
     assert_same_training(trained, whole)
 
 
-@pytest.mark.parametrize("extra", ["-ema 0", "-ema 0.9 -flip -optimizer adam -clipNorm 1 -noise 2"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "-ema 0",
+        "-ema 0.9 -flip -optimizer adam -clipNorm 1 -noise 2",
+        "-crops 32 -transpose -origins 0.5 -grey 0.1 -noise 1",
+    ],
+)
 @pytest.mark.parametrize(("when", "number"), [(1, signal.SIGTERM), (6, signal.SIGINT), (12, signal.SIGINT)])
 def test_stopped_and_resumed(command, tmp_path, monkeypatch, capsys, when, number, extra):
     argv = [*command, *extra.split(), "-folder"]
@@ -648,6 +674,9 @@ def test_only_the_first_process_writes(images, tmp_path):
         ("-clipNorm inf", "-clipNorm inf: need a finite number, at least 0"),
         ("-optimizer sgd", "-optimizer: invalid choice: 'sgd'"),
         ("-prior bands -simplePrior", "-simplePrior and -prior bands: need one"),
+        ("-origins 0.5", "-origins is of fresh crops: give -crops too"),
+        ("-crops 8 -grey 2", "-grey 2.0: need 0 .. 1"),
+        ("-target photos*0", "target photos*0: need a positive number"),
         ("-prior pixels", "-prior: invalid choice: 'pixels'"),
         ("-width 0", "-width 0: need"),
         ("-seed -1", "-seed -1: need"),

@@ -56,8 +56,54 @@ def load(target, part, data="data", size=32, workers=0, progress=True, scales=1)
 
 def split_target(target):
     """List the names and folders that a target joins by "+"; the name of one folder may hold a "+" too."""
-    target = str(target)
-    return [target] if target and Path(target).is_dir() else target.split("+")
+    return [name for name, _ in weighted_names(target)]
+
+
+def weighted_names(target):
+    """List the names that a target joins, and the weight of each: N of NAME*N, or 1.
+
+    Raises ValueError for a weight that is not a positive number.
+    """
+    target, names = str(target), []
+    for name in [target] if target and Path(target).is_dir() else target.split("+"):
+        weight = 1.0
+        if "*" in name and not Path(name).is_dir():
+            name, text = name.rsplit("*", 1)
+            try:
+                weight = float(text)
+            except ValueError:
+                weight = 0.0
+            if not 0 < weight < math.inf:
+                raise ValueError(f"target {name}*{text}: need a positive number for a weight")
+        names.append((name, weight))
+    return names
+
+
+def pictures_of(name, data="data", size=32, workers=0, progress=True, scales=1):
+    """The pictures that a name in TARGETS or a folder has for training, uncut, one collection for each set.
+
+    Each is a list of uint8 tensors (3, H, W), every side at least `size`, or one tensor (N, 3, S, S).
+    Arguments and errors as in load.
+    """
+    if name == "photos":
+        return [_large(_photos("train", size), PHOTOS, size)]
+    if name not in TARGETS:
+        _readers(name)
+        pictures = _pictures(Path(name), "train", size, workers, progress, scales)
+        return [_large(pictures, name, size)]
+    sets = [read("train", Path(data), size, workers, progress, scales) for read in TARGETS[name]]
+    for images in sets:
+        if images.shape[-1] < size:
+            raise ValueError(f"{name}: images of {images.shape[-1]} pixels a side hold no crops of {size}")
+    return sets
+
+
+def _large(pictures, place, size):
+    """List those of some pictures that hold a crop of size x size; ValueError if none does."""
+    pictures = [picture for picture in pictures if min(picture.shape[1:]) >= size]
+    if not pictures:
+        raise ValueError(f"{place}: no image holds {size}x{size} pixels")
+    return pictures
 
 
 def choose_sides(target, size=None):
@@ -106,19 +152,29 @@ def draw(count, target, data="data", size=32, seed=0):
 
 def _read_photos(part, data, size, workers, progress, scales):
     """Read patches of the project's own photographs, at full size, half, a quarter, and so on."""
-    files = [path for path in image_files(PHOTOS) if (path.stem in TEST_PHOTOS) == (part == "test")]
     # The photographs are few: where they train, patches overlap by a quarter.
-    stride = size - size // 4 if part == "train" else size
-    return _cut((scale for path in files for scale in _scales(read_rgb(path), size)), PHOTOS, size, stride)
+    return _cut(_photos(part, size), PHOTOS, size, size - size // 4 if part == "train" else size)
+
+
+def _photos(part, size):
+    """Yield one part of the project's own photographs, at all scales."""
+    for path in image_files(PHOTOS):
+        if (path.stem in TEST_PHOTOS) == (part == "test"):
+            yield from _scales(read_rgb(path), size)
 
 
 def _read_folder(folder, part, data, size, workers, progress, scales):
     """Read patches, side by side, of the image files in a folder, at so many scales."""
+    return _cut(_pictures(folder, part, size, workers, progress, scales), folder, size, size)
+
+
+def _pictures(folder, part, size, workers, progress, scales):
+    """Yield the pictures of one part of a folder, at so many scales."""
     files = _files_of_part(folder, part)
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         images = pool.map(read_rgb, files)
-        bar = tqdm(images, folder.name, len(files), delay=1, leave=False, disable=not progress)
-        return _cut((scale for image in bar for scale in _scales(image, size, scales)), folder, size, size)
+        for image in tqdm(images, folder.name, len(files), delay=1, leave=False, disable=not progress):
+            yield from _scales(image, size, scales)
 
 
 def _files_of_part(folder, part):
