@@ -7,13 +7,17 @@ import numpy as np
 
 from utils.files import replacing, write_table
 
+# How wide a JPEG is, in pixels: as wide as a page shows it.
+PAGE_WIDTH = 1600
 
-def save_figure(figure, folder, name, show=False):
-    """Write figure as NAME.png and NAME.pdf into a folder, say so, and show it if asked to."""
-    for kind in ("png", "pdf"):
+
+def save_figure(figure, folder, name, show=False, jpg=False):
+    """Write figure as NAME.png, NAME.pdf and, if asked to, NAME.jpg into a folder, say so, and show it."""
+    page = dict(dpi=PAGE_WIDTH / figure.get_figwidth(), pil_kwargs=dict(quality=85))
+    for kind, how in dict(png=dict(dpi=200), pdf=dict(dpi=200), **dict(jpg=page) if jpg else {}).items():
         path = Path(folder) / f"{name}.{kind}"
         with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=200, format=kind)
+            figure.savefig(temporary, format=kind, **how)
         print(path)
     if show:
         plt.show()
