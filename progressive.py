@@ -204,7 +204,7 @@ def main(argv=None):
     folder = find_folder(options["folder"])
     model, architecture, name = open_frozen(folder, device=device)
     out, size = picture_folder(options["out"], folder), architecture["patch"]
-    origin = f"; model: {trained(folder)}"
+    origin = f"\nmodel: {trained(folder)}"
     if options["measure"]:
         return show_measures(model, test_images(options, options["measure"], size), out)
     images = {key: loaded(key, stages) for key, stages in sources(options, model, name, size, generator)}

@@ -30,7 +30,7 @@ from flow.analysis import (
     radial,
     spectrum,
 )
-from flow.folder import trained, write_options
+from flow.folder import open_frozen, trained, write_options
 from flow.lifting import classical
 from flow.model import build
 from utils.data.images import IN_THE_BOX, picture
@@ -214,10 +214,15 @@ def test_spectrum_of_a_wave():
 
 def test_pyramid_script_writes_its_table(folder, tmp_path, capsys):
     Image.fromarray(noise(33, 20, 3).byte().numpy()).convert("L").save(tmp_path / "grey.png")
-    simpleBigWavelet.main(["-folder", str(folder), "-img", str(tmp_path / "grey.png"), "-out", str(tmp_path)])
+    argv = ["-folder", str(folder), "-img", str(tmp_path / "grey.png"), "-out", str(tmp_path), "-jpg"]
+    simpleBigWavelet.main(argv)
     name = tmp_path / "simpleBigWavelet_grey_depth_2"
-    assert all(name.with_suffix(suffix).stat().st_size for suffix in (".png", ".pdf", ".csv"))
-    assert str(name.with_suffix(".png")) in capsys.readouterr().out
+    written = {path.name.removeprefix(name.name) for path in tmp_path.glob(f"{name.name}*")}
+    assert written == {".png", ".pdf", ".jpg", ".csv", "_bits.png", "_bits.pdf"}
+    with Image.open(name.with_suffix(".jpg")) as page:
+        assert abs(page.width - 1600) < 3
+    printed = capsys.readouterr().out
+    assert str(name.with_suffix(".png")) in printed and "PSNR in dB" in printed
     with name.with_suffix(".csv").open() as file:
         rows = list(csv.DictReader(file))
     image = picture(tmp_path / "grey.png")[None]
@@ -225,6 +230,11 @@ def test_pyramid_script_writes_its_table(folder, tmp_path, capsys):
     found = {(r["wavelet"], r["band"], r["level"]): float(r["bits"]) for r in rows}
     assert found["legall", "coarse", "2"] == pytest.approx(entropy(top))
     assert found["legall", "dl", "2"] == pytest.approx(entropy(detail[1]))
+    model, _, _ = open_frozen(folder)
+    coarse, details, residuals = pyramid(model, image, 2)
+    assert found["learned", "coarse", "2"] == pytest.approx(entropy(coarse))
+    assert found["learned", "ur", "1"] == pytest.approx(entropy(details[0][0]))
+    assert found["learned, less prior", "ur", "1"] == pytest.approx(entropy(residuals[0][0]))
     assert sum(int(r["height"]) * int(r["width"]) for r in rows if r["wavelet"] == "haar") == 2 * 33 * 20
 
 

@@ -11,7 +11,7 @@ from utils.files import replacing
 
 WHITE = 255
 # In inches where matplotlib draws, in pixels where Pillow does.
-LABEL_INCHES = 0.25
+LABEL_INCHES = 0.16
 LABEL_SIZE, LABEL_HEIGHT, CELL_WIDTH = 14, 40, 192
 
 
@@ -51,7 +51,8 @@ def contact_sheet(rows, caption, headings=(), names=(), inches=1.6):
     columns = len(rows[0])
     heights = [max(image.shape[-2] / image.shape[-1] for image, _ in filter(None, row)) for row in rows]
     heights = [inches * h + LABEL_INCHES for h in heights]
-    caption = textwrap.fill(caption, max(int(columns * inches * 11), 40))
+    width = max(int(columns * inches * 11), 40)
+    caption = "\n".join(textwrap.fill(line, width) for line in caption.splitlines())
     figure, axes = plt.subplots(
         len(rows), columns, figsize=(columns * inches, sum(heights) + 0.2 * caption.count("\n") + 0.6),
         squeeze=False, height_ratios=heights, layout="constrained",
