@@ -8,9 +8,9 @@
 Progressive loading: for every k, the coarse band that is left without the finest k levels, and the image that
 the prior completes it to; with the bytes that the codec needs so far, and PSNR beside that of the coarse
 band interpolated. Super-resolution by 2^exdepth: from the image's own coarse band, beside interpolation of
-that band, whose samples are at their true places. Enlarged: the image itself, taken for a coarse band.
-Details not read are the prior's means, or samples with -baseScale (-exBaseScale) added to their logscales
-(.nwf files: always means).
+that band, whose samples are at their true places; averaged: the mean of 16 samples. Enlarged: the image
+itself, taken for a coarse band. Details not read are the prior's means, or samples with -baseScale
+(-exBaseScale) added to their logscales (.nwf files: always means).
 """
 
 from pathlib import Path
@@ -181,11 +181,11 @@ def show_enlarged(images, caption, out, name, options):
     print(out / name)
 
 
-def show_measures(model, images, out):
+def show_measures(model, images, generator, out):
     """Print and save the table of PSNR and SSIM."""
     rows = []
     for doublings in tqdm((1, 2), "factors", delay=2, leave=False):
-        for method, (near, similar) in measure(model, images, doublings).items():
+        for method, (near, similar) in measure(model, images, doublings, generator).items():
             rows.append(dict(factor=2**doublings, method=method, psnr=near, ssim=similar, images=len(images)))
     side = images.shape[-1]
     print(f"{len(images)} images of {side}x{side}, brought back from their coarse bands")
@@ -206,7 +206,7 @@ def main(argv=None):
     out, size = picture_folder(options["out"], folder), architecture["patch"]
     origin = f"\nmodel: {trained(folder)}"
     if options["measure"]:
-        return show_measures(model, test_images(options, options["measure"], size), out)
+        return show_measures(model, test_images(options, options["measure"], size), generator, out)
     images = {key: loaded(key, stages) for key, stages in sources(options, model, name, size, generator)}
     caption = f"Progressive loading; completed with {details(options, 'baseScale')}{origin}"
     show_loading(images, caption, out, options)

@@ -14,6 +14,8 @@ from utils.show.interpolation import KERNELS, interpolated
 from utils.show.quality import psnr, ssim
 from utils.show.sheets import from_pillow
 
+# The samples that are averaged, and what is added to their logscales: of few samples, calm ones come nearer.
+AVERAGED, AVERAGED_SCALE = 16, -1.0
 # What the PSNR of an image counts in a mean at most: images of one colour are often met exactly.
 BEST_PSNR = 100.0
 
@@ -103,13 +105,18 @@ def enlarge(model, images, doublings, base_scale=None, generator=None):
 def restore(model, images, doublings, base_scale=None, generator=None):
     """Images (B, 3, H, W) from their own coarse bands, so many levels down: method -> (B, 3, H, W), uint8.
 
-    The methods: the interpolations of the coarse band in RGB, and "learned", with details from the prior.
+    The methods: the interpolations of the coarse band in RGB; "learned", with details from the prior; and
+    "averaged", the mean of samples: nearer than the prior's means, each of which those that follow take for
+    the truth.
     base_scale, generator: as for model.sample.
     """
     size, coarse = images.shape[-2:], coarse_bands(model, images, doublings)[-1]
-    learned = model.sample(len(images), *size, base_scale, generator, coarse, doublings)
     back = interpolations(model.to_images(coarse), size, 2**doublings)
-    return back | {"learned": learned.to(torch.uint8)}
+    learned = model.sample(len(images), *size, base_scale, generator, coarse, doublings)
+    many = coarse.repeat(AVERAGED, 1, 1, 1)
+    many = model.sample(len(many), *size, AVERAGED_SCALE, generator, many, doublings)
+    averaged = many.unflatten(0, (AVERAGED, -1)).mean(0).round()
+    return back | {"learned": learned.to(torch.uint8), "averaged": averaged.to(torch.uint8)}
 
 
 def interpolations(images, size, factor, methods=tuple(KERNELS)):
@@ -118,11 +125,12 @@ def interpolations(images, size, factor, methods=tuple(KERNELS)):
     return {method: x.round().clamp(0, 255).to(torch.uint8) for method, x in large.items()}
 
 
-def measure(model, images, doublings, batch=16):
+def measure(model, images, doublings, generator=None, batch=4):
     """How near `restore` brings images (N, 3, H, W), uint8: method -> mean PSNR and SSIM."""
     scores = {}
     for group in images.split(batch):
-        for method, back in restore(model, group.to(model.device), doublings).items():
+        restored = restore(model, group.to(model.device), doublings, generator=generator)
+        for method, back in restored.items():
             pairs = list(zip(group, back.cpu()))
             near = [min(psnr(x, y), BEST_PSNR) for x, y in pairs]
             scores.setdefault(method, []).extend(zip(near, (ssim(x, y) for x, y in pairs)))

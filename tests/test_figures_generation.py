@@ -16,6 +16,7 @@ from flow.codec.stream import decode_levels, encode
 from flow.folder import write_options
 from flow.model import build
 from flow.zoom import (
+    AVERAGED_SCALE,
     BEST_PSNR,
     coarse_bands,
     enlarge,
@@ -220,6 +221,8 @@ def test_restoring_is_from_the_model_s_own_coarse_band(name, photo):
         step = 2**levels
         near = back["nearest"][..., ::step, ::step]
         assert torch.equal(near, model.to_images(top).clamp(0, 255).to(torch.uint8))
+        single = restore(model, x, levels, AVERAGED_SCALE, torch.Generator().manual_seed(0))["learned"]
+        assert psnr(single, back["learned"]) + 6 < psnr(back["averaged"], back["learned"]) < math.inf
         if name == "legall":  # whose means are 0
             expected = model.inverse(top, [[torch.zeros_like(b) for b in detail] for detail in details])
             assert torch.equal(back["learned"], expected.clamp(0, 255).to(torch.uint8))
@@ -230,7 +233,7 @@ def test_measure(photo):
     means = measure(model, torch.cat([x, x.flip(-1)]), 1, batch=1)
     back = [restore(model, y, 1)["bicubic"][0] for y in (x, x.flip(-1))]
     expected = sum(map(psnr, back, (x[0], x[0].flip(-1)))) / 2
-    assert means["bicubic"][0] == pytest.approx(expected) and list(means) == [*KERNELS, "learned"]
+    assert means["bicubic"][0] == pytest.approx(expected) and list(means) == [*KERNELS, "learned", "averaged"]
     assert (
         means["nearest"][0] + 2 < means["learned"][0] < 60 and means["nearest"][1] < means["learned"][1] < 1
     )
@@ -287,7 +290,7 @@ def test_progressive_script(folder, image, tmp_path, capsys):
 def test_measure_script(folder, tmp_path):
     progressive.main(["-folder", folder, "-out", str(tmp_path), "-measure", "3"])
     rows = rows_of(tmp_path / "superresolution_measured.csv")
-    assert len(rows) == 8 and {row["images"] for row in rows} == {"3"}
+    assert len(rows) == 10 and {row["images"] for row in rows} == {"3"}
 
 
 @pytest.mark.parametrize(
