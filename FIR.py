@@ -66,14 +66,14 @@ def draw(responses, omega, varied, caption):
     figure, axes = plt.subplots(2, 2, figsize=(13, 9.5), layout="constrained")
     for (direction, curves), row in zip(responses.items(), axes):
         found = pass_figures(*curves)
-        for k, (kind, ratio) in enumerate((("low", "at π to 0"), ("high", "at 0 to the peak"))):
+        for k, (kind, ratio) in enumerate((("low", "|H(π)| / |H(0)|"), ("high", "|H(0)| / peak"))):
             draw_family(row[k], curves[k], omega)
             for wavelet, style in CLASSICAL.items():
                 response = gain_of(wavelet, varied) * classical_response(wavelet, omega)[k]
                 row[k].plot(omega, response, style, color=COLOURS[wavelet], lw=1.8, label=TITLES[wavelet])
             row[k].set_xticks(np.arange(5) * math.pi / 4, ["0", "π/4", "π/2", "3π/4", "π"])
             row[k].set(xlabel="ω, radians/pixel", ylabel="|H(e$^{iω}$)|", xlim=(0, math.pi), ylim=(0, None))
-            row[k].set_title(f"{kind} pass, {direction}; learned, {ratio}: {found[f'{kind}_ratio']:.3f}")
+            row[k].set_title(f"{kind} pass, {direction}: learned {ratio} = {found[f'{kind}_ratio']:.3f}")
             row[k].grid(alpha=0.3)
     axes[0, 0].legend(fontsize=9)
     figure.suptitle(caption, fontsize=11)

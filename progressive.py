@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from flow.folder import find_folder, open_frozen, picture_folder, target_name, trained
-from flow.zoom import enlarge, interpolations, load_file, load_image, measure, restore
+from flow.zoom import AVERAGED, enlarge, interpolations, load_file, load_image, measure, restore
 from utils.data.datasets import draw
 from utils.data.images import picture
 from utils.options import (
@@ -216,7 +216,11 @@ def main(argv=None):
         how = f"by {2 ** options['exdepth']}; learned: with {details(options, 'exBaseScale')}{origin}"
         middles = {key: middle(stages[-1].image, options["exsize"]) for key, stages in images.items()}
         for name, work, words in (
-            ("superresolution", restored, "Super-resolution from the coarse band"),
+            (
+                "superresolution",
+                restored,
+                f"Super-resolution from the coarse band (averaged: {AVERAGED} samples)",
+            ),
             ("enlarged", enlarged, "Images taken for coarse bands, enlarged"),
         ):
             bar = tqdm(middles.items(), name, delay=2, leave=False)

@@ -95,11 +95,12 @@ def tones_of(model, details):
 def name_bands(axes, coarse, details):
     """Write the name of each band into its upper left corner."""
     style = dict(color="white", fontsize=8, va="top", bbox=dict(color="black", alpha=0.55, pad=1.5, lw=0))
+    style |= dict(xytext=(3, -3), textcoords="offset points")
     top, left = coarse.shape[-2:]
-    axes.text(4, 4, "coarse", **style)
+    axes.annotate("coarse", (0, 0), **style)
     for level, (ur, dl, _) in reversed(list(enumerate(details, 1))):
         for name, y, x in (("ur", 0, left), ("dl", top, 0), ("dr", top, left)):
-            axes.text(x + 4, y + 4, f"{name} {level}", **style)
+            axes.annotate(f"{name} {level}", (x, y), **style)
         top, left = top + dl.shape[-2], left + ur.shape[-1]
 
 
@@ -117,7 +118,7 @@ def draw(model, bands, tables, caption):
         show_image(axes, mosaic(model.to_images(coarse), grey)[0])
         name_bands(axes, coarse, details)
         axes.set_title(f"{TITLES[name]}: {tables[name][-1]['bits']:.3f} bits per coefficient", fontsize=13)
-    note = f"details: grey is 0, white and black are ±{limit:.0f} tones in all three"
+    note = f"details less their means: grey is 0, white and black are ±{limit:.0f} tones in all three"
     figure.suptitle(f"{caption}\n{note}", fontsize=11)
     return figure
 
