@@ -110,11 +110,11 @@ def target_name(target):
     return "+".join(Path(name).name for name in split_target(target))
 
 
-def find_folder(folder=None):
-    """The model folder to use: the one given, or that in the box, etc/model, or what `make demo` trained."""
+def find_folder(folder=None, box="model"):
+    """The model folder to use: the one given, or that in the box, etc/BOX, or what `make demo` trained."""
     if folder is not None:
         return Path(folder)
-    for path in (BOX / "model", ROOT / "opt" / "demo"):
+    for path in (BOX / box, ROOT / "opt" / "demo"):
         if options_file(path).exists():
             return path
     raise ValueError("no model yet: give -folder, or train one with `make demo`")

@@ -21,7 +21,7 @@ BANDS = FIXTURES / "bands"
 
 
 def test_the_default_is_the_model_in_the_box():
-    assert find_folder() == BOX / "model"
+    assert find_folder() == BOX / "model" and find_folder(box="paper") == BOX / "paper"
 
 
 @pytest.mark.parametrize("name", LARGEST)
