@@ -89,7 +89,7 @@ def main(argv=None):
         panel.set_title(title, fontsize=10)
         panel.set_axis_off()
     figure.suptitle(f"model: {trained(folder)}", fontsize=9)
-    save_figure(figure, out, name, options["show"])
+    save_figure(figure, out, name, options["show"], options["jpg"])
     save_image(magnified(tiled(images, count)), out / f"{name}_pixels.png")
     print(out / f"{name}_pixels.png")
     save_arrays(out, name, images=images.permute(0, 2, 3, 1).numpy())

@@ -13,6 +13,7 @@ one border to the other would be in them. The networks compute in floating point
 from pathlib import Path
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 from flow.analysis import (
@@ -67,24 +68,29 @@ def draw_surfaces(images, spectra, caption):
     limit = common_limit([image for name, image in images.items() if "high" in name])
     surfaces = {name: in_blocks(*s) for name, s in spectra.items()}
     low, high = (f([f(z) for z, _, _ in surfaces.values()]) for f in (np.min, np.max))
-    figure, wide = plt.figure(figsize=(5 * len(images), 10)), 1 / len(images)
+    figure, wide = plt.figure(figsize=(5 * len(images), 10.6)), 1 / len(images)
     for k, (name, image) in enumerate(images.items()):
-        axes = figure.add_axes((k * wide + 0.005, 0.5, wide - 0.01, 0.4))
+        axes = figure.add_axes((k * wide + 0.005, 0.49, wide - 0.01, 0.37))
         show_image(axes, in_grey(image, limit) if "high" in name else image)
-        axes.set_title(title(name), fontsize=15)
-        axes = figure.add_axes((k * wide, 0.02, wide - 0.015, 0.46), projection="3d")
+        axes.set_title(title(name), fontsize=20)
+        axes = figure.add_axes((k * wide, 0.01, wide - 0.01, 0.47), projection="3d")
         z, y, x = surfaces[name]
         if min(z.shape) > 1:
-            axes.plot_surface(x, y, z, cmap="viridis", vmin=low, vmax=high, rcount=len(x), ccount=len(x[0]))
+            # pixels in the PDF too: thousands of facets make it slow to show
+            style = dict(rcount=len(x), ccount=len(x[0]), rasterized=True)
+            axes.plot_surface(x, y, z, cmap="viridis", vmin=low, vmax=high, **style)
         else:
             axes.plot(x.flat, y.flat, z.flat)
         axes.set(xlim=(-0.5, 0.5), ylim=(-0.5, 0.5), zlim=(low, high))
-        axes.set_xlabel("across, cycles/pixel", labelpad=8)
-        axes.set_ylabel("down, cycles/pixel", labelpad=10)
-        axes.set_zlabel("log(|FFT| + 1)")
-        axes.set_box_aspect((1, 1, 0.9), zoom=0.9)
+        axes.set(xticks=(-0.4, 0, 0.4), yticks=(-0.4, 0, 0.4))
+        axes.tick_params(labelsize=13, pad=1)
+        axes.set_xlabel("across, cycles/pixel", fontsize=14)
+        axes.set_ylabel("down, cycles/pixel", fontsize=14)
+        axes.zaxis.set_major_locator(MaxNLocator(5))
+        axes.set_box_aspect((1, 1, 0.9), zoom=1)
+    figure.text(0.005, 0.46, "log(|FFT| + 1):", fontsize=16)
     note = f"high-pass: grey is 0, white and black are ±{limit:.0f} tones in both"
-    figure.suptitle(f"{caption}\n{note}", fontsize=15)
+    figure.suptitle(f"{caption}\n{note}", fontsize=18)
     return figure
 
 
@@ -122,9 +128,10 @@ def main(argv=None):
     numbers = {key: values.numpy() for key, (values, _, _) in spectra.items()}
     numbers |= {f"{key}_radial": mean.numpy() for key, (_, mean) in curves.items()}
     save_arrays(out, name, **numbers, radius=curves["original"][0].numpy())
-    caption = f"{stem}, finest {levels} level{'s' * (levels > 1)}; model: {trained(folder)}"
-    save_figure(draw_surfaces(images, spectra, caption), out, f"{name}_surfaces", options["show"])
-    save_figure(draw_curves(curves, levels, caption), out, f"{name}_radial", options["show"])
+    caption = f"{stem}, finest {levels} level{'s' * (levels > 1)}\nmodel: {trained(folder)}"
+    how = options["show"], options["jpg"]
+    save_figure(draw_surfaces(images, spectra, caption), out, f"{name}_surfaces", *how)
+    save_figure(draw_curves(curves, levels, caption), out, f"{name}_radial", *how)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""Load images progressively, and enlarge them beyond their size.
+"""Load images progressively, and enlarge them.
 
     python progressive.py -folder opt/NAME                  test images of -target
     python progressive.py -folder opt/NAME -img FILE...     pictures, or .nwf files from their first bytes
     python progressive.py -folder opt/NAME -measure 100     PSNR and SSIM of super-resolution, in a table
+    python progressive.py -num 3 -size 128 -jpg             the picture in the README
 
-Progressive loading: the coarse levels are an image's own, the finest k come from the prior, for every k; with
-the bytes that the codec needs so far, and PSNR. Super-resolution by 2^exdepth: the prior's details around the
-image itself, taken for a coarse band, whose colours it is given first. Each for sampled details, with
--baseScale (-exBaseScale) added to their logscales, or for the prior's means (-mean; .nwf files: always).
+Progressive loading: for every k, the coarse band that is left without the finest k levels, and the image that
+the prior completes it to; with the bytes that the codec needs so far, and PSNR beside that of the coarse
+band interpolated. Super-resolution by 2^exdepth: from the image's own coarse band, beside interpolation of
+that band, whose samples are at their true places; averaged: the mean of 16 samples. Enlarged: the image
+itself, taken for a coarse band. Details not read are the prior's means, or samples with -baseScale
+(-exBaseScale) added to their logscales (.nwf files: always means).
 """
 
 from pathlib import Path
@@ -16,8 +19,7 @@ import torch
 from tqdm import tqdm
 
 from flow.folder import find_folder, open_frozen, picture_folder, target_name, trained
-from flow.zoom import enlarge, load_file, load_image, measure
-from utils.arithmetic.polyphase import level_sizes
+from flow.zoom import AVERAGED, enlarge, interpolations, load_file, load_image, measure, restore
 from utils.data.datasets import draw
 from utils.data.images import picture
 from utils.options import (
@@ -34,16 +36,18 @@ from utils.options import (
 )
 from utils.show.plots import save_figure, save_rows
 from utils.show.quality import psnr
-from utils.show.sheets import FILTERS, contact_sheet, labelled, resized, save_gif, save_image
+from utils.show.sheets import contact_sheet, labelled, save_gif, save_image
 
+SAMPLED = BASE_SCALE._replace(
+    default=None, kind=float, help="samples of details in place of means, so much added to their logscales"
+)
 OPTIONS = FOLDER | DATA_FOLDER | {
     "num": Option(4, "test images to draw", least=1),
     "target": Option("photos", "data set or folder of the test images"),
     "size": SIDE._replace(help=f"{SIDE.help} (default: as in training, or 32)"),
     "img": Option(None, "pictures or .nwf files in place of test images", many=True),
-    "baseScale": BASE_SCALE._replace(default=-2.0),
-    "exBaseScale": BASE_SCALE._replace(default=-2.0, help="the same for super-resolution"),
-    "mean": Option(False, "the means of the details, in place of samples"),
+    "baseScale": SAMPLED,
+    "exBaseScale": SAMPLED._replace(help=f"{SAMPLED.help}, in super-resolution"),
     "exdepth": Option(2, "super-resolution by 2^exdepth; 0: none", least=0, most=10),
     "exsize": Option(
         128, "super-resolution is of the middle of an image, at most so many pixels a side",
@@ -62,21 +66,20 @@ def test_images(options, count, size):
 
 def sources(options, model, name, size, generator):
     """The images to load: a name for each, and its Stages, made as they are asked for."""
-    base_scale = None if options["mean"] else options["baseScale"]
     if options["img"] is None:
         target = target_name(options["target"])
         for i, image in enumerate(test_images(options, options["num"], size)):
-            yield f"{target}_{i}", load_image(model, image, base_scale, generator)
+            yield f"{target}_{i}", load_image(model, image, options["baseScale"], generator)
     for i, path in enumerate(map(Path, options["img"] or ())):
         if path.suffix == ".nwf":
             yield f"{path.stem}_{i}", load_file(model, name, path.read_bytes())
         else:
-            yield f"{path.stem}_{i}", load_image(model, picture(path), base_scale, generator)
+            yield f"{path.stem}_{i}", load_image(model, picture(path), options["baseScale"], generator)
 
 
 def details(options, scale):
-    """What a caption says of details; scale: the option that sampling them takes."""
-    if options["mean"]:
+    """What a caption says of details; scale: the option that makes them samples."""
+    if options[scale] is None:
         return "the prior's means"
     files = scale == "baseScale" and any(Path(path).suffix == ".nwf" for path in options["img"] or ())
     return f"samples of the prior, base scale {options[scale]:g}{' (.nwf files: its means)' if files else ''}"
@@ -90,75 +93,105 @@ def loaded(key, stages):
         raise ValueError(f"{key}: {error}") from None
 
 
+def shown(stage, method="nearest"):
+    """The coarse band of a Stage, as large as the image."""
+    factor, size = 2**stage.level, stage.image.shape[-2:]
+    return interpolations(stage.coarse[None], size, factor, [method])[method][0]
+
+
 def rows_of(name, stages):
     """The table of an image's Stages; PSNR is against the last, none where a file was cut before it."""
     *_, whole = stages
     rows = []
-    for level, image, count in stages:
-        height, width = level_sizes(*image.shape[-2:], level)[-1]
-        near = None if whole.level else psnr(image, whole.image)
-        rows.append(dict(image=name, level=level, height=height, width=width, bytes=count, psnr=near))
+    for stage in stages:
+        height, width = stage.coarse.shape[-2:]
+        images = {"psnr": stage.image, "bicubic": shown(stage, "bicubic")}
+        near = {key: None if whole.level else psnr(image, whole.image) for key, image in images.items()}
+        size = {"height": height, "width": width, "bytes": stage.bytes}
+        rows.append({"image": name, "level": stage.level} | size | near)
     return rows
 
 
-def label_of(row):
-    """What stands beneath a panel: what was read of it, and how near that brought it."""
-    near = "" if row["psnr"] is None else f", {row['psnr']:.1f} dB" if row["level"] else ", lossless"
-    return f"{row['width']}x{row['height']} read\n{row['bytes']:,} bytes{near}"
+def labels_of(row):
+    """What stands beneath a coarse band, and beneath what became of it."""
+    read = f"{row['width']}x{row['height']}, {row['bytes']:,} bytes"
+    if row["psnr"] is None:
+        return read, ""
+    return read, f"{row['psnr']:.1f} dB (bicubic {row['bicubic']:.1f})" if row["level"] else "lossless"
 
 
-def show_loading(images, caption, out, show):
+def show_loading(images, caption, out, options):
     """Contact sheet, animation, table and single images of progressive loading. images: name -> Stages."""
-    rows = [rows_of(name, stages) for name, stages in images.items()]
-    panels = [
-        [(stage.image, label_of(row)) for stage, row in zip(stages, table)]
-        for stages, table in zip(images.values(), rows)
-    ]
-    save_figure(contact_sheet(panels, caption), out, "progressive", show)
-    longest = max(map(len, panels))
-    paced = ([cells[0]] * (longest - len(cells)) + cells for cells in panels)
+    rows, sheet, moments = [], [], []
+    levels = sorted({stage.level for stages in images.values() for stage in stages}, reverse=True)
+    for name, stages in images.items():
+        rows += (table := rows_of(name, stages))
+        labels = [labels_of(row) for row in table]
+        pairs = [(shown(stage), stage.image) for stage in stages]
+        for kind in range(2):
+            cells = {s.level: (p[kind], label[kind]) for s, p, label in zip(stages, pairs, labels)}
+            sheet.append([cells.get(level) for level in levels])
+        moments.append([(torch.cat(pair, -2), "\n".join(label)) for pair, label in zip(pairs, labels)])
+        for stage in stages:
+            save_image(stage.coarse, out / "progressive" / f"{name}_level_{stage.level}_coarse.png")
+            save_image(stage.image, out / "progressive" / f"{name}_level_{stage.level}.png")
+    longest = max(map(len, moments))
+    headings = ["the image" if level == 0 else f"level {level}" for level in levels]
+    figure = contact_sheet(sheet, caption, headings, ["coarse band", "completed"] * len(images))
+    save_figure(figure, out, "progressive", options["show"], options["jpg"])
+    paced = ([cells[0]] * (longest - len(cells)) + cells for cells in moments)
     save_gif([labelled(moment) for moment in zip(*paced)], out / "progressive.gif")
     print(out / "progressive.gif")
-    save_rows(out, "progressive", sum(rows, []))
-    for name, stages in images.items():
-        for stage in stages:
-            save_image(stage.image, out / "progressive" / f"{name}_level_{stage.level}.png")
+    save_rows(out, "progressive", rows)
     print(out / "progressive")
 
 
-def enlarged(model, image, options, generator):
-    """An image as it is and 2^exdepth times as large by each method: a list of (image, label)."""
-    side = options["exsize"]
+def middle(image, side):
+    """The middle of an image, at most so many pixels a side."""
     top, left = (max(n - side, 0) // 2 for n in image.shape[-2:])
-    image, doublings = image[:, top : top + side, left : left + side], options["exdepth"]
+    return image[:, top : top + side, left : left + side]
+
+
+def restored(model, image, options, generator):
+    """An image from its own coarse band by each method, and itself: name of a column -> (image, label)."""
+    levels, base_scale = options["exdepth"], options["exBaseScale"]
+    back = restore(model, image[None].to(model.device), levels, base_scale, generator)
+    back = {method: x[0].cpu() for method, x in back.items()}
+    return {m: (x, f"{psnr(x, image):.2f} dB") for m, x in back.items()} | {"original": (image, "")}
+
+
+def enlarged(model, image, options, generator):
+    """An image 2^exdepth times as large by each method: name of a column -> (image, label)."""
+    image, doublings = image[None].to(model.device), options["exdepth"]
     height, width = (n << doublings for n in image.shape[-2:])
-    base_scale = None if options["mean"] else options["exBaseScale"]
-    (learned,) = enlarge(model, image[None].to(model.device), doublings, base_scale, generator)
-    methods = {method: resized(image, (height, width), method) for method in FILTERS}
-    methods["learned"] = learned.cpu()
-    return [(x, f"{method}, {width}x{height}") for method, x in methods.items()]
+    large = interpolations(image, (height, width), 2**doublings)
+    large["learned"] = enlarge(model, image, doublings, options["exBaseScale"], generator)
+    return {method: (x[0].cpu(), f"{width}x{height}") for method, x in large.items()}
 
 
-def show_enlarged(images, caption, out, show):
-    """Contact sheet and single images of super-resolution. images: name -> what `enlarged` gives."""
-    save_figure(contact_sheet(list(images.values()), caption, inches=2.4), out, "superresolution", show)
-    for name, cells in images.items():
-        for image, label in cells:
-            save_image(image, out / "superresolution" / f"{name}_{label.split(',')[0]}.png")
-    print(out / "superresolution")
+def show_enlarged(images, caption, out, name, options):
+    """Contact sheet and single images; images: name -> what `restored` or `enlarged` gives."""
+    headings, *_ = images.values()
+    rows = [list(row.values()) for row in images.values()]
+    figure = contact_sheet(rows, caption, headings, inches=2.4)
+    save_figure(figure, out, name, options["show"], options["jpg"])
+    for key, row in images.items():
+        for method, (image, _) in row.items():
+            save_image(image, out / name / f"{key}_{method}.png")
+    print(out / name)
 
 
-def show_measures(model, images, out):
+def show_measures(model, images, generator, out):
     """Print and save the table of PSNR and SSIM."""
     rows = []
     for doublings in tqdm((1, 2), "factors", delay=2, leave=False):
-        for method, (near, similar) in measure(model, images, doublings).items():
+        for method, (near, similar) in measure(model, images, doublings, generator).items():
             rows.append(dict(factor=2**doublings, method=method, psnr=near, ssim=similar, images=len(images)))
     side = images.shape[-1]
-    print(f"{len(images)} images of {side}x{side}, made smaller by box means and brought back")
-    print("factor  method              PSNR/dB    SSIM")
+    print(f"{len(images)} images of {side}x{side}, brought back from their coarse bands")
+    print("factor  method     PSNR/dB    SSIM")
     for row in rows:
-        print(f"{row['factor']:6}  {row['method']:18}{row['psnr']:9.2f}{row['ssim']:8.4f}")
+        print(f"{row['factor']:6}  {row['method']:9}{row['psnr']:9.2f}{row['ssim']:8.4f}")
     save_rows(out, "superresolution_measured", rows)
 
 
@@ -171,20 +204,28 @@ def main(argv=None):
     folder = find_folder(options["folder"])
     model, architecture, name = open_frozen(folder, device=device)
     out, size = picture_folder(options["out"], folder), architecture["patch"]
-    origin = f"; model: {trained(folder)}"
+    origin = f"\nmodel: {trained(folder)}"
     if options["measure"]:
-        return show_measures(model, test_images(options, options["measure"], size), out)
+        return show_measures(model, test_images(options, options["measure"], size), generator, out)
     images = {key: loaded(key, stages) for key, stages in sources(options, model, name, size, generator)}
-    caption = f"Progressive loading; details not read: {details(options, 'baseScale')}{origin}"
-    show_loading(images, caption, out, options["show"])
+    caption = f"Progressive loading; completed with {details(options, 'baseScale')}{origin}"
+    show_loading(images, caption, out, options)
     if architecture.get("diffDetail"):
         print("no super-resolution: the prior of a model with -diffDetail knows one size only")
     elif options["exdepth"]:
-        bar = tqdm(images.items(), "enlarging", delay=2, leave=False)
-        large = {key: enlarged(model, stages[-1].image, options, generator) for key, stages in bar}
-        factor = 2 ** options["exdepth"]
-        caption = f"Super-resolution by {factor}; learned: with {details(options, 'exBaseScale')}{origin}"
-        show_enlarged(large, caption, out, options["show"])
+        how = f"by {2 ** options['exdepth']}; learned: with {details(options, 'exBaseScale')}{origin}"
+        middles = {key: middle(stages[-1].image, options["exsize"]) for key, stages in images.items()}
+        for name, work, words in (
+            (
+                "superresolution",
+                restored,
+                f"Super-resolution from the coarse band (averaged: {AVERAGED} samples)",
+            ),
+            ("enlarged", enlarged, "Images taken for coarse bands, enlarged"),
+        ):
+            bar = tqdm(middles.items(), name, delay=2, leave=False)
+            large = {key: work(model, image, options, generator) for key, image in bar}
+            show_enlarged(large, f"{words} {how}", out, name, options)
 
 
 if __name__ == "__main__":

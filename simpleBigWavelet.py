@@ -2,10 +2,14 @@
 
     python simpleBigWavelet.py
     python simpleBigWavelet.py -folder opt/NAME -img FILE -depth 3
+    python simpleBigWavelet.py -jpg             the picture in the README
 
-Coarse band top left; right of it the details across (ur), below it those down (dl), in the corner both (dr).
-The transform is the codec's. A band's energy is its variance; its bits per coefficient are the entropy of its
-histogram, channel by channel. All three transforms preserve volume, so that both compare.
+Coarse band top left, as it is; right of it the details across (ur), below it those down (dl), in the corner
+both (dr). The transform is the codec's, and nothing but the transform is compared. A band's energy is its
+variance; its bits per coefficient are the entropy of its histogram, channel by channel. All three transforms
+preserve volume, so that both compare. A line apart: what remains of learned details less the prior's means,
+for which the classical ones have no counterpart. And PSNR of coarse bands, as pictures, against linear low
+passes of the picture.
 """
 
 from pathlib import Path
@@ -17,6 +21,7 @@ from flow.analysis import (
     TITLES,
     check_levels,
     classical_model,
+    coarse_psnr,
     common_limit,
     entropy,
     in_grey,
@@ -25,12 +30,17 @@ from flow.analysis import (
 )
 from flow.folder import find_folder, open_frozen, picture_folder, trained
 from utils.arithmetic.integers import MIDDLE
+from utils.arithmetic.polyphase import depth
 from utils.data.images import IN_THE_BOX, picture
 from utils.options import CUDA, FIGURE, FOLDER, PICTURE, Option, parse, pick_device, script
 from utils.show.plots import plt, save_figure, save_rows, show_image
 
 OPTIONS = FOLDER | PICTURE | {"depth": Option(2, "levels of the pyramid", least=1)} | FIGURE | CUDA
-SHOWN = ("learned", "legall", "haar")
+SHOWN = ("haar", "legall", "learned")
+RESIDUALS = "learned, less prior"
+LEVELS = 3
+# Panels are so wide, in inches, and their height over width within these bounds.
+WIDE, SHAPES = 5, (0.3, 2)
 
 
 def measure(wavelet, coarse, details):
@@ -69,36 +79,69 @@ def print_table(tables):
         print(f"{name_of(rows[0]):10}" + "".join(f"{r['energy']:15.1f}{r['bits']:9.3f}" for r in rows))
 
 
+def print_near(near):
+    """Print PSNR of the coarse bands; near: wavelet -> one for each level, the nearest first."""
+    print("\nlearned coarse bands beside linear low passes, PSNR in dB at levels 1, 2, ...")
+    for wavelet, values in near.items():
+        print(f"{TITLES[wavelet]:10}" + "".join(f"{value:8.2f}" for value in values))
+
+
+def tones_of(model, details):
+    """Details as tones in RGB, each band less its mean: where a transform only splits pixels, it has one."""
+    tones = [[model.to_images(band + MIDDLE) - MIDDLE for band in detail] for detail in details]
+    return [[band - band.mean((-2, -1), keepdim=True) for band in detail] for detail in tones]
+
+
+def name_bands(axes, coarse, details):
+    """Write the name of each band into its upper left corner."""
+    style = dict(color="white", fontsize=8, va="top", bbox=dict(color="black", alpha=0.55, pad=1.5, lw=0))
+    style |= dict(xytext=(3, -3), textcoords="offset points")
+    top, left = coarse.shape[-2:]
+    axes.annotate("coarse", (0, 0), **style)
+    for level, (ur, dl, _) in reversed(list(enumerate(details, 1))):
+        for name, y, x in (("ur", 0, left), ("dl", top, 0), ("dr", top, left)):
+            axes.annotate(f"{name} {level}", (x, y), **style)
+        top, left = top + dl.shape[-2], left + ur.shape[-1]
+
+
 def draw(model, bands, tables, caption):
-    """The three pyramids in one range, and the bits of their bands as bars."""
-    limit = common_limit([band for _, details in bands.values() for detail in details for band in detail])
-    figure = plt.figure(figsize=(15, 8.6), layout="constrained")
-    grid = figure.add_gridspec(2, len(SHOWN), height_ratios=(5, 2.2))
-    for k, (name, (coarse, details)) in enumerate(bands.items()):
-        tones = [[model.to_images(band + MIDDLE) - MIDDLE for band in detail] for detail in details]
-        tones = [[in_grey(band, limit) for band in detail] for detail in tones]
-        axes = figure.add_subplot(grid[0, k])
-        show_image(axes, mosaic(model.to_images(coarse), tones)[0])
-        axes.set_title(f"{TITLES[name]}: {tables[name][-1]['bits']:.3f} bits per coefficient")
-    axes = figure.add_subplot(grid[1, :])
+    """The three pyramids, in one range of grey."""
+    tones = {name: tones_of(model, details) for name, (_, details) in bands.items()}
+    limit = common_limit([band for details in tones.values() for detail in details for band in detail])
+    coarse, details = bands["learned"]
+    height, width = mosaic(coarse, details).shape[-2:]
+    size = len(SHOWN) * WIDE, WIDE * min(max(height / width, SHAPES[0]), SHAPES[1]) + 0.8
+    figure, panels = plt.subplots(1, len(SHOWN), figsize=size, layout="constrained")
+    for axes, name in zip(panels, SHOWN):
+        coarse, details = bands[name]
+        grey = [[in_grey(band, limit) for band in detail] for detail in tones[name]]
+        show_image(axes, mosaic(model.to_images(coarse), grey)[0])
+        name_bands(axes, coarse, details)
+        axes.set_title(f"{TITLES[name]}: {tables[name][-1]['bits']:.3f} bits per coefficient", fontsize=13)
+    note = f"details less their means: grey is 0, white and black are ±{limit:.0f} tones in all three"
+    figure.suptitle(f"{caption}\n{note}", fontsize=11)
+    return figure
+
+
+def draw_bits(tables, caption):
+    """The bits of the bands as bars."""
     labels = [name_of(row) for row in tables["learned"]]
-    for k, name in enumerate(SHOWN):
-        places = [i + 0.27 * (k - 1) for i in range(len(labels))]
-        bits = [row["bits"] for row in tables[name]]
-        bars = axes.bar(places, bits, 0.25, color=COLOURS[name], label=TITLES[name])
-        if len(labels) <= 14:
-            axes.bar_label(bars, fmt="%.2f", fontsize=8)
+    figure, axes = plt.subplots(figsize=(max(10, 1.1 * len(labels)), 5), layout="constrained")
+    for k, (name, rows) in enumerate(tables.items()):
+        places = [i + 0.21 * (k - (len(tables) - 1) / 2) for i in range(len(labels))]
+        bits, style = [row["bits"] for row in rows], dict(label=TITLES.get(name), color=COLOURS.get(name))
+        if name == RESIDUALS:
+            style = dict(label="learned, less the prior's means", color="white", hatch="///")
+            style["edgecolor"] = COLOURS["learned"]
+        bars = axes.bar(places, bits, 0.19, **style)
+        axes.bar_label(bars, fmt="%.2f", fontsize=7, rotation=90, padding=2)
     axes.set_xticks(range(len(labels)), labels)
     axes.set(ylabel="bits per coefficient", xlabel="band and level (1: the finest)")
-    axes.margins(x=0.01, y=0.12)
+    axes.margins(x=0.01, y=0.25)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
-    axes.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
-    figure.suptitle(
-        f"{caption}\ndetails: grey is 0, white and black are ±{limit:.0f} tones in all three; "
-        "coarse band as it is: nothing in training ties its colours to the picture's",
-        fontsize=11,
-    )
+    axes.legend(ncols=2, loc="upper right", fontsize=9)
+    axes.set_title(caption, fontsize=10)
     return figure
 
 
@@ -114,17 +157,19 @@ def main(argv=None):
     for wavelet in tqdm(SHOWN, "pyramids", delay=1, leave=False):
         chosen = model if wavelet == "learned" else classical_model(wavelet, model.ycocg).to(device)
         coarse, details, residuals = pyramid(chosen, image, options["depth"])
-        bands[wavelet] = coarse, residuals
-        tables[wavelet] = measure(wavelet, coarse, residuals)
-        if wavelet == "learned":
-            tables["learned, with means"] = measure("learned, with means", coarse, details)
+        bands[wavelet] = coarse, details
+        tables[wavelet] = measure(wavelet, coarse, details)
+    tables[RESIDUALS] = measure(RESIDUALS, coarse, residuals)
+    near = coarse_psnr(model, image, min(LEVELS, depth(*image.shape[-2:])))
     stem = Path(options["img"] or IN_THE_BOX).stem
     colours = "YCoCg-R" if model.ycocg else "RGB"
-    caption = f"{stem}, in {colours}; learned details less the prior's means; model: {trained(folder)}"
+    caption = f"{stem}, in {colours}\nmodel: {trained(folder)}"
     out, name = picture_folder(options["out"], folder), f"simpleBigWavelet_{stem}_depth_{options['depth']}"
     print_table(tables)
+    print_near(near)
     save_rows(out, name, [row for rows in tables.values() for row in rows])
-    save_figure(draw(model, bands, tables, caption), out, name, options["show"])
+    save_figure(draw(model, bands, tables, caption), out, name, options["show"], options["jpg"])
+    save_figure(draw_bits(tables, caption), out, f"{name}_bits", options["show"])
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Learned and classical wavelets are models alike here, so that every function tak
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import correlate1d
 from torch import nn
 
 from flow.lifting import classical
@@ -15,6 +16,7 @@ from source.distribution import drawing
 from source.prior import SimplePrior, TopPrior, given_parts, part_of
 from utils.arithmetic.integers import MIDDLE, centre
 from utils.arithmetic.polyphase import depth, level_sizes
+from utils.show.quality import psnr
 
 TITLES = {"learned": "learned", "legall": "LeGall 5/3", "haar": "Haar", "cdf97": "CDF 9/7"}
 COLOURS = {"learned": "tab:red", "legall": "tab:blue", "haar": "tab:green", "cdf97": "tab:purple"}
@@ -146,20 +148,44 @@ def in_grey(tones, limit):
     return tones * ((MIDDLE - 1) / limit) + MIDDLE
 
 
-def impulse_responses(level, images, places):
-    """Jacobian of the first row of [ul | ur] with respect to the images, first channel, at given columns.
+def impulse_responses(level, images, places, down=False):
+    """Jacobian of the middle row of [ul | ur] with respect to the images, first channel, at given columns.
 
     level: one level of a pyramid, of real-valued networks; images: what the pyramid sees, (B, C, H, W);
-    places: columns n of the bands.
-    Returns low and high, (B, len(places), H, W): how ul[0, n] and ur[0, n] follow each pixel.
-    Source: method 6, where only the first row of pixels is varied.
+    places: columns n of the bands. down: columns for rows, and [ul / dl], the images turned accordingly.
+    Returns low and high, (B, len(places), H, W): how ul[m, n] and ur[m, n] follow each pixel.
+    Source: method 6, where the row is the first, and only its own pixels are varied.
     """
     first = images[:, :1].detach().requires_grad_()
-    ul, (ur, _, _) = level.split(torch.cat([first, images[:, 1:]], 1))
+    ul, (ur, dl, _) = level.split(torch.cat([first, images[:, 1:]], 1))
+    low, high = (ul.mT, dl.mT) if down else (ul, ur)
+    middle = low.shape[-2] // 2  # middle_row of pixels
     # images do not see each other: the gradient of their sum holds that of each
-    rows = torch.cat([ul[:, 0, 0, places], ur[:, 0, 0, places]], 1).sum(0)
+    rows = torch.cat([low[:, 0, middle, places], high[:, 0, middle, places]], 1).sum(0)
     (jacobian,) = torch.autograd.grad(rows, first, torch.diag(torch.ones_like(rows)), is_grads_batched=True)
-    return jacobian[:, :, 0].transpose(0, 1).split(len(places), 1)
+    jacobian = jacobian[:, :, 0].transpose(0, 1)
+    return (jacobian.mT if down else jacobian).split(len(places), 1)
+
+
+def filters(level, images, places):
+    """A level's filters in both directions: (direction, varied) -> low and high, taps (B * N, W) each.
+
+    direction: across or down; varied: which pixels are, the row of the coefficients or whole columns, of
+    images turned in that direction. Arguments as for impulse_responses.
+    """
+    taps = {}
+    for direction in ("across", "down"):
+        parts = [impulse_responses(level, part, places, direction == "down") for part in images.split(4)]
+        sides = [torch.cat(side).cpu() for side in zip(*parts)]
+        row = middle_row(sides[0].shape[2])
+        taps[direction, "row"] = [side[:, :, row].flatten(0, 1) for side in sides]
+        taps[direction, "columns"] = [side.sum(2).flatten(0, 1) for side in sides]
+    return taps
+
+
+def middle_row(height):
+    """The row of pixels at which the middle row of coefficients is."""
+    return 2 * ((height + 1) // 2 // 2)
 
 
 def frequency_response(impulses, omega):
@@ -167,6 +193,57 @@ def frequency_response(impulses, omega):
     n = torch.arange(impulses.shape[-1], dtype=torch.float64)
     h = impulses.to(torch.complex128)
     return (h @ torch.exp(-1j * n[:, None] * torch.as_tensor(omega, dtype=torch.float64))).abs()
+
+
+def pass_figures(low, high):
+    """What tells whether two filters are a wavelet's low and high pass: name -> number.
+
+    low, high: |H|, (N, F), at frequencies from 0 to pi; means over N are taken. low_ratio: of the amplitude
+    at pi to that at 0; high_ratio: of that at 0 to the largest.
+    """
+    low, high = (np.mean(np.asarray(h), 0) for h in (low, high))
+    figures = {"low_0": low[0], "low_pi": low[-1], "low_ratio": low[-1] / low[0]}
+    figures |= {"high_0": high[0], "high_peak": high.max(), "high_ratio": high[0] / high.max()}
+    return {name: float(value) for name, value in figures.items()}
+
+
+def filter_figures(level, images, places, count=65):
+    """pass_figures of `filters`, at so many frequencies: (direction, varied) -> dict."""
+    omega = np.linspace(0, np.pi, count)
+    pairs = filters(level, images, places).items()
+    return {key: pass_figures(*(frequency_response(taps, omega) for taps in pair)) for key, pair in pairs}
+
+
+def low_pass(images, wavelet, levels):
+    """Images (..., H, W) -> their coarse bands at levels 1, 2, ..., by a linear filter, in float64.
+
+    wavelet: of FILTERS, its low pass at even pixels, or "haar", means of 2x2 pixels.
+    """
+    x, bands = images.double().cpu().numpy(), []
+    for _ in range(levels):
+        for axis in (-2, -1):
+            if wavelet == "haar":
+                x = correlate1d(x, (0.5, 0.5), axis, mode="nearest", origin=-1)
+            else:
+                first, *others = FILTERS[wavelet][0]
+                x = correlate1d(x, (*others[::-1], first, *others), axis, mode="mirror")
+            x = x.take(range(0, x.shape[axis], 2), axis)
+        bands.append(torch.from_numpy(x))
+    return bands
+
+
+@torch.no_grad()
+def coarse_psnr(model, images, levels=3):
+    """How near coarse bands are, as pictures, to those of linear low passes: wavelet -> PSNR of each level.
+
+    images: (B, 3, H, W); means over them. The wavelet of the best mean over levels comes first.
+    """
+    analysis, near = model.pyramid.analyse(model.from_images(images), levels), {}
+    bands = [model.to_images(coarse).clamp(0, 255).cpu() for _, coarse, _ in analysis]
+    for wavelet in ("legall", "cdf97", "haar"):
+        pairs = zip(bands, low_pass(images, wavelet, levels))
+        near[wavelet] = [np.mean([psnr(*p) for p in zip(x, y.clamp(0, 255))]).item() for x, y in pairs]
+    return dict(sorted(near.items(), key=lambda item: -sum(item[1])))
 
 
 def classical_response(wavelet, omega):

@@ -9,22 +9,25 @@ from flow.codec.stream import DEFAULT, decode_levels, encode, pixels
 from flow.pyramid import finest
 from source.distribution import drawing
 from source.rans import Decoder, Truncated
-from utils.arithmetic.integers import centre
-from utils.arithmetic.polyphase import channels_last, crop, depth
-from utils.data.images import halve
+from utils.arithmetic.polyphase import channels_last, depth
+from utils.show.interpolation import KERNELS, interpolated
 from utils.show.quality import psnr, ssim
-from utils.show.sheets import FILTERS, from_pillow, resized
+from utils.show.sheets import from_pillow
 
-# In the fit of colours: matters only in images so tiny that there is next to nothing to fit.
-RIDGE = 1e-3
+# The samples that are averaged, and what is added to their logscales: of few samples, calm ones come nearer.
+AVERAGED, AVERAGED_SCALE = 16, -1.0
 # What the PSNR of an image counts in a mean at most: images of one colour are often met exactly.
 BEST_PSNR = 100.0
 
 
 class Stage(NamedTuple):
-    """An image (3, H, W), uint8, of which all but the `level` finest levels was read, in `bytes` bytes."""
+    """An image of which all but the `level` finest levels was read, in `bytes` bytes; both uint8.
+
+    coarse: what was read, the coarse band as a picture, (3, h, w); image: completed by the prior, (3, H, W).
+    """
 
     level: int
+    coarse: torch.Tensor
     image: torch.Tensor
     bytes: int
 
@@ -50,7 +53,7 @@ def prefixes(model, stream, size, settings=DEFAULT):
 
 
 def load_image(model, image, base_scale=None, generator=None):
-    """Yield the Stages of an image (3, H, W), coarsest first: real levels, finer ones from the prior.
+    """Yield the Stages of an image (3, H, W), coarsest first.
 
     model: frozen; base_scale, generator: as for model.sample. The last Stage is the image itself.
     """
@@ -60,7 +63,8 @@ def load_image(model, image, base_scale=None, generator=None):
     bands = coarse_bands(model, images, depth(height, width))
     for level, count in prefixes(model, encoder.finish(), (height, width)):
         full = model.sample(1, height, width, base_scale, generator, bands[level], level)
-        yield Stage(level, full[0].to("cpu", torch.uint8), count)
+        coarse = pixels(model, bands[level])
+        yield Stage(level, coarse[0].cpu(), full[0].to("cpu", torch.uint8), count)
 
 
 def load_file(model, name, data):
@@ -76,61 +80,58 @@ def load_file(model, name, data):
     stream, size = data[head.end :], head.size[::-1]
     for level, count in prefixes(model, stream, size, head.settings):
         count += head.end
-        yield Stage(level, from_pillow(unpack(data[:count], model, name, partial=level > 0)), count)
+        coarse = unpack(data[:count], model, name, level)
+        full = unpack(data[:count], model, name, partial=True) if level else coarse
+        yield Stage(level, from_pillow(coarse), from_pillow(full), count)
 
 
 @torch.no_grad()
-def enlarge(model, images, doublings, base_scale=None, generator=None, matched=True):
+def enlarge(model, images, doublings, base_scale=None, generator=None):
     """Images (B, 3, H, W), uint8 -> (B, 3, 2^doublings H, 2^doublings W), with details from the prior.
 
-    An image is taken for the coarse band of one twice as large, again and again, all at the finest level.
-    matched: brought to the colours of a coarse band first, see _colours.
+    An image is taken for the coarse band of one twice as large, again and again, all at the finest level: its
+    pixels are the even ones of the result.
     base_scale, generator: as for model.sample.
     """
     x = model.from_images(images)
-    colours = _colours(model, images) if matched else None
     for _ in range(doublings):
         height, width = x.shape[-2:]
-        if matched:
-            x = torch.round(x + (_terms(x) @ colours).mT.reshape(x.shape))
         sizes = (2 * height, 2 * width), (height, width)
         x = finest(model.synthesise(channels_last(x), sizes, drawing(base_scale, generator)))
     return pixels(model, x)
 
 
-def _colours(model, images):
-    """What affine maps of colours add to images, halved, to bring them next to their coarse bands: (B, 4, 3).
+@torch.no_grad()
+def restore(model, images, doublings, base_scale=None, generator=None):
+    """Images (B, 3, H, W) from their own coarse bands, so many levels down: method -> (B, 3, H, W), uint8.
 
-    Nothing in the likelihood ties a learned coarse band to the brightness, the contrast and the colours of
-    the image: each level may change them, and the prior expects what it does. Least squares, image by image.
+    The methods: the interpolations of the coarse band in RGB; "learned", with details from the prior; and
+    "averaged", the mean of samples: nearer than the prior's means, each of which those that follow take for
+    the truth.
+    base_scale, generator: as for model.sample.
     """
-    half = model.from_images(halve(images))
-    _, coarse = coarse_bands(model, images, 1)
-    change = (crop(coarse, half.shape[-2:]) - half).flatten(2).mT
-    terms = _terms(half)
-    return torch.linalg.solve(terms.mT @ terms + RIDGE * torch.eye(4).to(terms), terms.mT @ change)
+    size, coarse = images.shape[-2:], coarse_bands(model, images, doublings)[-1]
+    back = interpolations(model.to_images(coarse), size, 2**doublings)
+    learned = model.sample(len(images), *size, base_scale, generator, coarse, doublings)
+    many = coarse.repeat(AVERAGED, 1, 1, 1)
+    many = model.sample(len(many), *size, AVERAGED_SCALE, generator, many, doublings)
+    averaged = many.unflatten(0, (AVERAGED, -1)).mean(0).round()
+    return back | {"learned": learned.to(torch.uint8), "averaged": averaged.to(torch.uint8)}
 
 
-def _terms(x):
-    """(B, 3, H, W) -> (B, H * W, 4): the centred channels, and 1."""
-    return torch.cat([centre(x), torch.ones_like(x[:, :1])], 1).flatten(2).mT
+def interpolations(images, size, factor, methods=tuple(KERNELS)):
+    """Images (B, 3, h, w), integer-valued, larger by methods of KERNELS: method -> (B, 3, *size), uint8."""
+    large = {method: interpolated(images, size, factor, method) for method in methods}
+    return {method: x.round().clamp(0, 255).to(torch.uint8) for method, x in large.items()}
 
 
-def measure(model, images, doublings, batch=16):
-    """Halve images (N, 3, H, W) so many times, enlarge them again: method -> mean PSNR and SSIM.
-
-    The methods: those of utils.show.sheets.FILTERS, "learned" (the prior's means) and "learned, unmatched".
-    """
-    small = images
-    for _ in range(doublings):
-        small = halve(small)
-    height, width = (n << doublings for n in small.shape[-2:])
-    images, groups = crop(images, (height, width)), [group.to(model.device) for group in small.split(batch)]
-    back = {m: [resized(image, (height, width), m) for image in small] for m in FILTERS}
-    for method, matched in (("learned", True), ("learned, unmatched", False)):
-        back[method] = torch.cat([enlarge(model, g, doublings, matched=matched) for g in groups]).cpu()
-    means = {}
-    for method, others in back.items():
-        near = [min(psnr(x, y), BEST_PSNR) for x, y in zip(images, others)]
-        means[method] = sum(near) / len(near), sum(map(ssim, images, others)) / len(near)
-    return means
+def measure(model, images, doublings, generator=None, batch=4):
+    """How near `restore` brings images (N, 3, H, W), uint8: method -> mean PSNR and SSIM."""
+    scores = {}
+    for group in images.split(batch):
+        restored = restore(model, group.to(model.device), doublings, generator=generator)
+        for method, back in restored.items():
+            pairs = list(zip(group, back.cpu()))
+            near = [min(psnr(x, y), BEST_PSNR) for x, y in pairs]
+            scores.setdefault(method, []).extend(zip(near, (ssim(x, y) for x, y in pairs)))
+    return {method: tuple(sum(s) / len(images) for s in zip(*pairs)) for method, pairs in scores.items()}

@@ -8,6 +8,8 @@ from benchmark_ablation import multiply_adds
 from PIL import Image
 from test_container import FIXTURES, tiny_model
 
+import FIR
+from flow.analysis import filter_figures
 from flow.codec.container import pack, unpack
 from flow.folder import find_folder, open_frozen, open_model
 from utils.data.images import PHOTOS
@@ -38,6 +40,17 @@ def test_a_model_is_whole_small_and_already_frozen(name):
 def test_the_arithmetic_of_the_default_stays_within_bounds():
     model, _ = open_model(BOX / "model")
     assert multiply_adds(model, 64) < 60_000
+
+
+def test_the_transform_of_the_default_is_a_wavelet():
+    """Low pass at pi below 0.15 of that at 0, high pass at 0 below 0.02 of its peak."""
+    model, options = open_model(BOX / "model")
+    if not options["repeat"]:
+        pytest.skip("the model in the box has no transform yet")
+    images = model.from_images(FIR.patches(4, seed=0))
+    figures = filter_figures(model.pyramid.level(0), images, FIR.PLACES[3:5])
+    for key, found in figures.items():
+        assert found["low_ratio"] < 0.15 and found["high_ratio"] < 0.02, (key, found)
 
 
 @pytest.mark.parametrize("photo", ["lake-sherburne", "oakland-zoo-otters", "roman-colosseum"])

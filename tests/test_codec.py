@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flow.codec.stream import DEFAULT, Settings, decode, decode_levels, encode, reduced
+from flow.codec.stream import DEFAULT, Settings, decode, decode_levels, encode
 from flow.folder import freeze, identity, open_frozen, write_options
 from flow.model import build
 from source.rans import Decoder, Truncated
@@ -18,7 +18,7 @@ from tests.conftest import make_wild, noise
 from tests.integers import WORKING, computed
 from utils.arithmetic import products
 from utils.arithmetic.crew import in_tiles
-from utils.arithmetic.integers import STEPS, bits_per_dimension, centre
+from utils.arithmetic.integers import bits_per_dimension
 from utils.files import save_tensors
 
 OPTIONS = {
@@ -236,25 +236,6 @@ def test_coarse_to_fine(name, photo):
         for part in (stream, stream[: len(stream) * 2 // 3]):
             *_, (level, band, complete) = decode_levels(model, [Decoder(part)], (64, 48), skip=skip)
             assert (level, complete) == (skip, True) and torch.equal(band, coarse)
-
-
-def test_reduced_images_have_the_colours_of_the_image(photo):
-    """Even where the wavelet shifts its coarse band: here by 40 steps a level."""
-    model = build(OPTIONS["legall"])
-    with torch.no_grad():
-        model.detail.mean.last.bias.fill_(centre(0))
-        model.pyramid.levels[0].lifts[1].bias += 20 / STEPS
-    model, x = model.freeze(), photo[..., :65, :46].to(torch.uint8)
-    band = model.from_images(x)
-    for level in range(1, 4):
-        band, _ = model.pyramid.level(level - 1).split(band)
-        small = reduced(model, band, level, (65, 46)).double()
-        scale = 2**level
-        crop = x[..., :64, : 46 // scale * scale].double()
-        means = torch.nn.functional.avg_pool2d(crop, scale)
-        assert small.shape[-2:] == (-(-65 // scale), -(-46 // scale))
-        assert (small[..., : means.shape[-2], : means.shape[-1]] - means).abs().mean() < 12
-        assert (band.mean() - means.mean()).abs() > 30 * level
 
 
 @pytest.mark.parametrize("name", PRIORS)

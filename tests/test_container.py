@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, PngImagePlugin
 
-from flow.codec.container import DEFLATE, FLOW, RAW, pack, read_head, unpack
+from flow.codec.container import DEFLATE, FLOW, MODES, RAW, pack, read_head, unpack
 from flow.codec.pictures import CHANNELS, pack_pixels, read_picture, write_png
 from flow.codec.stream import DEFAULT, Settings
 from flow.folder import identity
@@ -314,6 +315,47 @@ def test_levels_need_the_first_part_only(mode):
         unpack(data, MODEL, NAME, levels=8)
     with pytest.raises(ValueError, match="-1 levels"):
         unpack(data, MODEL, NAME, levels=-1)
+
+
+class Merges:
+    """The sides of what a model's level makes, while it is in place of its `merge`."""
+
+    def __init__(self, monkeypatch):
+        self.sides, level = [], MODEL.pyramid.level(0)
+        self.merge = level.merge
+        monkeypatch.setattr(level, "merge", self)
+
+    def __call__(self, coarse, detail):
+        x = self.merge(coarse, detail)
+        self.sides.append(max(x.shape[-2:]))
+        return x
+
+
+def test_a_smaller_picture_is_a_coarse_band_and_costs_no_more(monkeypatch):
+    data, made = pack(photo(150, 101), MODEL, NAME), Merges(monkeypatch)
+    band = MODEL.from_images(torch.from_numpy(np.array(photo(150, 101))).permute(2, 0, 1)[None])
+    for levels in range(1, 7):
+        made.sides.clear()
+        band, _ = MODEL.pyramid.level(levels - 1).split(band)
+        small = unpack(data, MODEL, NAME, levels=levels)
+        expected = MODEL.to_images(band).clamp(0, 255)[0].permute(1, 2, 0)
+        assert np.array_equal(np.asarray(small), expected)
+        assert max(made.sides, default=2) == max(small.size) == -(-150 // 2**levels)
+
+
+def test_what_a_forged_size_costs_is_what_is_asked_for(monkeypatch):
+    identity, made = bytes.fromhex(NAME)[:8], Merges(monkeypatch)
+    head = b"NWF\x02" + bytes([MODES.index("RGB") | FLOW << 3]) + number(11585) * 2 + identity + bytes(4 * 8)
+    data = head + zlib.crc32(head).to_bytes(4, "big") + bytes(range(1, 241)) + bytes(160)
+    assert len(data) < 460
+    for levels in (13, 12, 11):
+        side = -(-11585 // 2**levels)
+        assert unpack(data, MODEL, NAME, levels=levels).size == (side, side)
+        assert max(made.sides, default=2) == side
+    for levels in (8, 5, 0):  # where there are checksums, or more than the bytes may hold
+        made.sides.clear()
+        refused(data, levels=levels)
+        assert max(made.sides, default=0) <= 46
 
 
 def test_level_checksums_guard_the_first_part():

@@ -16,17 +16,21 @@ import simpleBigWavelet
 from flow.analysis import (
     classical_model,
     classical_response,
+    coarse_psnr,
     down_tap,
     entropy,
+    filter_figures,
+    filters,
     frequency_response,
     impulse_responses,
     low_and_high,
+    low_pass,
     mosaic,
     pyramid,
     radial,
     spectrum,
 )
-from flow.folder import trained, write_options
+from flow.folder import open_frozen, trained, write_options
 from flow.lifting import classical
 from flow.model import build
 from utils.data.images import IN_THE_BOX, picture
@@ -59,21 +63,38 @@ def folder(tmp_path):
     return model_folder(tmp_path, MODELS["scheme 2, YCoCg"], {"epoch": 7, "history": [{"test_bpd": 4.5}]})
 
 
-def responses(level, images, places):
-    """Return |H| of ul and ur, first for the first row of pixels, then for whole columns."""
-    low, high = impulse_responses(level, images, places)
-    taps = (low[:, :, 0], high[:, :, 0]), (low.sum(2), high.sum(2))
-    return [[frequency_response(h, OMEGA) for h in pair] for pair in taps]
-
-
 @pytest.mark.parametrize("wavelet", ["haar", "legall"])
 @pytest.mark.parametrize("learned", [False, True])
 def test_responses_of_a_classical_transform_are_the_analytic_ones(wavelet, learned):
     flow = build({"lifting": wavelet, "hchnl": 4}).pyramid if learned else classical(wavelet)
-    rows, columns = responses(flow.level(0).double(), noise(2, 3, 12, 24).double(), torch.arange(3, 9))
-    for expected, row, column in zip(classical_response(wavelet, OMEGA), rows, columns):
-        np.testing.assert_allclose(column, np.broadcast_to(expected, column.shape), atol=1e-12)
-        np.testing.assert_allclose(row, np.broadcast_to(down_tap(wavelet) * expected, row.shape), atol=1e-12)
+    taps = filters(flow.level(0).double(), noise(2, 3, 24, 20).double(), torch.arange(4, 7))
+    for (_, varied), pair in taps.items():
+        gain = 1 if varied == "columns" else down_tap(wavelet)
+        for h, expected in zip(pair, classical_response(wavelet, OMEGA)):
+            response = frequency_response(h, OMEGA)
+            np.testing.assert_allclose(response, np.broadcast_to(gain * expected, response.shape), atol=1e-12)
+
+
+def test_pass_figures_of_legall():
+    level = classical("legall").level(0).double()
+    for (_, varied), found in filter_figures(level, noise(1, 3, 24, 24).double(), torch.tensor([5])).items():
+        gain = 1 if varied == "columns" else 0.75
+        expected = [gain * value for value in (1, 0, 0, 0, 2, 0)]
+        expected[2], expected[5] = 0, 0
+        assert list(found.values()) == pytest.approx(expected, abs=1e-12)
+
+
+def test_pass_figures_tell_directions_apart():
+    """A transform that is LeGall's along rows and nothing down columns."""
+
+    class Rows(torch.nn.Module):
+        def split(self, x):
+            left, right = classical("legall").level(0).double()._analyse(x)
+            return left[..., ::2, :], (right[..., ::2, :], left[..., 1::2, :], right[..., 1::2, :])
+
+    figures = filter_figures(Rows(), noise(1, 3, 24, 24).double(), torch.tensor([5]))
+    assert figures["across", "columns"]["low_ratio"] < 1e-9 and figures["down", "columns"]["low_ratio"] == 1
+    assert figures["down", "columns"]["high_ratio"] == 1
 
 
 @pytest.mark.parametrize(("wavelet", "name"), [("haar", "haar"), ("legall", "bior2.2"), ("cdf97", "bior4.4")])
@@ -91,11 +112,32 @@ def test_impulse_responses_are_the_slope_of_the_transform():
 
     def rows(x):
         ul, (ur, _, _) = level.split(x)
-        return torch.cat([band[1, 0, 0, places] for band in (ul, ur)])
+        return torch.cat([band[1, 0, 2, places] for band in (ul, ur)])
 
     low, high = impulse_responses(level, images, places)
     jacobian = torch.autograd.functional.jacobian(rows, images)
     assert torch.allclose(torch.cat([low[1], high[1]]), jacobian[:, 1, 0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("wavelet", ["haar", "legall"])
+def test_linear_low_passes_are_those_of_the_transforms(wavelet, photo):
+    model, x = classical_model(wavelet), photo[..., 100:175, 100:190].double()
+    bands = low_pass(x, wavelet, 3)
+    for level, band in enumerate(bands, 1):
+        coarse, _ = model.transform(x, level)
+        assert band.shape == coarse.shape and (band - coarse).abs().max() < 2 * level  # roundings
+    means = torch.nn.functional.avg_pool2d(x[..., :74, :], 2)
+    assert torch.allclose(low_pass(x, "haar", 1)[0][..., :37, :], means)
+    flat = low_pass(torch.full((1, 9, 14), 7.0), "cdf97", 2)[1]
+    assert torch.allclose(flat, torch.full_like(flat, 7))
+
+
+def test_coarse_bands_are_nearest_to_their_own_low_pass(photo):
+    x = photo[..., 100:228, 100:228]
+    for wavelet in ("haar", "legall"):
+        near = coarse_psnr(classical_model(wavelet, ycocg=True), x)
+        assert list(near)[0] == wavelet and min(near[wavelet]) > 44
+        assert all(sum(other) < sum(near[wavelet]) - 15 for name, other in near.items() if name != wavelet)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (9, 14), (1, 6), (5, 1)])
@@ -172,10 +214,15 @@ def test_spectrum_of_a_wave():
 
 def test_pyramid_script_writes_its_table(folder, tmp_path, capsys):
     Image.fromarray(noise(33, 20, 3).byte().numpy()).convert("L").save(tmp_path / "grey.png")
-    simpleBigWavelet.main(["-folder", str(folder), "-img", str(tmp_path / "grey.png"), "-out", str(tmp_path)])
+    argv = ["-folder", str(folder), "-img", str(tmp_path / "grey.png"), "-out", str(tmp_path), "-jpg"]
+    simpleBigWavelet.main(argv)
     name = tmp_path / "simpleBigWavelet_grey_depth_2"
-    assert all(name.with_suffix(suffix).stat().st_size for suffix in (".png", ".pdf", ".csv"))
-    assert str(name.with_suffix(".png")) in capsys.readouterr().out
+    written = {path.name.removeprefix(name.name) for path in tmp_path.glob(f"{name.name}*")}
+    assert written == {".png", ".pdf", ".jpg", ".csv", "_bits.png", "_bits.pdf"}
+    with Image.open(name.with_suffix(".jpg")) as page:
+        assert abs(page.width - 1600) < 3
+    printed = capsys.readouterr().out
+    assert str(name.with_suffix(".png")) in printed and "PSNR in dB" in printed
     with name.with_suffix(".csv").open() as file:
         rows = list(csv.DictReader(file))
     image = picture(tmp_path / "grey.png")[None]
@@ -183,6 +230,11 @@ def test_pyramid_script_writes_its_table(folder, tmp_path, capsys):
     found = {(r["wavelet"], r["band"], r["level"]): float(r["bits"]) for r in rows}
     assert found["legall", "coarse", "2"] == pytest.approx(entropy(top))
     assert found["legall", "dl", "2"] == pytest.approx(entropy(detail[1]))
+    model, _, _ = open_frozen(folder)
+    coarse, details, residuals = pyramid(model, image, 2)
+    assert found["learned", "coarse", "2"] == pytest.approx(entropy(coarse))
+    assert found["learned", "ur", "1"] == pytest.approx(entropy(details[0][0]))
+    assert found["learned, less prior", "ur", "1"] == pytest.approx(entropy(residuals[0][0]))
     assert sum(int(r["height"]) * int(r["width"]) for r in rows if r["wavelet"] == "haar") == 2 * 33 * 20
 
 
@@ -198,16 +250,18 @@ def test_spectra_script(folder, tmp_path):
 def test_filters_script(tmp_path, monkeypatch):
     folder = model_folder(tmp_path, {"hchnl": 4})
     FIR.main(["-folder", str(folder), "-step", "0.1", "-num", "3", "-out", str(tmp_path / "a")])
-    assert len(list((tmp_path / "a").iterdir())) == 6
+    assert len(list((tmp_path / "a").iterdir())) == 7
+    with (tmp_path / "a" / "FIR.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 7
     monkeypatch.setattr(FIR, "save_figure", lambda *_: None)
     FIR.main(["-folder", str(folder), "-step", "0.1", "-num", "3", "-out", str(tmp_path / "b")])
     for name in ("FIR_row", "FIR_columns"):
         with np.load(tmp_path / "a" / f"{name}.npz") as one, np.load(tmp_path / "b" / f"{name}.npz") as other:
             assert all(np.array_equal(one[key], other[key]) for key in one)
-            assert one["omega"].shape == one["low_mean"].shape == (32,)
-            gains = np.abs(one["high_impulse_responses"].sum(-1))
-            assert one["high_mean"][0] == pytest.approx(gains.mean(), rel=1e-5)
-            assert np.all(one["high_spread"][0] <= one["high_spread"][1])
+            assert one["omega"].shape == one["down_low_mean"].shape == (32,)
+            gains = np.abs(one["across_high_impulse_responses"].sum(-1))
+            assert one["across_high_mean"][0] == pytest.approx(gains.mean(), rel=1e-5)
+            assert np.all(one["across_high_spread"][0] <= one["across_high_spread"][1])
 
 
 @pytest.mark.parametrize(
@@ -229,6 +283,13 @@ def test_what_a_user_can_get_wrong_is_one_line(folder, capsys, script, argv, mes
     with pytest.raises(SystemExit) as end:
         script.main(["-folder", str(folder), *argv])
     assert end.value.code == 2 and capsys.readouterr().err == f"{script.__name__}.py: {message}\n"
+
+
+def test_a_transform_that_only_splits_pixels_has_no_filters(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        FIR.main(["-folder", str(model_folder(tmp_path, {"repeat": 0})), "-out", str(tmp_path / "a")])
+    assert end.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "a").exists()
 
 
 def test_captions_say_how_long_a_model_was_trained(folder):

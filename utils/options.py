@@ -80,6 +80,7 @@ FIGURE = {
         None, "folder for the pictures (default: pic/ in the model folder, output/ for those in etc)"
     ),
     "show": Option(False, "open the pictures in a window too"),
+    "jpg": Option(False, "the picture as a small JPEG too, as wide as a page"),
     "seed": SEED,
 }
 PICTURE = {"img": Option(None, "picture (default: the middle 512x512 of etc/photos/roman-colosseum.png)")}

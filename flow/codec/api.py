@@ -48,7 +48,8 @@ class Codec:
     def decompress(self, data, levels=0, partial=False):
         """The bytes of a .nwf file -> its picture, a PIL image; np.asarray makes it an array.
 
-        levels: leave out so many of the finest levels: a smaller picture, for which the first part is enough.
+        levels: leave out so many of the finest levels: the coarse band below them as a picture, for which the
+        first part is enough. It has the picture's colours where the model's low pass keeps them.
         partial: decode a file that was cut, with the prior's means in place of what it lacks.
         """
         if not isinstance(data, (bytes, bytearray, memoryview)):

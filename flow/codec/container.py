@@ -24,7 +24,7 @@ from flow.codec.pictures import (
     unpack_metadata,
     unpack_pixels,
 )
-from flow.codec.stream import DEFAULT, Settings, decode_levels, encode, pixels, reduced
+from flow.codec.stream import DEFAULT, Settings, decode_levels, encode, pixels
 from source.rans import Decoder, Truncated
 from utils.arithmetic.crew import crew, submit
 from utils.arithmetic.polyphase import depth, level_sizes
@@ -77,7 +77,8 @@ def unpack(data, model=None, identity="", levels=0, partial=False):
     """The bytes of a .nwf file -> its picture. Inverse: pack.
 
     model, identity: as for pack; needed if the flow made the file.
-    levels: leave out so many of the finest levels: a smaller picture, for which the first part is enough.
+    levels: leave out so many of the finest levels: the picture is the coarse band below them, for which the
+    first part is enough, and a quarter of the work and memory with each of them.
     partial: decode a file that was cut, with the prior's means in place of what it lacks.
     Raises ValueError for anything but the exact bytes that pack wrote; but with levels or partial, what lies
     behind the last level checksum in use goes unchecked.
@@ -260,7 +261,7 @@ def _unpack_flow(head, stream, model, identity, levels, partial):
             checked = complete and level in head.level_checksums
             if checked and head.level_checksums[level] != _level_checksum(model, x):
                 raise ValueError(f"corrupt file: the checksum of its level {level} is another")
-        array = _array(reduced(model, x, levels, (height, width)))
+        array = _array(pixels(model, x))
         if complete and not levels:
             _check_seal(decoder, array, head.checksum, partial)
     except Truncated:

@@ -2,7 +2,7 @@
 
 A stream holds groups of symbols: the top, then for each level, coarsest first, the parts of its details in
 the prior's order, each under its distribution given what is already known. The first part of a stream is a
-smaller image.
+smaller image: the coarse band of a level.
 """
 
 from typing import NamedTuple
@@ -11,14 +11,12 @@ import numpy as np
 import torch
 
 from flow.pyramid import finest
-from source.distribution import drawing
 from source.prior import given_parts
 from source.rans import Encoder, Truncated
 from source.tables import Mixture
 from utils.arithmetic.crew import TILE, crew, in_crew, submit
 from utils.arithmetic.fixed import EXACT
-from utils.arithmetic.polyphase import channels_last, depth, extend, level_sizes
-from utils.data.images import halve
+from utils.arithmetic.polyphase import channels_last, depth, level_sizes
 
 
 class Settings(NamedTuple):
@@ -115,7 +113,7 @@ def decode_levels(model, decoders, size, settings=DEFAULT, skip=0, partial=False
     skip: how many of the finest levels to leave unread.
     partial: take the prior's word for what a cut stream lacks, in place of raising Truncated.
     Yields the level (how many times halved the band is; 0: the images as the pyramid sees them), the band
-    (B, 3, h, w), and whether all of it was in the streams. Its `pixels` are the images only at level 0.
+    (B, 3, h, w), and whether all of it was in the streams. Its `pixels` are a picture of it.
     """
     sizes, complete = level_sizes(*size, depth(*size)), True
 
@@ -143,19 +141,4 @@ def pixels(model, x):
     for top in range(0, x.shape[-2], ROWS):
         rows = slice(top, top + ROWS)
         images[:, :, rows] = model.to_images(x[:, :, rows]).clamp(0, 255)
-    return images
-
-
-@torch.no_grad()
-@crew()
-def reduced(model, x, level, size):
-    """The coarse band of a level -> images (B, 3, h, w), uint8, of (height, width) = size halved so often.
-
-    A learned coarse band need not have the image's colours. It is therefore brought to full size, with the
-    prior's means for details, and averaged over 2x2 pixels.
-    """
-    sizes = level_sizes(*size, level)
-    images = pixels(model, finest(model.synthesise(x, sizes, drawing())))
-    for height, width in sizes[1:]:
-        images = halve(extend(images.float(), (2 * height, 2 * width), 0).to(torch.uint8))
     return images

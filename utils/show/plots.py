@@ -7,13 +7,20 @@ import numpy as np
 
 from utils.files import replacing, write_table
 
+# How wide, in pixels: a PNG at most, a JPEG always, as a page shows it.
+MOST_WIDTH, PAGE_WIDTH = 3000, 1600
 
-def save_figure(figure, folder, name, show=False):
-    """Write figure as NAME.png and NAME.pdf into a folder, say so, and show it if asked to."""
-    for kind in ("png", "pdf"):
+
+def save_figure(figure, folder, name, show=False, jpg=False):
+    """Write figure as NAME.png, NAME.pdf and, if asked to, NAME.jpg into a folder, say so, and show it."""
+    width = figure.get_figwidth()
+    kinds = dict.fromkeys(("png", "pdf"), dict(dpi=min(200, MOST_WIDTH / width)))
+    if jpg:
+        kinds["jpg"] = dict(dpi=PAGE_WIDTH / width, pil_kwargs=dict(quality=80))
+    for kind, how in kinds.items():
         path = Path(folder) / f"{name}.{kind}"
         with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=200, format=kind)
+            figure.savefig(temporary, format=kind, **how)
         print(path)
     if show:
         plt.show()

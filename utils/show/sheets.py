@@ -11,18 +11,8 @@ from utils.files import replacing
 
 WHITE = 255
 # In inches where matplotlib draws, in pixels where Pillow does.
-LABEL_INCHES = 0.32
+LABEL_INCHES = 0.16
 LABEL_SIZE, LABEL_HEIGHT, CELL_WIDTH = 14, 40, 192
-FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bicubic": Image.Resampling.BICUBIC,
-    "Lanczos": Image.Resampling.LANCZOS,
-}
-
-
-def resized(image, size, method):
-    """An image at another (height, width), by a method of FILTERS."""
-    return from_pillow(to_pillow(image).resize((size[1], size[0]), FILTERS[method]))
 
 
 def to_pillow(image):
@@ -56,25 +46,29 @@ def save_image(image, path):
         to_pillow(image).save(temporary, format="PNG")
 
 
-def contact_sheet(rows, caption, inches=1.6):
-    """A figure of rows of (image, label), labels beneath; shorter rows end at the right with the others."""
-    columns = max(map(len, rows))
-    heights = [max(image.shape[-2] / image.shape[-1] for image, _ in row) for row in rows]
+def contact_sheet(rows, caption, headings=(), names=(), inches=1.6):
+    """A figure of rows of (image, label) or None: labels beneath, headings of columns, names of rows."""
+    columns = len(rows[0])
+    heights = [max(image.shape[-2] / image.shape[-1] for image, _ in filter(None, row)) for row in rows]
     heights = [inches * h + LABEL_INCHES for h in heights]
-    caption = textwrap.fill(caption, max(int(columns * inches * 14), 40))
-    lines = caption.count("\n") + 1
+    width = max(int(columns * inches * 11), 40)
+    caption = "\n".join(textwrap.fill(line, width) for line in caption.splitlines())
     figure, axes = plt.subplots(
-        len(rows), columns, figsize=(columns * inches, sum(heights) + 0.15 * lines + 0.1), squeeze=False,
-        height_ratios=heights, layout="constrained",
+        len(rows), columns, figsize=(columns * inches, sum(heights) + 0.2 * caption.count("\n") + 0.6),
+        squeeze=False, height_ratios=heights, layout="constrained",
     )  # fmt: skip
     for panels, row in zip(axes, rows):
-        for panel, entry in zip(panels, [None] * (columns - len(row)) + row):
+        for panel, entry in zip(panels, row):
             panel.set(xticks=[], yticks=[])
             panel.set_frame_on(False)
             if entry:
                 panel.imshow(entry[0].permute(1, 2, 0).cpu().numpy())
-                panel.set_xlabel(entry[1], fontsize=7)
-    figure.suptitle(caption, fontsize=8)
+                panel.set_xlabel(entry[1], fontsize=8)
+    for panel, heading in zip(axes[0], headings):
+        panel.set_title(heading, fontsize=10)
+    for panel, name in zip(axes[:, 0], names):
+        panel.set_ylabel(name, fontsize=10)
+    figure.suptitle(caption, fontsize=10)
     return figure
 
 
