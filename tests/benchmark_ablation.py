@@ -11,6 +11,8 @@ Adam with a cosine rate, and measured on the same test images. Rows:
     blind   the band-wise prior without any of the parts below; +PART: with this one alone
     full    with all of them; -PART: without this one; +couplings: behind couplings; +wide: without couplings,
             but widened to as many multiply-adds; +drfirst: the diagonal band first
+    paper+ycocg and full with +haar, +legall, +interpolating: behind that wavelet, fixed; +learnedhaar,
+            +learnedlegall: lifting that starts so, free to leave it; +wavelet: -lifting wavelet
 Parts, and what stands in their place:
     bands     sight of the detail bands before; the coarse band alone
     channels  sight of the channels before, in the same band; none
@@ -21,6 +23,8 @@ Parts, and what stands in their place:
     ycocg     YCoCg-R; red, green and blue
 What a row is blind to is left out of its networks, so that nothing multiplies zeros. Multiply-adds are those
 of convolutions, at all levels, for each value of an image. "change" is against the row before the first sign.
+Of the transform alone: bits a coefficient of three levels, each band under its own histogram, and the low
+pass's amplitude at pi over that at 0 (FIR.py), which are 1 without a transform.
 Finished rows are kept in -out, with their settings, and not trained again: delete it when models change.
 """
 
@@ -38,11 +42,14 @@ from torch import nn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import FIR  # noqa: E402
+from flow.analysis import entropy, filter_figures  # noqa: E402
 from flow.model import ARCHITECTURE, build  # noqa: E402
 from flow.training import TRAINING, Trainer  # noqa: E402
 from source.bands import LEVELS, START_OCTAVES, Band, BandPrior, Mixer  # noqa: E402
 from source.distribution import Mixture  # noqa: E402
-from utils.arithmetic.integers import STEPS  # noqa: E402
+from utils.arithmetic.integers import STEPS, centre  # noqa: E402
+from utils.arithmetic.polyphase import depth  # noqa: E402
 from utils.data.datasets import choose_sides, draw, load  # noqa: E402
 from utils.files import write_table  # noqa: E402
 from utils.options import CUDA, DATA_FOLDER, SEED, SIDE, Option, parse, pick_device, script  # noqa: E402
@@ -69,7 +76,7 @@ OPTIONS = SETTINGS | CUDA | DATA_FOLDER | {
     "out": Option("output/ablation.csv", "table of finished rows"),
     "threads": Option(torch.get_num_threads(), "threads to compute with", least=1, most=1024),
 }  # fmt: skip
-FIGURES = ("bits", "parameters", "multiply_adds", "seconds")
+FIGURES = ("bits", "parameters", "multiply_adds", "seconds", "coefficient_bits", "low_ratio")
 KEY = ("row", *SETTINGS)
 WIDTH = 24
 # A value 255 away from the middle comes out as 8, as companded.
@@ -81,18 +88,28 @@ PARTS = "bands", "channels", "mixtures", "compand", "levels", "scales", "ycocg"
 class Row(NamedTuple):
     """How a row's model is built.
 
-    parts: those it has; bands: whether its prior is band-wise, or the paper's; order: of the bands; like: the
-    row that it is widened to, in multiply-adds.
+    parts: those it has; bands: whether its prior is band-wise, or the paper's; wavelet: its transform, one of
+    WAVELETS; order: of the bands; like: the row that it is widened to, in multiply-adds.
     """
 
     parts: frozenset = frozenset()
     bands: bool = True
     couplings: bool = False
+    wavelet: str | None = None
     order: tuple = (0, 1, 2)
     like: str | None = None
 
 
 ALL, COLOUR = frozenset(PARTS), frozenset({"ycocg"})
+# A name of rows to -lifting, and whether it stays as it starts.
+WAVELETS = {
+    "haar": ("haar", True),
+    "legall": ("legall", True),
+    "interpolating": ("wavelet", True),
+    "learnedhaar": ("haar", False),
+    "learnedlegall": ("legall", False),
+    "wavelet": ("wavelet", False),
+}
 ROWS = {
     "paper": Row(bands=False),
     "paper+ycocg": Row(COLOUR, bands=False),
@@ -106,6 +123,8 @@ ROWS = {
     "full+drfirst": Row(ALL, order=(2, 0, 1)),
     "full+couplings": Row(ALL, couplings=True),
     "full+wide": Row(ALL, like="full+couplings"),
+    **{f"paper+ycocg+{name}": Row(COLOUR, bands=False, wavelet=name) for name in WAVELETS},
+    **{f"full+{name}": Row(ALL, wavelet=name) for name in WAVELETS},
 }
 
 
@@ -135,8 +154,8 @@ class Nothing(nn.Module):
 class PartialBand(Band):
     """A Band with only some of PARTS."""
 
-    def __init__(self, parts, index, before, width, blocks, components):
-        super().__init__(index, before if "bands" in parts else 1, width, blocks, components)
+    def __init__(self, parts, index, before, width, blocks, components, start):
+        super().__init__(index, before if "bands" in parts else 1, width, blocks, components, start)
         if "channels" not in parts:
             self.beside, self.linear = (
                 nn.ModuleList(Nothing() for _ in convolutions) for convolutions in (self.beside, self.linear)
@@ -153,11 +172,12 @@ class PartialBand(Band):
 class PartialPrior(BandPrior):
     """A BandPrior with only some of PARTS."""
 
-    def __init__(self, parts, width, blocks, components, order=(0, 1, 2)):
+    def __init__(self, parts, width, blocks, components, order=(0, 1, 2), start=0.0):
         components = components if "mixtures" in parts else 1
-        super().__init__(width, blocks, components, order)
+        super().__init__(width, blocks, components, order, start)
         self.bands = nn.ModuleList(
-            PartialBand(parts, index, k + 1, width, blocks, components) for k, index in enumerate(order)
+            PartialBand(parts, index, k + 1, width, blocks, components, start)
+            for k, index in enumerate(order)
         )
         if "compand" not in parts:
             self.compand = Plain()
@@ -181,12 +201,21 @@ def make_model(name, options):
 
 def _model(row, width, options):
     torch.manual_seed(options["seed"])
-    architecture = {"repeat": int(row.couplings), "HUE": "ycocg" in row.parts}
-    if not row.bands:
-        return build(architecture | {"hchnl": width, "prior": "paper"})
-    # a prior that costs nothing, until the right one replaces it
-    model = build(architecture | {"hchnl": options["hchnl"], "prior": "simple"})
-    model.detail = PartialPrior(row.parts, width, options["blocks"], options["components"], row.order)
+    architecture = {"repeat": int(row.couplings or row.wavelet is not None), "HUE": "ycocg" in row.parts}
+    lifting, fixed = WAVELETS.get(row.wavelet, ("none", False))
+    architecture |= {"lifting": lifting}
+    if row.bands:
+        # a prior that costs nothing, until the right one replaces it
+        model = build(architecture | {"hchnl": options["hchnl"], "prior": "simple"})
+        start = centre(0) if row.wavelet else 0.0
+        parts = width, options["blocks"], options["components"], row.order, start
+        model.detail = PartialPrior(row.parts, *parts)
+    else:
+        model = build(architecture | {"hchnl": width, "prior": "paper"})
+    if fixed:
+        for lift in (lift for level in model.pyramid.levels for lift in level.lifts):
+            lift.network = None
+        model.pyramid.requires_grad_(False)
     return model
 
 
@@ -205,6 +234,20 @@ def multiply_adds(model, size):
     for hook in hooks:
         hook.remove()
     return total / images.numel()
+
+
+@torch.no_grad()
+def coefficient_bits(model, images, levels=3):
+    """Bits per coefficient of the transform alone, each band under its own histogram."""
+    top, details = model.transform(images, min(levels, depth(*images.shape[-2:])))
+    bands = [top, *(band for detail in details for band in detail)]
+    return sum(entropy(band) * band.numel() for band in bands) / sum(band.numel() for band in bands)
+
+
+def low_ratio(model):
+    """The low pass's amplitude at pi over that at 0, of luma or red, across."""
+    images = model.from_images(FIR.patches(4, seed=0).to(model.device))
+    return filter_figures(model.pyramid.level(0), images, FIR.PLACES[3:5])["across", "columns"]["low_ratio"]
 
 
 def open_images(options):
@@ -252,7 +295,8 @@ def show(row, shown):
     change = f"{bits - shown[beside]:+.4f}" if beside in shown else ""
     shown[name] = bits
     cells = f"{bits:.4f}", change, f"{int(row['parameters']):,}", f"{float(row['multiply_adds']):,.0f}"
-    line = "".join(f"{cell:>13}" for cell in (*cells, f"{float(row['seconds']):.0f}"))
+    cells += tuple(f"{float(row[name]):.{digits}f}" for name, digits in zip(FIGURES[3:], (0, 3, 3)))
+    line = "".join(f"{cell:>13}" for cell in cells)
     tqdm.write(f"{name:{WIDTH + 3}}{line}")
     sys.stdout.flush()
 
@@ -269,7 +313,7 @@ def main(argv=None):
     torch.set_num_threads(options["threads"])
     torch.set_float32_matmul_precision("high")
     done, device, data, shown = read_rows(options["out"]), pick_device(options["cuda"]), None, {}
-    columns = "bits/dim", "change", "parameters", "mul-adds/val", "train s"
+    columns = "bits/dim", "change", "parameters", "mul-adds/val", "train s", "bits/coeff.", "low, pi/0"
     tqdm.write(f"{'':{WIDTH + 3}}" + "".join(f"{column:>13}" for column in columns))
     bar = tqdm(names, unit="row", disable=len(names) < 2, leave=False)
     for name in bar:
@@ -282,7 +326,9 @@ def main(argv=None):
             cost = multiply_adds(model, options["size"])
             size = sum(p.numel() for p in model.parameters())
             bits, seconds = train(model, *data, options)
-            done[key] = row | dict(zip(FIGURES, (f"{bits:.6f}", size, f"{cost:.1f}", f"{seconds:.2f}")))
+            figures = f"{bits:.6f}", size, f"{cost:.1f}", f"{seconds:.2f}"
+            figures += f"{coefficient_bits(model, data[1].to(device)):.4f}", f"{low_ratio(model):.4f}"
+            done[key] = row | dict(zip(FIGURES, figures))
             write_table(options["out"], (*KEY, *FIGURES), done.values())
         show(done[key], shown)
 

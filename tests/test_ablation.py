@@ -3,7 +3,18 @@
 import benchmark_ablation
 import pytest
 import torch
-from benchmark_ablation import ALL, PARTS, ROWS, PartialPrior, PlainMixer, make_model, multiply_adds
+from benchmark_ablation import (
+    ALL,
+    PARTS,
+    ROWS,
+    WAVELETS,
+    PartialPrior,
+    PlainMixer,
+    coefficient_bits,
+    low_ratio,
+    make_model,
+    multiply_adds,
+)
 from conftest import make_wild, noise
 from PIL import Image
 from torch import nn
@@ -63,6 +74,27 @@ def test_parts_that_are_no_inputs():
     plain = PartialPrior(ALL - {"compand"}, 4, 1, 3)
     for module in (plain, *plain.bands):
         assert torch.equal(module.compand(torch.tensor([-255.0, 2])), torch.tensor([-255 / 32, 1 / 16]))
+
+
+@pytest.mark.parametrize("prior", ["paper+ycocg", "full"])
+@pytest.mark.parametrize("wavelet", WAVELETS)
+def test_rows_of_a_wavelet(prior, wavelet):
+    """Each starts as its wavelet, and is trained or not as it says; a fixed one has no networks."""
+    model, (lifting, fixed) = make_model(f"{prior}+{wavelet}", SMALL), WAVELETS[wavelet]
+    x = noise(2, 3, 32, 32)
+    wanted = build({"lifting": lifting, "HUE": True}).transform(x, 2)
+    assert torch.equal(model.transform(x, 2)[0], wanted[0])
+    assert fixed != any(p.requires_grad for p in model.pyramid.parameters())
+    networks = [m for m in model.pyramid.modules() if isinstance(m, ConvNet)]
+    assert len(networks) == (0 if fixed else 1 if lifting == "wavelet" else 2)
+    assert low_ratio(model) == pytest.approx(0, abs=0.01)
+    assert 0 < coefficient_bits(model, x) < 12
+
+
+def test_without_a_transform_the_low_pass_passes_all():
+    model = make_model("full", SMALL)
+    flat = torch.full((2, 3, 16, 16), 7)
+    assert low_ratio(model) == pytest.approx(1) and coefficient_bits(model, flat) == 0
 
 
 def test_multiply_adds_of_networks_by_hand():
