@@ -17,7 +17,7 @@ import FIR
 import legall_lena
 import progressive
 import simpleBigWavelet
-from flow.codec.evaluate import TEST_SET
+from flow.codec.options import TEST_SET
 from flow.folder import STORED, read_options
 from flow.model import build
 from utils.options import Option, check_values, parse

@@ -23,7 +23,8 @@ from test_datasets import dump, pixels, write_cifar
 import easymain
 from flow import training
 from flow.batches import add_noise, epoch_batches, mirror, mirrored
-from flow.codec.evaluate import TEST_SET, open_test_set
+from flow.codec.evaluate import open_test_set
+from flow.codec.options import TEST_SET
 from flow.folder import PAPER, open_model, read_options, target_name
 from flow.training import Trainer, learning_rate
 from utils.arithmetic.integers import bits_per_dimension
