@@ -83,7 +83,7 @@ def main(argv=None):
     folder, device = find_folder(options["folder"], "paper"), pick_device(options["cuda"])
     model, _ = open_model(folder, device=device)
     images = model.from_images(patches(options["num"], options["seed"]).to(device))
-    parts = tqdm(images.split(4), "Jacobians", delay=1, leave=False)
+    parts = tqdm(images.split(4), "Jacobians", delay=1, leave=False, disable=None)
     parts = [impulse_responses(model.pyramid.level(0), part, PLACES) for part in parts]
     low, high = (torch.cat(sides).cpu() for sides in zip(*parts))
     omega = np.arange(0, math.pi, options["step"])

@@ -30,6 +30,7 @@ from utils.options import (
     Option,
     parse,
     pick_device,
+    refuse,
     script,
 )
 from utils.show.plots import save_figure, save_rows
@@ -53,6 +54,7 @@ OPTIONS = FOLDER | DATA_FOLDER | {
         None, "measure super-resolution on so many test images, in place of all else", kind=int, least=1
     ),
 } | FIGURE | CUDA  # fmt: skip
+MEASURED_WITHOUT = "num", "img", "baseScale", "exBaseScale", "mean", "exdepth", "exsize", "show"
 
 
 def test_images(options, count, size):
@@ -85,7 +87,7 @@ def details(options, scale):
 def loaded(key, stages):
     """All Stages of an image, which an error names."""
     try:
-        return list(tqdm(stages, key, unit=" levels", delay=2, leave=False))
+        return list(tqdm(stages, key, unit=" levels", delay=2, leave=False, disable=None))
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
 
@@ -151,7 +153,7 @@ def show_enlarged(images, caption, out, show):
 def show_measures(model, images, out):
     """Print and save the table of PSNR and SSIM."""
     rows = []
-    for doublings in tqdm((1, 2), "factors", delay=2, leave=False):
+    for doublings in tqdm((1, 2), "factors", delay=2, leave=False, disable=None):
         for method, (near, similar) in measure(model, images, doublings).items():
             rows.append(dict(factor=2**doublings, method=method, psnr=near, ssim=similar, images=len(images)))
     side = images.shape[-1]
@@ -165,7 +167,11 @@ def show_measures(model, images, out):
 @script
 def main(argv=None):
     """Write progressive.png .pdf .gif .csv, superresolution.png .pdf and single images, or the measures."""
-    options, _ = parse(__doc__, OPTIONS, argv)
+    options, typed = parse(__doc__, OPTIONS, argv)
+    if "measure" in typed:
+        refuse(typed, MEASURED_WITHOUT, "beside -measure")
+    refuse(typed, ["num", "target", "size", "data"] if "img" in typed else [], "beside -img")
+    refuse(typed, ["exsize", "exBaseScale"] if options["exdepth"] == 0 else [], "beside -exdepth 0")
     device = pick_device(options["cuda"])
     generator = torch.Generator(device).manual_seed(options["seed"])
     folder = find_folder(options["folder"])
@@ -180,7 +186,7 @@ def main(argv=None):
     if architecture.get("diffDetail"):
         print("no super-resolution: the prior of a model with -diffDetail knows one size only")
     elif options["exdepth"]:
-        bar = tqdm(images.items(), "enlarging", delay=2, leave=False)
+        bar = tqdm(images.items(), "enlarging", delay=2, leave=False, disable=None)
         large = {key: enlarged(model, stages[-1].image, options, generator) for key, stages in bar}
         factor = 2 ** options["exdepth"]
         caption = f"Super-resolution by {factor}; learned: with {details(options, 'exBaseScale')}{origin}"

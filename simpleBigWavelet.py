@@ -111,7 +111,7 @@ def main(argv=None):
     check_levels("depth", options["depth"], image)
     model, _, _ = open_frozen(folder, device=device)
     bands, tables = {}, {}
-    for wavelet in tqdm(SHOWN, "pyramids", delay=1, leave=False):
+    for wavelet in tqdm(SHOWN, "pyramids", delay=1, leave=False, disable=None):
         chosen = model if wavelet == "learned" else classical_model(wavelet, model.ycocg).to(device)
         coarse, details, residuals = pyramid(chosen, image, options["depth"])
         bands[wavelet] = coarse, residuals

@@ -68,13 +68,13 @@ def pictures(tmp_path):
 
 
 def run(capsys, *argv):
-    """Status, stdout and the lines on stderr that are no bar."""
+    """Status, stdout and the lines on stderr, which is no terminal: without bars."""
     try:
         status = main([str(a) for a in argv]) or 0
     except SystemExit as end:
         status = end.code
     out, err = capsys.readouterr()
-    return status, out, [line for line in re.split(r"[\r\n]", err) if line.strip() and "%|" not in line]
+    return status, out, err.splitlines()
 
 
 def equal(a, b):
@@ -256,7 +256,7 @@ def test_names_that_cannot_be_printed_stop_nothing(folder, pictures, tmp_path):
     environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     argv = [sys.executable, "easyEncode.py", "-folder", folder, "-img", pictures, "-out", tmp_path]
     made = subprocess.run(argv, cwd=ROOT, env=os.environ | environment, capture_output=True)
-    assert (made.returncode, made.stderr) == (0, b"") and b"3 files" in made.stdout
+    assert made.returncode == 0 and b"failed" not in made.stderr and b"3 files" in made.stdout
     assert len(list(tmp_path.glob("*.nwf"))) == 2
 
 
@@ -432,6 +432,17 @@ def test_ctrl_c_ends_at_once_and_leaves_whole_files(folder, many, tmp_path):
     assert status == 0 and equal(many / "10.png", out / "10.png")
 
 
+def test_sigterm_leaves_whole_files(folder, many, tmp_path):
+    out = tmp_path / "out"
+    process = start("easyEncode.py", "-folder", folder, "-img", many, "-out", out)
+    while not (out / "00.nwf").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143 and errors.splitlines()[-1] == "easyEncode.py: terminated"
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
 def test_two_processes_share_the_files(folder, many, tmp_path, capsys):
     """A file fails in the first process alone, early: the second is not ended for it."""
     (many / "07b.png").unlink()
@@ -494,6 +505,55 @@ def test_data_set(folder, extra, capsys):
     assert abs(actual - theory) < 0.02 + 8 * 6 / values + 0.1 * ("64" in extra)
     for word in ("images/s", "PNG", "WebP", "rounded"):
         assert word in out
+
+
+def test_an_interrupted_test_set_prints_what_it_has(folder, capsys, monkeypatch):
+    done = []
+
+    def interrupted(batches, encode, *rest):
+        def once(images):
+            if len(done) == 2:
+                raise KeyboardInterrupt
+            done.append(images)
+            return encode(images)
+
+        return code(batches, once, *rest)
+
+    monkeypatch.setattr("flow.codec.evaluate.code", interrupted)
+    argv = "-folder", folder, "-target", "photos", "-batch", 3
+    status, out, errors = run(capsys, *argv, "-earlyStop", 4)
+    assert status == 130 and errors == ["interrupted: these are of the first 2 batches"]
+    assert LAST.search(out)
+    monkeypatch.setattr("flow.codec.evaluate.code", code)
+    assert LAST.search(run(capsys, *argv, "-earlyStop", 2)[1]).groups() == LAST.search(out).groups()
+    monkeypatch.setattr("flow.codec.evaluate.code", interrupted)  # before the first figure
+    assert run(capsys, *argv) == (130, "", ["easyEncode.py: interrupted"])
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("kind", [Terminal, io.StringIO])
+def test_progress_within_a_file_on_a_terminal_alone(kind, folder, pictures, tmp_path, monkeypatch):
+    shown, totals = kind(), []
+    monkeypatch.setattr("sys.stderr", shown)
+
+    class Bar(jobs.tqdm):
+        def __init__(self, *given, **options):
+            super().__init__(*given, **options | {"delay": 0, "mininterval": 0})
+
+        def close(self):
+            totals.append((self.n, self.total))
+            super().close()
+
+    monkeypatch.setattr(jobs, "tqdm", Bar)
+    main(["-folder", folder, "-img", str(pictures / "photo.png"), "-out", str(tmp_path), "-verify"])
+    assert ("%|" in shown.getvalue()) == (kind is Terminal)
+    assert kind is not Terminal or (2 * 3 * 80 * 60,) * 2 in totals
 
 
 def test_a_mismatch_ends_with_status_1(folder, capsys, monkeypatch):

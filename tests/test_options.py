@@ -102,6 +102,37 @@ def test_a_value_out_of_bounds_in_a_file_names_it(name, tmp_path):
         assert read_options(tmp_path)[name] == value
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_abbreviations_and_empty_names_are_refused(script, capsys):
+    main, options = SCRIPTS[script].main, SCRIPTS[script].OPTIONS
+    for name in options:
+        if name[:-1] not in options:
+            assert f"unrecognized arguments: -{name[:-1]}" in refused(capsys, main, [f"-{name[:-1]}", "1"])
+    for name in ("img", "out", "folder"):
+        if name in options:
+            line = refused(capsys, main, [f"-{name}", ""])
+            assert f"-{name} " in line and line.endswith("need a name")
+
+
+@pytest.mark.parametrize(
+    ("script", "argv", "message"),
+    [
+        ("easyGenerate", "-mean -baseScale 1", "-baseScale has no effect beside -mean"),
+        ("easyGenerate", "-depth 2", "-depth has no effect without -from coarse"),
+        ("progressive", "-img a.png -target CIFAR", "-target has no effect beside -img"),
+        ("progressive", "-measure 3 -exdepth 1", "-exdepth has no effect beside -measure"),
+        ("progressive", "-exdepth 0 -exsize 9", "-exsize has no effect beside -exdepth 0"),
+        ("legall_lena", "-img a.png -data b", "-data has no effect without -img target"),
+        ("easyEncode", "-img a.png -target CIFAR", "-target has no effect beside -img"),
+        ("easyEncode", "-decode a.nwf -nbins 9", "-nbins has no effect beside -decode"),
+        ("easyEncode", "-info a.nwf -out b", "-out has no effect beside -info"),
+        ("easyEncode", "-img a -verify -noVerify", "-noVerify has no effect beside -verify"),
+    ],
+)
+def test_what_has_no_effect_is_refused(script, argv, message, capsys):
+    assert refused(capsys, SCRIPTS[script].main, argv.split()) == f"{script}.py: {message}"
+
+
 def test_names_and_words():
     exact = {"least": 2, "most": 5}
     assert Option(3, "", **exact).bounds == "2 .. 5"

@@ -62,6 +62,8 @@ def encode(model, images, settings=DEFAULT, watch=None, progress=None):
             watch(level + 1, coarse)
     encoders = [Encoder() for _ in images]
     _push(encoders, model.top(len(top), top.shape[-2:]), top, settings)
+    if progress:
+        progress(top[0].numel())
     # where its bands are no larger than a tile, a level is one thread's work, beside the larger ones
     small = [n for n, (_, coarse, _) in enumerate(levels) if max(coarse.shape[-2:]) <= TILE]
     coded = {
