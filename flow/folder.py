@@ -143,7 +143,7 @@ def read_options(folder):
         options = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"{folder}: not a model folder (it has no parameter.json)") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(options, dict):
         raise ValueError(f"{path}: not a table of options")
