@@ -16,6 +16,9 @@ A data set is coded to bytes, decoded from the bytes alone and compared: exit st
 changed. Ctrl-C ends all with status 130, a data set with the figures until then.
 """
 
+import utils.interrupt  # noqa: F401
+
+# isort: split
 import sys
 
 from flow import __version__

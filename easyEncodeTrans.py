@@ -8,6 +8,9 @@ differences from the prior's means. Codes every image to bytes, decodes the byte
 entropy of the differences; the histogram comes on top of it. An image that came back changed: exit status 1.
 """
 
+import utils.interrupt  # noqa: F401
+
+# isort: split
 from flow.codec.options import TEST_SET
 from utils.options import parse, script
 

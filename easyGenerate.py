@@ -9,6 +9,9 @@ The top is drawn from its mixture, then each level's details from the prior: mea
 the grid as a PNG of whole pixels, and the samples as .npz.
 """
 
+import utils.interrupt  # noqa: F401
+
+# isort: split
 import matplotlib.pyplot as plt
 import torch
 from tqdm import tqdm

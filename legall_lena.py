@@ -10,6 +10,9 @@ Spectra: log(|FFT| + 1) of the mean of red, green and blue under a Hann window, 
 one border to the other would be in them. The networks compute in floating point, as in training.
 """
 
+import utils.interrupt  # noqa: F401
+
+# isort: split
 from pathlib import Path
 
 import numpy as np

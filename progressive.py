@@ -10,6 +10,9 @@ image itself, taken for a coarse band, whose colours it is given first. Each for
 -baseScale (-exBaseScale) added to their logscales, or for the prior's means (-mean; .nwf files: always).
 """
 
+import utils.interrupt  # noqa: F401
+
+# isort: split
 from pathlib import Path
 
 import torch

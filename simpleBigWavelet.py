@@ -8,6 +8,9 @@ The transform is the codec's. A band's energy is its variance; its bits per coef
 histogram, channel by channel. All three transforms preserve volume, so that both compare.
 """
 
+import utils.interrupt  # noqa: F401
+
+# isort: split
 from pathlib import Path
 
 from tqdm import tqdm

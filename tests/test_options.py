@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import benchmark_ablation
@@ -20,6 +23,7 @@ import simpleBigWavelet
 from flow.codec.options import TEST_SET
 from flow.folder import STORED, read_options
 from flow.model import build
+from utils.box import ROOT
 from utils.options import Option, check_values, parse
 
 SCRIPTS = {
@@ -131,6 +135,19 @@ def test_abbreviations_and_empty_names_are_refused(script, capsys):
 )
 def test_what_has_no_effect_is_refused(script, argv, message, capsys):
     assert refused(capsys, SCRIPTS[script].main, argv.split()) == f"{script}.py: {message}"
+
+
+@pytest.mark.parametrize(
+    "script", [name for name in SCRIPTS if "benchmark" not in name and name != "easymain"]
+)
+def test_ctrl_c_while_importing_is_one_line(script, tmp_path):
+    """As if it came where torch is found."""
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
+    made = subprocess.run(
+        [sys.executable, f"{script}.py", "-folder", "x"], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert made.returncode and made.stderr == f"{script}.py: interrupted\n"
 
 
 def test_names_and_words():
