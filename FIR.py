@@ -14,6 +14,9 @@ Both are of the first channel that the wavelet sees: red, or the luma Y of a mod
 rounding is taken as 1, as in training.
 """
 
+import utils.interrupt  # noqa: F401
+
+# isort: split
 import math
 
 import numpy as np

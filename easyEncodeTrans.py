@@ -8,8 +8,10 @@ differences from the prior's means. Codes every image to bytes, decodes the byte
 entropy of the differences; the histogram comes on top of it. An image that came back changed: exit status 1.
 """
 
-from flow.codec import histogram
-from flow.codec.evaluate import TEST_SET, code, open_test_set, report, streams_of
+import utils.interrupt  # noqa: F401
+
+# isort: split
+from flow.codec.options import TEST_SET
 from utils.options import parse, script
 
 
@@ -17,6 +19,9 @@ from utils.options import parse, script
 def main(argv=None):
     """Code the test set and print the figures."""
     options, _ = parse(__doc__, TEST_SET, argv)
+    from flow.codec import histogram  # takes seconds, which -h does not have to wait for
+    from flow.codec.evaluate import code, open_test_set, report, streams_of
+
     precision = options["precision"]
     model, batches = open_test_set(options)
 

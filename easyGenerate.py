@@ -9,6 +9,9 @@ The top is drawn from its mixture, then each level's details from the prior: mea
 the grid as a PNG of whole pixels, and the samples as .npz.
 """
 
+import utils.interrupt  # noqa: F401
+
+# isort: split
 import matplotlib.pyplot as plt
 import torch
 from tqdm import tqdm
@@ -27,6 +30,7 @@ from utils.options import (
     Option,
     parse,
     pick_device,
+    refuse,
     script,
 )
 from utils.show.plots import save_arrays, save_figure
@@ -47,7 +51,7 @@ def generate(model, options, side, real, generator):
     """Draw num x num images, row by row; real: the test images that lend their coarse bands, or None."""
     count, levels, rows = options["num"], None if real is None else options["depth"], []
     base_scale = None if options["mean"] else options["baseScale"]
-    for row in tqdm(range(count), "rows", delay=2, leave=False):
+    for row in tqdm(range(count), "rows", delay=2, leave=False, disable=None):
         top = None
         if real is not None:
             top = coarse_bands(model, real[row * count : (row + 1) * count].to(model.device), levels)[-1]
@@ -58,7 +62,9 @@ def generate(model, options, side, real, generator):
 @script
 def main(argv=None):
     """Write generate_....png and .pdf, generate_..._pixels.png and generate_....npz."""
-    options, _ = parse(__doc__, OPTIONS, argv)
+    options, typed = parse(__doc__, OPTIONS, argv)
+    refuse(typed, ["baseScale"] if options["mean"] else [], "beside -mean")
+    refuse(typed, ["depth", "target", "data"] if options["from"] == "prior" else [], "without -from coarse")
     device = pick_device(options["cuda"])
     generator = torch.Generator(device).manual_seed(options["seed"])
     folder = find_folder(options["folder"])

@@ -2,12 +2,16 @@
 
     python easymain.py                                          the photographs in etc/photos, on the CPU
     python easymain.py -cuda 0 -epoch 600 -hchnl 350 -repeat 3 -nhidden 3 -target ImageNet32
+    python easymain.py -config etc/model/plan.json -folder opt/NAME    as a file of options plans it
     python easymain.py -folder opt/NAME -load -epoch 800        go on with a training
     torchrun --nproc-per-node 4 easymain.py -cuda 0 -target CIFAR    four GPUs, from the first
 
 Writes a model folder that all other scripts read: see flow/folder.py.
 """
 
+import utils.interrupt  # noqa: F401
+
+# isort: split
 import sys
 
 import torch
@@ -28,12 +32,26 @@ from flow.model import ARCHITECTURE, build
 from flow.training import TRAINING, Trainer
 from utils.data.crops import Pictures
 from utils.data.datasets import choose_sides, load
-from utils.options import CUDA, DATA_FOLDER, SCALES, SIDE, Option, check_values, parse, pick_device, script
+from utils.options import (
+    CUDA,
+    DATA_FOLDER,
+    SCALES,
+    SIDE,
+    Option,
+    check_values,
+    grouped,
+    parse,
+    pick_device,
+    refuse,
+    script,
+)
 from utils.workers import Workers
 
 DATA = DATA_FOLDER | {
     "target": Option(
-        "photos", "photos, CIFAR, ImageNet32, ImageNet64, joint, or a folder of image files; + joins several"
+        "photos",
+        "photos, CIFAR, ImageNet32, ImageNet64, joint, or a folder of image files; + joins several; with "
+        "-crops, NAME*N is drawn from N times as often",
     ),
     "size": SIDE._replace(help=f"{SIDE.help} (default: that of sets joined to them, or 32)"),
     "scales": SCALES,
@@ -46,8 +64,11 @@ FOLDER = {
     "folder": Option(None, "model folder (default: opt/default_easyMera_TARGET and the architecture)"),
     "load": Option(False, "go on with the training in the folder; architecture and data set are its own"),
 }
-OPTIONS = DATA | ARCHITECTURE | TRAINING | FOLDER | CUDA
-CROPS_ALONE = {"transpose", "grey", "origins"}
+OPTIONS = (
+    grouped("data set", DATA) | grouped("architecture", ARCHITECTURE) | grouped("training", TRAINING)
+    | grouped("model folder", FOLDER) | CUDA
+)  # fmt: skip
+CROPS_ALONE = "transpose", "grey", "origins"
 MAY_CHANGE = {"data", "workers", "cuda"} | TRAINING.keys() - {"ema", "seed", "optimizer"}
 
 
@@ -71,8 +92,7 @@ def resolve(argv):
         plan = read_plan(config)
         options, typed = options | plan, plan | {name: typed[name] for name in typed.keys() - {"config"}}
         options |= typed
-    for name in CROPS_ALONE & typed.keys() if not options["crops"] and "load" not in typed else ():
-        raise ValueError(f"-{name} is of fresh crops: give -crops too")
+    refuse(typed, CROPS_ALONE if not options["crops"] and "load" not in typed else (), "without -crops")
     folder = options.pop("folder") or default_folder(options)
     resume = options.pop("load")
     if resume:

@@ -10,6 +10,9 @@ Spectra: log(|FFT| + 1) of the mean of red, green and blue under a Hann window, 
 one border to the other would be in them. The networks compute in floating point, as in training.
 """
 
+import utils.interrupt  # noqa: F401
+
+# isort: split
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +34,7 @@ from flow.analysis import (
 from flow.folder import find_folder, open_model, picture_folder, target_name, trained
 from utils.data.datasets import load
 from utils.data.images import IN_THE_BOX, picture
-from utils.options import CUDA, FIGURE, FOLDER, PICTURE, Option, parse, pick_device, script
+from utils.options import CUDA, FIGURE, FOLDER, PICTURE, Option, parse, pick_device, refuse, script
 from utils.show.plots import plt, save_arrays, save_figure, show_image
 
 OPTIONS = (
@@ -111,14 +114,15 @@ def draw_curves(curves, levels, caption):
 @script
 def main(argv=None):
     """Split into low and high, transform, draw and save."""
-    options, _ = parse(__doc__, OPTIONS, argv)
+    options, typed = parse(__doc__, OPTIONS, argv)
+    refuse(typed, ["data"] if options["img"] != "target" else [], "without -img target")
     folder, device = find_folder(options["folder"]), pick_device(options["cuda"])
     model, trained_with = open_model(folder, device=device)
     image, stem = choose(options, trained_with)
     levels = options["deltaDepth"]
     check_levels("deltaDepth", levels, image)
     images = {"original": image}
-    for wavelet in tqdm(("learned", "legall"), "low-pass, high-pass", delay=1, leave=False):
+    for wavelet in tqdm(("learned", "legall"), "low-pass, high-pass", delay=1, leave=False, disable=None):
         chosen = model if wavelet == "learned" else classical_model(wavelet, model.ycocg).to(device)
         for kind, parts in zip(("low", "high"), low_and_high(chosen, image[None].to(device), levels)):
             images[f"{wavelet}_{kind}"] = parts[0].cpu()

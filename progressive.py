@@ -13,6 +13,9 @@ itself, taken for a coarse band. Details not read are the prior's means, or samp
 (-exBaseScale) added to their logscales (.nwf files: always means).
 """
 
+import utils.interrupt  # noqa: F401
+
+# isort: split
 from pathlib import Path
 
 import torch
@@ -32,6 +35,7 @@ from utils.options import (
     Option,
     parse,
     pick_device,
+    refuse,
     script,
 )
 from utils.show.plots import save_figure, save_rows
@@ -57,6 +61,7 @@ OPTIONS = FOLDER | DATA_FOLDER | {
         None, "measure super-resolution on so many test images, in place of all else", kind=int, least=1
     ),
 } | FIGURE | CUDA  # fmt: skip
+MEASURED_WITHOUT = "num", "img", "baseScale", "exBaseScale", "exdepth", "exsize", "show", "jpg"
 
 
 def test_images(options, count, size):
@@ -88,7 +93,7 @@ def details(options, scale):
 def loaded(key, stages):
     """All Stages of an image, which an error names."""
     try:
-        return list(tqdm(stages, key, unit=" levels", delay=2, leave=False))
+        return list(tqdm(stages, key, unit=" levels", delay=2, leave=False, disable=None))
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
 
@@ -184,7 +189,7 @@ def show_enlarged(images, caption, out, name, options):
 def show_measures(model, images, generator, out):
     """Print and save the table of PSNR and SSIM."""
     rows = []
-    for doublings in tqdm((1, 2), "factors", delay=2, leave=False):
+    for doublings in tqdm((1, 2), "factors", delay=2, leave=False, disable=None):
         for method, (near, similar) in measure(model, images, doublings, generator).items():
             rows.append(dict(factor=2**doublings, method=method, psnr=near, ssim=similar, images=len(images)))
     side = images.shape[-1]
@@ -198,7 +203,11 @@ def show_measures(model, images, generator, out):
 @script
 def main(argv=None):
     """Write progressive.png .pdf .gif .csv, superresolution.png .pdf and single images, or the measures."""
-    options, _ = parse(__doc__, OPTIONS, argv)
+    options, typed = parse(__doc__, OPTIONS, argv)
+    if "measure" in typed:
+        refuse(typed, MEASURED_WITHOUT, "beside -measure")
+    refuse(typed, ["num", "target", "size", "data"] if "img" in typed else [], "beside -img")
+    refuse(typed, ["exsize", "exBaseScale"] if options["exdepth"] == 0 else [], "beside -exdepth 0")
     device = pick_device(options["cuda"])
     generator = torch.Generator(device).manual_seed(options["seed"])
     folder = find_folder(options["folder"])
@@ -223,7 +232,7 @@ def main(argv=None):
             ),
             ("enlarged", enlarged, "Images taken for coarse bands, enlarged"),
         ):
-            bar = tqdm(middles.items(), name, delay=2, leave=False)
+            bar = tqdm(middles.items(), name, delay=2, leave=False, disable=None)
             large = {key: work(model, image, options, generator) for key, image in bar}
             show_enlarged(large, f"{words} {how}", out, name, options)
 

@@ -12,6 +12,9 @@ for which the classical ones have no counterpart. And PSNR of coarse bands, as p
 passes of the picture.
 """
 
+import utils.interrupt  # noqa: F401
+
+# isort: split
 from pathlib import Path
 
 from tqdm import tqdm
@@ -154,7 +157,7 @@ def main(argv=None):
     check_levels("depth", options["depth"], image)
     model, _, _ = open_frozen(folder, device=device)
     bands, tables = {}, {}
-    for wavelet in tqdm(SHOWN, "pyramids", delay=1, leave=False):
+    for wavelet in tqdm(SHOWN, "pyramids", delay=1, leave=False, disable=None):
         chosen = model if wavelet == "learned" else classical_model(wavelet, model.ycocg).to(device)
         coarse, details, residuals = pyramid(chosen, image, options["depth"])
         bands[wavelet] = coarse, details

@@ -153,7 +153,7 @@ def read_table(path):
         table = json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(table, dict):
         raise ValueError(f"{path}: not a table of options")

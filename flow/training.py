@@ -205,7 +205,7 @@ class Trainer:
             total=batches.images(),
             initial=batches.images(p.step),
             unit="image",
-            disable=not show,
+            disable=None if show else True,
             leave=False,
         )
 

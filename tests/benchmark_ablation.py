@@ -315,7 +315,7 @@ def main(argv=None):
     done, device, data, shown = read_rows(options["out"]), pick_device(options["cuda"]), None, {}
     columns = "bits/dim", "change", "parameters", "mul-adds/val", "train s", "bits/coeff.", "low, pi/0"
     tqdm.write(f"{'':{WIDTH + 3}}" + "".join(f"{column:>13}" for column in columns))
-    bar = tqdm(names, unit="row", disable=len(names) < 2, leave=False)
+    bar = tqdm(names, unit="row", disable=len(names) < 2 or None, leave=False)
     for name in bar:
         bar.set_description(name)
         row = {"row": name} | {setting: str(options[setting]) for setting in SETTINGS}

@@ -21,7 +21,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from flow.codec import stream  # noqa: E402
 from flow.codec.api import Codec  # noqa: E402
-from flow.codec.evaluate import CODER, TEST_SET, code, open_test_set, streams_of, weights_of  # noqa: E402
+from flow.codec.evaluate import code, open_test_set, streams_of  # noqa: E402
+from flow.codec.options import CODER, TEST_SET, weights_of  # noqa: E402
 from flow.codec.stream import Settings  # noqa: E402
 from flow.folder import find_folder, read_options, target_name  # noqa: E402
 from utils.data.images import image_files, read_rgb  # noqa: E402

@@ -184,7 +184,9 @@ def test_cifar_may_be_downloaded_by_two_at_once(tmp_path, server):
     assert [path.name for path in data.iterdir()] == ["cifar-10-batches-py"]
 
 
-def test_cifar_download_shows_its_progress(tmp_path, server, capsys):
+def test_cifar_download_shows_its_progress_on_a_terminal(tmp_path, server, capsys, monkeypatch):
+    load("CIFAR", "test", tmp_path / "log")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     load("CIFAR", "test", tmp_path / "quiet", progress=False)
     assert capsys.readouterr().err == ""
     load("CIFAR", "test", tmp_path / "shown")

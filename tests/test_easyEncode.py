@@ -1,5 +1,7 @@
 """easyEncode.py: pictures to files and back, data sets, and what users can get wrong."""
 
+import io
+import json
 import os
 import re
 import signal
@@ -13,9 +15,15 @@ import pytest
 import torch
 from PIL import Image
 
-from easyEncode import main
+from easyEncode import OPTIONS as TYPED
+from easyEncode import TASKS, check, main
+from flow import __version__
 from flow.codec import jobs
+from flow.codec.container import read_head
 from flow.codec.evaluate import code
+from flow.codec.options import CODER, PRECISION
+from flow.codec.pictures import write_png
+from flow.codec.stream import DEFAULT
 from flow.folder import write_options
 from flow.model import build
 from utils.box import ROOT
@@ -60,13 +68,13 @@ def pictures(tmp_path):
 
 
 def run(capsys, *argv):
-    """Status, stdout and the lines on stderr that are no bar."""
+    """Status, stdout and the lines on stderr, which is no terminal: without bars."""
     try:
         status = main([str(a) for a in argv]) or 0
     except SystemExit as end:
         status = end.code
     out, err = capsys.readouterr()
-    return status, out, [line for line in re.split(r"[\r\n]", err) if line.strip() and "%|" not in line]
+    return status, out, err.splitlines()
 
 
 def equal(a, b):
@@ -103,11 +111,222 @@ def test_a_failed_item_is_reported_and_the_rest_done(folder, pictures, tmp_path,
     Image.new("CMYK", (3, 3)).save(pictures / "cmyk.tif")
     argv = pictures, tmp_path / "absent.png"
     status, _, errors = run(capsys, "-folder", folder, "-img", *argv, "-out", tmp_path / "out")
-    assert status == 2 and len(errors) == 3
+    assert status == 2 and len(errors) == 4
+    *errors, last = errors
+    assert last.startswith("3 of 6 files failed: ") and all(n in last for n in ("broken", "cmyk", "absent"))
     for name, line in zip(("broken.png", "cmyk.tif", "absent.png"), errors):
         assert name in line
     written = sorted(p.name for p in (tmp_path / "out").rglob("*") if p.is_file())
     assert written == ["grey.nwf", "photo.nwf", "photo.nwf"]
+
+
+def test_a_folder_goes_on_where_it_was(folder, pictures, tmp_path, capsys):
+    argv = "-folder", folder, "-img", pictures, "-out", tmp_path / "out"
+    assert run(capsys, *argv)[0] == 0
+    (tmp_path / "out" / "grey.nwf").unlink()
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.nwf")}
+    status, table, errors = run(capsys, *argv)
+    assert (status, errors) == (0, []) and names(table) == ["grey"]
+    assert "2 files were there already" in table
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    os.utime(pictures / "photo.png", (2e9, 2e9))  # a source that is newer is not done
+    status, _, errors = run(capsys, *argv)
+    assert status == 2 and "older" in errors[0] and len(errors) == 2
+    assert names(run(capsys, *argv, "-force")[1]) == ["photo", "grey", "photo"]
+
+
+def test_verified_files_alone_are_kept(folder, pictures, tmp_path, capsys, monkeypatch):
+    """By default in folders; a file that is named only if asked for."""
+    decoded = []
+
+    def wrong(data, *rest):
+        decoded.append(data)
+        picture = Image.new("L", (80, 60))
+        picture.info = {}
+        return picture
+
+    monkeypatch.setattr("flow.codec.api.unpack", wrong)
+    argv = "-folder", folder, "-out", tmp_path / "out", "-img"
+    status, _, errors = run(capsys, *argv, pictures / "grey.jpg")
+    assert (status, errors, decoded) == (0, [], [])
+    for more in ((pictures,), (pictures / "grey.jpg", "-verify", "-force")):
+        count = len(list((tmp_path / "out").rglob("*.nwf")))
+        status, _, errors = run(capsys, *argv, *more)
+        assert status == 2 and "came back changed" in errors[0] and decoded
+        assert len(list((tmp_path / "out").rglob("*.nwf"))) == count
+    assert run(capsys, *argv, pictures, "-noVerify")[0] == 0
+
+
+def piped(monkeypatch, capsysbinary, data, *argv):
+    """Status, the bytes on standard output, and the lines on stderr, of data on standard input."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+    try:
+        status = main([str(a) for a in argv]) or 0
+    except SystemExit as end:
+        status = end.code
+    out, err = capsysbinary.readouterr()
+    return status, out, err.decode().splitlines()
+
+
+def test_standard_input_to_standard_output(folder, pictures, tmp_path, monkeypatch, capsysbinary):
+    source = (pictures / "photo.png").read_bytes()
+    argv = "-folder", folder, "-out"
+    status, coded, lines = piped(monkeypatch, capsysbinary, source, *argv, "-", "-img", "-")
+    assert status == 0 and coded.startswith(b"NWF") and "bits/dim" in lines[0] and len(lines) == 2
+    status, back, _ = piped(monkeypatch, capsysbinary, coded, *argv, "-", "-decode", "-")
+    assert status == 0 and equal(io.BytesIO(back), pictures / "photo.png")
+    status, none, lines = piped(monkeypatch, capsysbinary, coded, *argv, "-", "-img", "-")
+    assert (status, none, lines) == (2, b"", ["standard input: not an image that Pillow can read"])
+    assert piped(monkeypatch, capsysbinary, source, *argv, tmp_path / "a.nwf", "-img", "-")[0] == 0
+    assert (tmp_path / "a.nwf").read_bytes() == coded
+    for wrong in (("-img", "-", "-out", tmp_path), ("-img", pictures, "-out", "-")):
+        status, none, lines = piped(monkeypatch, capsysbinary, source, "-folder", folder, *wrong)
+        assert (status, none, len(lines)) == (2, b"", 1)
+
+
+@pytest.mark.parametrize("form", ["png", "ppm", "tif", "webp"])
+def test_formats_are_without_loss(form, folder, pictures, tmp_path, capsys):
+    run(capsys, "-folder", folder, "-img", pictures, "-out", tmp_path)
+    argv = "-folder", folder, "-decode"
+    assert run(capsys, *argv, tmp_path, "-out", tmp_path / "back", "-format", form)[0] == 0
+    for source in ("photo.png", "grey.jpg", "below/photo.gif"):
+        made = (tmp_path / "back" / source).with_suffix(f".{form}")
+        assert equal(made, pictures / source)
+    assert run(capsys, *argv, tmp_path / "photo.nwf", "-out", tmp_path / f"a.{form}")[0] == 0
+    assert (tmp_path / f"a.{form}").read_bytes() == (tmp_path / "back" / f"photo.{form}").read_bytes()
+
+
+def test_what_a_format_cannot_hold_is_refused_or_named(folder, tmp_path, capsys):
+    clear = Image.merge("LA", [Image.linear_gradient("L").resize((9, 7))] * 2)
+    profile = Image.new("RGB", (9, 7), (1, 2, 3))
+    profile.info = {"icc_profile": b"profile", "gamma": 0.5}
+    for name, picture in (("clear", clear), ("profile", profile)):
+        with (tmp_path / f"{name}.png").open("wb") as file:
+            write_png(picture, file)
+    run(capsys, "-folder", folder, "-img", tmp_path, "-out", tmp_path)
+    decode = "-folder", folder, "-out", tmp_path / "out", "-decode"
+    status, _, errors = run(capsys, *decode, tmp_path / "clear.nwf", "-format", "ppm")
+    assert status == 2 and "transparency" in errors[0] and not (tmp_path / "out").exists()
+    run(capsys, *decode, tmp_path / "clear.nwf", "-format", "webp")
+    back = Image.open(tmp_path / "out" / "clear.webp").convert("RGBA")
+    assert back.tobytes() == clear.convert("RGBA").tobytes()
+    for form, lost in (("png", None), ("tif", "gamma"), ("ppm", "icc_profile, gamma")):
+        status, _, errors = run(capsys, *decode, tmp_path / "profile.nwf", "-format", form)
+        assert status == 0 and len(errors) == bool(lost) and (not lost or errors[0].endswith(f"its {lost}"))
+
+
+def test_info(folder, pictures, tmp_path, capsys):
+    run(capsys, "-folder", folder, "-img", pictures, "-out", tmp_path)
+    status, told, errors = run(capsys, "-folder", folder, "-info", tmp_path)
+    assert (
+        (status, errors) == (0, [])
+        and told.count("80x60") == 3 + told.count("by flow")
+        and "palette 48" in told
+    )
+    status, lines, _ = run(capsys, "-folder", folder, "-json", "-info", tmp_path)
+    about = {os.path.relpath(one["file"], tmp_path): one for one in map(json.loads, lines.splitlines())}
+    assert sorted(about) == ["below/photo.nwf", "grey.nwf", "photo.nwf"]
+    photo, data = about["photo.nwf"], (tmp_path / "photo.nwf").read_bytes()
+    assert (photo["width"], photo["height"], photo["mode"], photo["method"]) == (80, 60, "RGB", "flow")
+    assert photo["model"] == read_head(data).model and photo["metadata"] == {}
+    assert [level["level"] for level in photo["levels"]] == [*range(6, -1, -1)]
+    assert photo["head"] + sum(level["bytes"] for level in photo["levels"]) == len(data) == photo["bytes"]
+    assert about["below/photo.nwf"]["metadata"]["palette"] == 48
+    (tmp_path / "photo.nwf").write_bytes(data[: len(data) // 2])
+    (tmp_path / "grey.nwf").write_bytes(b"none")
+    status, lines, errors = run(capsys, "-folder", folder, "-json", "-info", tmp_path)
+    assert status == 2 and len(errors) == 1 and "grey.nwf: not a .nwf file" in errors[0]
+    assert json.loads(lines.splitlines()[1])["levels"] == photo["levels"][:-1]
+    status, lines, _ = run(capsys, "-json", "-info", tmp_path / "photo.nwf")  # with the model in the box
+    assert status == 0 and json.loads(lines)["levels"] is None
+
+
+def test_larger_than_its_source(folder, pictures, tmp_path, capsys):
+    Image.open(pictures / "grey.jpg").save(pictures / "grey.jpg", quality=5)
+    _, table, _ = run(capsys, "-folder", folder, "-img", pictures, "-out", tmp_path)
+    rows = {line.split()[0].rpartition("/")[2]: line for line in table.splitlines() if line[0] != " "}
+    for name, larger in (("grey", True), ("photo", False)):
+        assert ("larger than its source" in rows[f"{name}.nwf"]) == larger
+    assert f" {(pictures / 'grey.jpg').stat().st_size:,} " in rows["grey.nwf"]
+
+
+def test_names_that_cannot_be_printed_stop_nothing(folder, pictures, tmp_path):
+    (pictures / "photo.png").rename(pictures / "\u20ac.png")
+    (pictures / "grey.jpg").rename(pictures / os.fsdecode(b"\xff.jpg"))
+    environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    argv = [sys.executable, "easyEncode.py", "-folder", folder, "-img", pictures, "-out", tmp_path]
+    made = subprocess.run(argv, cwd=ROOT, env=os.environ | environment, capture_output=True)
+    assert made.returncode == 0 and b"failed" not in made.stderr and b"3 files" in made.stdout
+    assert len(list(tmp_path.glob("*.nwf"))) == 2
+
+
+def test_bare_shows_help_at_once():
+    """And nothing that takes seconds to import is imported for it, or for what is refused."""
+    code = """import sys, easyEncode
+try: easyEncode.main(sys.argv[1:])
+finally: assert 'torch' not in sys.modules"""
+    for argv in ((), ("-h",), ("-version",), ("-im", "x"), ("-img", "x", "-target", "y")):
+        made = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True, text=True)
+        assert "Error" not in made.stderr
+        assert made.returncode == (2 if "x" in argv else 0)
+        if len(argv) < 2 and "-version" not in argv:
+            for word in ("encode and decode:", "data set:", "model:", "-img - -out -"):
+                assert word in made.stdout
+    assert __version__ in subprocess.run(
+        [sys.executable, "easyEncode.py", "-version"], cwd=ROOT, capture_output=True, text=True
+    ).stdout  # fmt: skip
+
+
+def test_every_option_has_its_task():
+    of_files = {name for options in TASKS.values() for name in options}
+    assert of_files < TYPED.keys()
+    assert check({}) is None and check({"img": ["a"], "nbins": 5, "cuda": 0}) == "img"
+    for typed in ({"img": [], "levels": 1}, {"decode": [], "verify": True}, {"info": [], "jobs": 1}):
+        with pytest.raises(ValueError, match="no effect beside"):
+            check(typed)
+    assert (CODER["nbins"].default, PRECISION["precision"].default) == DEFAULT
+
+
+def test_a_file_that_was_cut_or_is_corrupt_is_told_so(folder, tmp_path, capsys):
+    """Corrupt: the picture stops at the last level whose checksum is right, and the status tells."""
+    photo = Image.open(PHOTOS / "oakland-zoo-otters.png").convert("RGB").crop((300, 200, 460, 320))
+    photo.save(tmp_path / "photo.png")
+    run(capsys, "-folder", folder, "-img", tmp_path / "photo.png", "-out", tmp_path)
+    file = tmp_path / "photo.nwf"
+    data, picture = file.read_bytes(), np.asarray(photo).astype(int)
+    decode = "-folder", folder, "-decode", file, "-out", tmp_path / "back.png", "-force"
+
+    def distance():
+        return np.abs(np.asarray(Image.open(tmp_path / "back.png")).astype(int) - picture).mean()
+
+    errors_of = {}
+    for share in (0.3, 0.6, 0.9):
+        file.write_bytes(data[: int(share * len(data))])
+        status, _, errors = run(capsys, *decode)
+        assert status == 2 and len(errors) == 1 and "is cut" in errors[0] and "-partial" in errors[0]
+        status, _, errors = run(capsys, *decode, "-partial")
+        (missing,) = re.findall(r"([\d.]+)% of the picture's values are missing", errors[0])
+        assert status == 0 and len(errors) == 1 and abs(float(missing) / 100 + share - 1) < 0.2
+        errors_of[share] = distance()
+    assert errors_of[0.3] > errors_of[0.6] > errors_of[0.9] > 0
+    file.write_bytes(data)
+    _, lines, _ = run(capsys, "-folder", folder, "-json", "-info", file)
+    *_, level_1, level_0 = json.loads(lines)["levels"]
+    sound = []
+    for at in (0.1, 0.3, 0.5, 0.7):
+        place = len(data) - int(level_0["bytes"] * (1 - at))
+        file.write_bytes(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :])
+        status, _, errors = run(capsys, *decode)
+        assert status == 2 and len(errors) == 1 and "corrupt" in errors[0] and "is cut" not in errors[0]
+        status, _, errors = run(capsys, *decode, "-partial")
+        assert status == 2 and "sound down to level 1" in errors[0]
+        sound.append(distance())
+    assert len(set(sound)) == 1 and errors_of[0.3] > sound[0] > 0
+    place = len(data) - level_0["bytes"] - level_1["bytes"] // 2
+    file.write_bytes(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :])
+    status, _, errors = run(capsys, *decode, "-partial")
+    assert status == 2 and "level 1 is another; sound down to level 2" in errors[0]
+    assert distance() > sound[0]
 
 
 def test_corrupt_and_cut_files(folder, pictures, tmp_path, capsys):
@@ -151,7 +370,7 @@ def test_many_at_once_are_as_one_after_the_other(folder, many, tmp_path, capsys)
     for count in (1, 4):
         status, tables[count], errors = run(capsys, *argv, tmp_path / str(count), "-jobs", count)
         assert status == 2 and ["00b.png" in errors[0], "07b.png" in errors[1]] == [True, True]
-        assert len(errors) == 2
+        assert len(errors) == 3 and "2 of 13 files failed" in errors[2]
     assert names(tables[1]) == names(tables[4]) == [f"{n:02}" for n in range(11)]
     assert "11 files" in tables[4]
     for path in (tmp_path / "1").iterdir():
@@ -161,10 +380,9 @@ def test_many_at_once_are_as_one_after_the_other(folder, many, tmp_path, capsys)
 def test_jobs_run_at_once(tmp_path):
     meeting = threading.Barrier(3, timeout=60)  # that three of them must reach together
 
-    def work(source, path):
+    def work(source):
         meeting.wait()
-        path.write_text("")
-        return jobs.Sizes(1)
+        return jobs.Made(b"", jobs.Sizes(1))
 
     pairs = [jobs.Job(tmp_path / str(n), tmp_path / f"{n}.nwf") for n in range(6)]
     assert jobs.run(pairs, work, at_once=3) == 0
@@ -173,11 +391,10 @@ def test_jobs_run_at_once(tmp_path):
 def test_a_fault_of_the_program_ends_all(tmp_path):
     began = []
 
-    def work(source, path):
+    def work(source):
         began.append(source)
         if len(began) == 1:
             raise RuntimeError("a fault")
-        path.write_text("half")
         while True:
             time.sleep(0.01)
 
@@ -215,13 +432,24 @@ def test_ctrl_c_ends_at_once_and_leaves_whole_files(folder, many, tmp_path):
     assert status == 0 and equal(many / "10.png", out / "10.png")
 
 
+def test_sigterm_leaves_whole_files(folder, many, tmp_path):
+    out = tmp_path / "out"
+    process = start("easyEncode.py", "-folder", folder, "-img", many, "-out", out)
+    while not (out / "00.nwf").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143 and errors.splitlines()[-1] == "easyEncode.py: terminated"
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
 def test_two_processes_share_the_files(folder, many, tmp_path, capsys):
     """A file fails in the first process alone, early: the second is not ended for it."""
     (many / "07b.png").unlink()
     launcher = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2
     process = start(*launcher, "easyEncode.py", "-folder", folder, "-img", many, "-out", tmp_path / "out")
     table, errors = process.communicate(timeout=120)
-    assert process.returncode != 0 and errors.count("00b.png") == 1
+    assert process.returncode != 0 and errors.count("00b.png: ") == 1
     assert sorted(names(table)) == [f"{n:02}" for n in range(11)]
     assert len(re.findall(r"[56] files", table)) == 2
     for n in range(11):
@@ -279,10 +507,59 @@ def test_data_set(folder, extra, capsys):
         assert word in out
 
 
+def test_an_interrupted_test_set_prints_what_it_has(folder, capsys, monkeypatch):
+    done = []
+
+    def interrupted(batches, encode, *rest):
+        def once(images):
+            if len(done) == 2:
+                raise KeyboardInterrupt
+            done.append(images)
+            return encode(images)
+
+        return code(batches, once, *rest)
+
+    monkeypatch.setattr("flow.codec.evaluate.code", interrupted)
+    argv = "-folder", folder, "-target", "photos", "-batch", 3
+    status, out, errors = run(capsys, *argv, "-earlyStop", 4)
+    assert status == 130 and errors == ["interrupted: these are of the first 2 batches"]
+    assert LAST.search(out)
+    monkeypatch.setattr("flow.codec.evaluate.code", code)
+    assert LAST.search(run(capsys, *argv, "-earlyStop", 2)[1]).groups() == LAST.search(out).groups()
+    monkeypatch.setattr("flow.codec.evaluate.code", interrupted)  # before the first figure
+    assert run(capsys, *argv) == (130, "", ["easyEncode.py: interrupted"])
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("kind", [Terminal, io.StringIO])
+def test_progress_within_a_file_on_a_terminal_alone(kind, folder, pictures, tmp_path, monkeypatch):
+    shown, totals = kind(), []
+    monkeypatch.setattr("sys.stderr", shown)
+
+    class Bar(jobs.tqdm):
+        def __init__(self, *given, **options):
+            super().__init__(*given, **options | {"delay": 0, "mininterval": 0})
+
+        def close(self):
+            totals.append((self.n, self.total))
+            super().close()
+
+    monkeypatch.setattr(jobs, "tqdm", Bar)
+    main(["-folder", folder, "-img", str(pictures / "photo.png"), "-out", str(tmp_path), "-verify"])
+    assert ("%|" in shown.getvalue()) == (kind is Terminal)
+    assert kind is not Terminal or (2 * 3 * 80 * 60,) * 2 in totals
+
+
 def test_a_mismatch_ends_with_status_1(folder, capsys, monkeypatch):
     def wrong(batches, encode, decode, *rest):
         return code(batches, encode, lambda *a: decode(*a) ^ 1, *rest)
 
-    monkeypatch.setattr("easyEncode.code", wrong)
+    monkeypatch.setattr("flow.codec.evaluate.code", wrong)
     status, out, _ = run(capsys, "-folder", folder, "-target", "photos", "-earlyStop", 1)
     assert status == 1 and "Mean Error: 1.0" in out

@@ -2,12 +2,15 @@
 
 import errno
 import os
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
-from utils.files import remove_unfinished, replacing, write_text
+from utils.files import load_tensors, remove_unfinished, replacing, save_tensors, write_text
+from utils.options import script
 
 
 @pytest.mark.parametrize(
@@ -79,3 +82,30 @@ def test_threads_that_write_names_which_begin_alike_do_not_meet(tmp_path):
         list(pool.map(write, range(8)))
     assert [(tmp_path / f"{'a' * 40}{i}.txt").read_text() for i in range(8)] == [*map(str, range(8))]
     assert len([*tmp_path.iterdir()]) == 8
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_a_script_that_is_stopped_leaves_nothing_half_done(number, status, word, tmp_path, capsys):
+    before = signal.getsignal(number)
+
+    @script
+    def main(argv=None):
+        with replacing(tmp_path / "a") as temporary:
+            temporary.write_text("half")
+            signal.raise_signal(number)
+
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == status and capsys.readouterr().err == f"test_files.py: {word}\n"
+    assert not list(tmp_path.iterdir()) and signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("state", ["[" * 100_000 + "]" * 100_000, '{"a": ' + "1" * 5000 + "}", "[]", "{"])
+def test_a_state_that_makes_no_sense_is_one_line(state, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.files.json.dumps", lambda value: state)
+    save_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(1)}, {})
+    with pytest.raises(ValueError, match="a.safetensors: not weights of this project") as caught:
+        load_tensors(tmp_path / "a.safetensors")
+    assert "\n" not in str(caught.value)

@@ -7,6 +7,7 @@ import torch
 from conftest import noise
 from test_band_models import SMALL, make_model
 
+import easyEncode
 from flow.codec.stream import encode
 from flow.folder import (
     ENGINE,
@@ -83,6 +84,27 @@ def test_integers_of_another_engine_or_other_weights_are_made_anew(folder):
         tensors, state = load_tensors(path)
         assert torch.equal(tensors["detail.level"], before["detail.level"])
         assert (state["engine"], state["identity"]) == (ENGINE, name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            '{"width": 1' + "0" * 30 + "}",
+            '{"width": 1' + "0" * 5000 + "}",
+            '{"repeat": 100000}',
+            '{"hchnl": NaN}',
+        ),
+        *("[" * 100_000, '{"a": ' * 100_000 + "1" + "}" * 100_000, "[]", "\0", "", '{"repeat": [[]]}'),
+    ],
+    ids=range(10),
+)
+def test_options_that_make_no_sense_are_one_line(text, folder, capsys):
+    (folder / "parameter.json").write_text(text)
+    with pytest.raises(SystemExit) as end:
+        easyEncode.main(["-folder", str(folder), "-img", "a.png"])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1 and f"{folder / 'parameter.json'}: " in error
 
 
 def test_integers_are_stored_as_integers(folder):

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import benchmark_ablation
@@ -17,9 +20,10 @@ import FIR
 import legall_lena
 import progressive
 import simpleBigWavelet
-from flow.codec.evaluate import TEST_SET
+from flow.codec.options import TEST_SET
 from flow.folder import STORED, read_options
 from flow.model import build
+from utils.box import ROOT
 from utils.options import Option, check_values, parse
 
 SCRIPTS = {
@@ -100,6 +104,50 @@ def test_a_value_out_of_bounds_in_a_file_names_it(name, tmp_path):
     for value in inside(option):
         path.write_text(json.dumps({name: value}))
         assert read_options(tmp_path)[name] == value
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_abbreviations_and_empty_names_are_refused(script, capsys):
+    main, options = SCRIPTS[script].main, SCRIPTS[script].OPTIONS
+    for name in options:
+        if name[:-1] not in options:
+            assert f"unrecognized arguments: -{name[:-1]}" in refused(capsys, main, [f"-{name[:-1]}", "1"])
+    for name in ("img", "out", "folder"):
+        if name in options:
+            line = refused(capsys, main, [f"-{name}", ""])
+            assert f"-{name} " in line and line.endswith("need a name")
+
+
+@pytest.mark.parametrize(
+    ("script", "argv", "message"),
+    [
+        ("easyGenerate", "-mean -baseScale 1", "-baseScale has no effect beside -mean"),
+        ("easyGenerate", "-depth 2", "-depth has no effect without -from coarse"),
+        ("progressive", "-img a.png -target CIFAR", "-target has no effect beside -img"),
+        ("progressive", "-measure 3 -exdepth 1", "-exdepth has no effect beside -measure"),
+        ("progressive", "-exdepth 0 -exsize 9", "-exsize has no effect beside -exdepth 0"),
+        ("legall_lena", "-img a.png -data b", "-data has no effect without -img target"),
+        ("easyEncode", "-img a.png -target CIFAR", "-target has no effect beside -img"),
+        ("easyEncode", "-decode a.nwf -nbins 9", "-nbins has no effect beside -decode"),
+        ("easyEncode", "-info a.nwf -out b", "-out has no effect beside -info"),
+        ("easyEncode", "-img a -verify -noVerify", "-noVerify has no effect beside -verify"),
+    ],
+)
+def test_what_has_no_effect_is_refused(script, argv, message, capsys):
+    assert refused(capsys, SCRIPTS[script].main, argv.split()) == f"{script}.py: {message}"
+
+
+@pytest.mark.parametrize(
+    "script", [name for name in SCRIPTS if "benchmark" not in name and name != "easymain"]
+)
+def test_ctrl_c_while_importing_is_one_line(script, tmp_path):
+    """As if it came where torch is found."""
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
+    made = subprocess.run(
+        [sys.executable, f"{script}.py", "-folder", "x"], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert made.returncode and made.stderr == f"{script}.py: interrupted\n"
 
 
 def test_names_and_words():

@@ -23,7 +23,8 @@ from test_datasets import dump, pixels, write_cifar
 import easymain
 from flow import training
 from flow.batches import add_noise, epoch_batches, mirror, mirrored
-from flow.codec.evaluate import TEST_SET, open_test_set
+from flow.codec.evaluate import open_test_set
+from flow.codec.options import TEST_SET
 from flow.folder import PAPER, open_model, read_options, target_name
 from flow.training import Trainer, learning_rate
 from utils.arithmetic.integers import bits_per_dimension
@@ -674,7 +675,7 @@ def test_only_the_first_process_writes(images, tmp_path):
         ("-clipNorm inf", "-clipNorm inf: need a finite number, at least 0"),
         ("-optimizer sgd", "-optimizer: invalid choice: 'sgd'"),
         ("-prior bands -simplePrior", "-simplePrior and -prior bands: need one"),
-        ("-origins 0.5", "-origins is of fresh crops: give -crops too"),
+        ("-origins 0.5", "-origins has no effect without -crops"),
         ("-crops 8 -grey 2", "-grey 2.0: need 0 .. 1"),
         ("-target photos*0", "target photos*0: need a positive number"),
         ("-prior pixels", "-prior: invalid choice: 'pixels'"),

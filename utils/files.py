@@ -79,5 +79,5 @@ def load_tensors(path):
             if not isinstance(state, dict):
                 raise TypeError("its state is not a table")
             return tensors, state
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not weights of this project, or damaged ({error})") from None

@@ -1,13 +1,17 @@
-"""What all scripts share on the command line: options with their defaults, devices, and one-line errors."""
+"""What all scripts share on the command line: options with their defaults, devices, and one-line errors.
+
+Scripts parse before they import what takes seconds, where they can: torch is imported here only when needed.
+"""
 
 import argparse
 import functools
 import inspect
+import signal
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
 
 
 class Option(NamedTuple):
@@ -15,7 +19,7 @@ class Option(NamedTuple):
 
     choices: these only. many: one or more names, as a list. kind: their type; by default that of the default,
     or str. least, most: bounds of a number; above, below: the same, themselves excluded. absent: what may be
-    typed for the default, None.
+    typed for the default, None. group: its heading in -h.
     """
 
     default: Any
@@ -28,6 +32,7 @@ class Option(NamedTuple):
     above: float | None = None
     below: float | None = None
     absent: float | None = None
+    group: str = ""
 
     @property
     def type(self):
@@ -49,6 +54,8 @@ class Option(NamedTuple):
             return None
         if type(value) is not self.type and not (self.type is float and type(value) is int):
             return self.type.__name__
+        if value == "" or (self.many and "" in value):
+            return "a name"
         if self.choices and value not in self.choices:
             return f"one of {', '.join(self.choices)}"
         if self.type is float and not abs(value) <= sys.float_info.max:
@@ -72,24 +79,45 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message):
         raise ValueError(f"{message}; -h shows the options")
 
+    def _get_option_tuples(self, option_string):
+        """The options that a word may abbreviate: none, which argparse does not grant those of one dash."""
+        return []
 
-FOLDER = {"folder": Option(None, "model folder (default: one in etc, or opt/demo that `make demo` trains)")}
-SEED = Option(0, "seed of everything that is drawn at random", least=0, most=2**32 - 1)
-FIGURE = {
-    "out": Option(
-        None, "folder for the pictures (default: pic/ in the model folder, output/ for those in etc)"
-    ),
-    "show": Option(False, "open the pictures in a window too"),
-    "jpg": Option(False, "the picture as a small JPEG too, as wide as a page"),
-    "seed": SEED,
+
+def grouped(group, options):
+    """A table of options under a heading of -h."""
+    return {name: option._replace(group=group) for name, option in options.items()}
+
+
+FOLDER = {
+    "folder": Option(
+        None, "model folder (default: one in etc, or opt/demo that `make demo` trains)", group="model"
+    )
 }
-PICTURE = {"img": Option(None, "picture (default: the middle 512x512 of etc/photos/roman-colosseum.png)")}
-CUDA = {"cuda": Option(-1, "GPU to compute on; -1: the CPU", least=-1)}
-DATA_FOLDER = {"data": Option("data", "folder of the data sets; CIFAR is downloaded to it if absent")}
-SIDE = Option(None, "side of the patches of photos or folders", kind=int, least=1, most=8192)
-SCALES = Option(
-    1, "scales at which images of folders are cut: full size, half, a quarter, ...", least=1, most=16
+SEED = Option(0, "seed of everything that is drawn at random", least=0, most=2**32 - 1)
+FIGURE = grouped(
+    "figures",
+    {
+        "out": Option(
+            None, "folder for the pictures (default: pic/ in the model folder, output/ for those in etc)"
+        ),
+        "show": Option(False, "open the pictures in a window too"),
+        "jpg": Option(False, "the picture as a small JPEG too, as wide as a page"),
+        "seed": SEED,
+    },
 )
+PICTURE = {"img": Option(None, "picture (default: the middle 512x512 of etc/photos/roman-colosseum.png)")}
+CUDA = {"cuda": Option(-1, "GPU to compute on; -1: the CPU", least=-1, group="model")}
+DATA_FOLDER = {
+    "data": Option("data", "folder of the data sets; CIFAR is downloaded to it if absent", group="data set")
+}
+SIDE = Option(
+    None, "side of the patches of photos or folders", kind=int, least=1, most=8192, group="data set"
+)
+SCALES = Option(
+    1, "scales at which images of folders are cut: full size, half, a quarter, ...", least=1, most=16,
+    group="data set",
+)  # fmt: skip
 BASE_SCALE = Option(
     0.0, "added to the logscales of the details: the logarithm of a temperature", least=-20, most=20
 )
@@ -107,18 +135,22 @@ def make_parser(doc, options):
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
+    groups = {"": parser}
     for name, option in options.items():
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
+        add = groups[option.group].add_argument
         if option.default is False:
-            parser.add_argument(f"-{name}", action="store_true", help=option.help)
+            add(f"-{name}", action="store_true", help=option.help)
         elif option.many:
-            parser.add_argument(f"-{name}", nargs="+", help=option.help, metavar="NAME")
+            add(f"-{name}", nargs="+", help=option.help, metavar="NAME")
         else:
             default = "" if option.default is None else f"default: {option.default}"
             notes = "; ".join(filter(None, (default, option.bounds)))
             text = f"{option.help} ({notes})" if notes else option.help
             kind = option.type
             names = {"choices": option.choices} if option.choices else {"metavar": kind.__name__.upper()}
-            parser.add_argument(f"-{name}", type=kind, help=text, **names)
+            add(f"-{name}", type=kind, help=text, **names)
     return parser
 
 
@@ -133,6 +165,13 @@ def parse(doc, options, argv):
             typed[name] = None
     check_values(typed, {name: options[name] for name in typed})
     return {name: option.default for name, option in options.items()} | typed, typed
+
+
+def refuse(typed, names, why):
+    """Raise ValueError if one of these options was typed, which would have no effect."""
+    for name in names:
+        if name in typed:
+            raise ValueError(f"-{name} has no effect {why}")
 
 
 def check_values(values, options, place=None):
@@ -151,32 +190,54 @@ def check_values(values, options, place=None):
 def script(main):
     """Make main(argv=None) a script: what a user can cause ends as one line on stderr and exit status 2.
 
-    Ctrl-C, where main does not take it, ends so with status 130.
+    Ctrl-C, where main does not take it, ends so with status 130, and SIGTERM, so that nothing half-done is
+    left behind, with 143. Names that the locale cannot print are printed with escapes.
     """
     name = Path(inspect.getfile(main)).name
 
     @functools.wraps(main)
     def run(argv=None):
         status = 2
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
         try:
-            return main(argv)
+            with _terminated():
+                return main(argv)
         except RuntimeError as error:
             message = memory_message(error)
             if not message:
                 raise
         except (ValueError, OSError, FloatingPointError) as error:
             message = " ".join(str(error).split())
-        except KeyboardInterrupt:
-            message, status = "interrupted", 130
+        except KeyboardInterrupt as stopped:
+            message, status = ("terminated", 143) if stopped.args else ("interrupted", 130)
         print(f"{name}: {message}", file=sys.stderr)
         raise SystemExit(status)
 
     return run
 
 
+@contextmanager
+def _terminated():
+    """Within: SIGTERM raises KeyboardInterrupt("SIGTERM"), where signals can be taken."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number, frame):
+        raise KeyboardInterrupt("SIGTERM")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def memory_message(error):
     """What to say of a RuntimeError of torch's for want of memory; None for any other."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if type(error).__name__ == "OutOfMemoryError":
         return "the GPU's memory is full: give a smaller -batch, or compute on the CPU"
     if "can't allocate memory" in str(error):
         return "this machine's memory does not hold a model, picture or batch of that size"
@@ -185,6 +246,8 @@ def memory_message(error):
 
 def pick_device(cuda):
     """The torch.device of -cuda N. Raises ValueError if there is no such GPU."""
+    import torch
+
     if cuda < 0:
         return torch.device("cpu")
     count = torch.cuda.device_count()

@@ -39,23 +39,28 @@ class Codec:
         for wide in (False, True):  # threads that meet in the trials would spoil their times
             trials(self.model.device, wide)
 
-    def compress(self, picture):
-        """A picture -> the bytes of the smallest .nwf file that holds it. Inverse: decompress."""
+    def compress(self, picture, progress=None):
+        """A picture -> the bytes of the smallest .nwf file that holds it. Inverse: decompress.
+
+        progress: called with how many of three values for each pixel are done since, by any thread.
+        """
         picture = as_picture(picture)
         with crew(self.threads):
-            return pack(picture, self.model, self.identity, self.settings)
+            return pack(picture, self.model, self.identity, self.settings, progress)
 
-    def decompress(self, data, levels=0, partial=False):
+    def decompress(self, data, levels=0, partial=False, progress=None):
         """The bytes of a .nwf file -> its picture, a PIL image; np.asarray makes it an array.
 
         levels: leave out so many of the finest levels: the coarse band below them as a picture, for which the
         first part is enough. It has the picture's colours where the model's low pass keeps them.
         partial: decode a file that was cut, with the prior's means in place of what it lacks.
+        progress: called with how many of three values for each pixel were read since.
+        Raises ValueError for what is no whole file; with partial, Corrupt, whose picture is what is sound.
         """
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise ValueError(f"{type(data).__name__} to decompress: need the bytes of a .nwf file")
         with crew(self.threads):
-            return unpack(bytes(data), self.model, self.identity, levels, partial)
+            return unpack(bytes(data), self.model, self.identity, levels, partial, progress)
 
     @torch.no_grad()
     def bits(self, images):

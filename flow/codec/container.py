@@ -25,7 +25,9 @@ from flow.codec.pictures import (
     unpack_pixels,
 )
 from flow.codec.stream import DEFAULT, Settings, decode_levels, encode, pixels
-from source.rans import Decoder, Truncated
+from flow.pyramid import finest
+from source.distribution import drawing
+from source.rans import Decoder
 from utils.arithmetic.crew import crew, submit
 from utils.arithmetic.polyphase import depth, level_sizes
 
@@ -38,6 +40,14 @@ IDENTITY_BYTES = 8
 VALUES_PER_BYTE = 1032
 # Coarse images of so many pixels have a checksum, which is then less than a percent of what it guards.
 CHECKED_PIXELS = 1 << 10
+# Added to what a cut stream lacks: as far from it as no means are.
+OTHER_GUESS = 1 << 10
+
+
+class Corrupt(ValueError):
+    """A file that is not as it was written; picture: what its sound levels show, if asked for, or None."""
+
+    picture = None
 
 
 class Head(NamedTuple):
@@ -55,17 +65,18 @@ class Head(NamedTuple):
     end: int
 
 
-def pack(picture, model=None, identity="", settings=DEFAULT):
+def pack(picture, model=None, identity="", settings=DEFAULT, progress=None):
     """A picture, as flow.codec.pictures reads them -> the bytes of the smallest .nwf file. Inverse: unpack.
 
     model, identity: frozen, and the hash of its integers in hex; without them the flow is no choice.
+    progress: called with how many of the flow's values (three for each pixel) are done since.
     """
     _check_size(*picture.size)
     metadata = pack_metadata(picture)
     with crew():
         planes, files = submit(_planes, picture), []  # beside the flow, as it takes half as long
         if model is not None and picture.mode not in ("1", "P"):
-            head, stream = _pack_flow(picture, metadata, model, identity, settings)
+            head, stream = _pack_flow(picture, metadata, model, identity, settings, progress)
             if _plausible(picture.size, stream):
                 files.append(head + stream)
         for method, plane in planes.result().items():
@@ -73,15 +84,16 @@ def pack(picture, model=None, identity="", settings=DEFAULT):
     return min(files, key=len)
 
 
-def unpack(data, model=None, identity="", levels=0, partial=False):
+def unpack(data, model=None, identity="", levels=0, partial=False, progress=None):
     """The bytes of a .nwf file -> its picture. Inverse: pack.
 
     model, identity: as for pack; needed if the flow made the file.
     levels: leave out so many of the finest levels: the picture is the coarse band below them, for which the
     first part is enough, and a quarter of the work and memory with each of them.
     partial: decode a file that was cut, with the prior's means in place of what it lacks.
+    progress: called with how many of the flow's values (three for each pixel) were read since.
     Raises ValueError for anything but the exact bytes that pack wrote; but with levels or partial, what lies
-    behind the last level checksum in use goes unchecked.
+    behind the last level checksum in use goes unchecked. With partial, Corrupt has what is sound.
     """
     head = read_head(data)
     finest = depth(*head.size)
@@ -89,7 +101,13 @@ def unpack(data, model=None, identity="", levels=0, partial=False):
         raise ValueError(f"{levels} levels to leave out: this picture has {finest}")
     info = unpack_metadata(head.metadata, head.mode)
     if head.method == FLOW:
-        picture = _unpack_flow(head, data[head.end :], model, identity, levels, partial)
+        stream = data[head.end :]
+        try:
+            picture = _unpack_flow(head, stream, model, identity, levels, partial, progress)
+        except Corrupt as error:
+            if error.picture:
+                attach(error.picture, info)
+            raise
     elif len(data) > head.end:
         raise ValueError("corrupt file: it does not end where it should")
     else:
@@ -225,7 +243,7 @@ def _array(images):
     return images[0].permute(1, 2, 0).contiguous().cpu().numpy()
 
 
-def _pack_flow(picture, metadata, model, identity, settings):
+def _pack_flow(picture, metadata, model, identity, settings, progress=None):
     """The head and the stream of a picture in colour or grey, perhaps with alpha. Inverse: _unpack_flow."""
     alpha = None
     if picture.mode in ("LA", "RGBA"):
@@ -236,7 +254,7 @@ def _pack_flow(picture, metadata, model, identity, settings):
         checksums[level] = _level_checksum(model, x)
 
     images = torch.from_numpy(array).permute(2, 0, 1)[None].to(model.device)
-    (encoder,) = encode(model, images, settings, watch)
+    (encoder,) = encode(model, images, settings, watch, progress)
     checksums = b"".join(checksums[level].to_bytes(4, "big") for level in _checked_levels(*picture.size))
     identity = bytes.fromhex(identity)[:IDENTITY_BYTES]
     head = _head(picture, FLOW, metadata, settings, identity, checksums, alpha)
@@ -244,7 +262,7 @@ def _pack_flow(picture, metadata, model, identity, settings):
     return head, encoder.finish(zlib.crc32(array, zlib.crc32(head[:-4])))
 
 
-def _unpack_flow(head, stream, model, identity, levels, partial):
+def _unpack_flow(head, stream, model, identity, levels, partial, progress=None):
     """The picture of a stream; see unpack."""
     if model is None or identity[: len(head.model)] != head.model:
         other = f"not with {identity[: len(head.model)]}" if identity else "which is needed"
@@ -253,35 +271,75 @@ def _unpack_flow(head, stream, model, identity, levels, partial):
     small = level_sizes(height, width, levels)[-1]
     if not partial and not _plausible(small, stream):
         raise ValueError(f"the file is cut or corrupt: {len(stream)} bytes for {width}x{height} pixels")
-    decoder = Decoder(stream)
+    decoder, sound = Decoder(stream), None
+    each = decode_levels(model, [decoder], (height, width), head.settings, levels, True, progress)
     try:
-        for level, x, complete in decode_levels(
-            model, [decoder], (height, width), head.settings, levels, partial
-        ):
-            checked = complete and level in head.level_checksums
-            if checked and head.level_checksums[level] != _level_checksum(model, x):
-                raise ValueError(f"corrupt file: the checksum of its level {level} is another")
+        for level, x, complete in each:
+            if not complete and not partial:
+                _check_known(head, stream, model, level)
+                raise ValueError(f"the file is cut, within its level {level}: -partial decodes what is there")
+            if complete and level in head.level_checksums:
+                if head.level_checksums[level] != _level_checksum(model, x):
+                    raise Corrupt(f"corrupt file: the checksum of its level {level} is another")
+                sound = level, x
         array = _array(pixels(model, x))
-        if complete and not levels:
-            _check_seal(decoder, array, head.checksum, partial)
-    except Truncated:
-        raise ValueError("the file is cut: -partial decodes what is there") from None
+        if not complete:
+            _check_known(head, stream, model, level)
+        elif not levels:
+            _check_seal(head, stream, model, decoder, array, partial)
+    except Corrupt as error:
+        if sound:
+            error.args = (f"{error}; sound down to level {sound[0]}",)
+        if sound and partial:
+            sizes = level_sizes(height, width, sound[0])
+            x = finest(model.synthesise(sound[1], sizes, drawing(), levels))
+            error.picture = _with_alpha(head, _array(pixels(model, x)), levels)
+        raise
+    return _with_alpha(head, array, levels)
+
+
+def _with_alpha(head, array, levels):
+    """The picture of an array (H, W, 3), in the mode of its head."""
     picture = Image.fromarray(array)
     if head.mode in ("L", "LA"):
         picture = picture.convert("L")
     if head.mode in ("LA", "RGBA"):
-        method = RAW if len(head.plane) == width * height else DEFLATE
+        method = RAW if len(head.plane) == head.size[0] * head.size[1] else DEFLATE
         alpha = subsample(_picture_of(head.plane, method, "L", head.size), 1 << levels)
         picture = Image.merge(head.mode, (*picture.split(), alpha))
     return picture
 
 
-def _check_seal(decoder, array, checksum, partial):
+def _check_seal(head, stream, model, decoder, array, partial):
+    """Raise ValueError unless the end of a stream, all values of which were read, is as it should be."""
     try:
         seal = decoder.finish()
-    except ValueError:
-        if partial:  # the seal itself may be what was cut
-            return
-        raise
-    if seal != zlib.crc32(array, checksum):
-        raise ValueError("corrupt file: the checksum of its pixels is another")
+    except ValueError as error:
+        if len(stream) - decoder.taken >= 4:
+            raise Corrupt("corrupt file: its end is not where its pixels end") from None
+        _check_known(head, stream, model, 0)
+        if not partial:  # the seal itself may be what was cut
+            raise ValueError(f"the file is cut at its very end, or corrupt: {error}") from None
+        return
+    if seal != zlib.crc32(array, head.checksum):
+        raise Corrupt("corrupt file: the checksum of its pixels is another")
+
+
+def _check_known(head, stream, model, level):
+    """Raise Corrupt if a stream that ends within level 0 was not cut there: for the pixels that it tells.
+
+    A stream with a wrong bit goes on with what the prior makes of noise, and ends early as well, but soon
+    tells of a pixel outside 0..255. Which pixels it tells, two guesses at the rest show: they agree on them.
+    """
+    if level:
+        return
+    guesses = []
+    for shift in (0, OTHER_GUESS):
+        decoded = decode_levels(
+            model, [Decoder(stream)], head.size[::-1], head.settings, partial=True, shift=shift
+        )
+        guesses.append(model.to_images(finest(decoded)))
+    one, other = guesses
+    known = (one == other).all(1, keepdim=True)
+    if (known & ((one < 0) | (one > 255))).any():
+        raise Corrupt("corrupt file: it holds values that are no pixels")

@@ -1,66 +1,38 @@
-"""A test set to bytes and back: options, loop and report of easyEncode.py and easyEncodeTrans.py."""
+"""A test set to bytes and back: loop and report of easyEncode.py and easyEncodeTrans.py."""
 
 import sys
 import time
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from flow.codec.stream import DEFAULT
-from flow.folder import find_folder, open_frozen
+from flow.codec import stream
+from flow.codec.options import weights_of
+from flow.codec.stream import Settings
+from flow.folder import find_folder, open_frozen, open_model
 from source.rans import Decoder
-from source.units import MAX_PRECISION, MIN_PRECISION
+from utils.arithmetic.integers import bits_per_dimension
 from utils.data.datasets import choose_sides, load
-from utils.options import CUDA, DATA_FOLDER, FOLDER, SCALES, SIDE, Option, pick_device
-
-TEST_SET = (
-    FOLDER
-    | DATA_FOLDER
-    | {
-        "target": Option(None, "data set as in easymain.py (default: that of the training)"),
-        "size": SIDE._replace(help=f"{SIDE.help} (default: the training's, or else as there)"),
-        "scales": SCALES._replace(
-            default=None, help=f"{SCALES.help} (default: the training's, or else 1)", kind=int
-        ),
-        "batch": Option(10, "images coded together", least=1, most=10**6),
-        "earlyStop": Option(
-            None, "stop after so many batches (default: -1, the whole test set)", kind=int, least=1, absent=-1
-        ),
-        "precision": Option(
-            DEFAULT.precision,
-            "probabilities are integers out of 2^precision",
-            least=MIN_PRECISION,
-            most=MAX_PRECISION,
-        ),
-        "best": Option(False, "the weights with the lowest training loss"),
-        "valbest": Option(False, "the weights with the lowest test loss: the default, where there are any"),
-    }
-    | CUDA
-)
-CODER = {
-    "nbins": Option(
-        DEFAULT.nbins, "integers around the mean that need no escape", least=2, most=1 << MAX_PRECISION - 1
-    )
-}
+from utils.options import pick_device
+from utils.show.rivals import quick, sizes
 
 
 class Figures(NamedTuple):
-    """Means over images: bits per dimension (theory: by each measure), differences; images a second."""
+    """Means over images: bits per dimension (theory: by each measure), differences; images a second.
+
+    coded: how many batches they are of; interrupted: whether there were to be more.
+    """
 
     actual: float
     theory: tuple
     error: float
     encoding: float
     decoding: float
-
-
-def weights_of(options):
-    """The weights that -best or -valbest ask for, as flow.folder names them; None: the best there are."""
-    if options["best"] and options["valbest"]:
-        raise ValueError("-best and -valbest: need one of them at most")
-    return "best_train" if options["best"] else "best_test" if options["valbest"] else None
+    coded: int
+    interrupted: bool
 
 
 def open_test_set(options, count=None):
@@ -107,30 +79,57 @@ def code(batches, encode, decode, theory, device):
     batches: of images (B, 3, H, W), uint8, on the CPU.
     encode: images on the device -> B streams of bytes. decode: streams and (height, width) -> images.
     theory: images -> the bits that each should take, by one or more measures: (measures, B).
+    Ctrl-C ends it with the figures of the batches until then, if there are any.
     """
-    actual, ideal, errors, encoding, decoding = [], [], [], 0.0, 0.0
-    for batch in tqdm(batches, delay=1, leave=False):
-        images, values = batch.to(device), batch[0].numel()
-        start = time.perf_counter()
-        streams = encode(images)
-        middle = time.perf_counter()
-        back = decode(streams, tuple(batch.shape[-2:])).cpu()
-        encoding, decoding = encoding + middle - start, decoding + time.perf_counter() - middle
-        actual += [8 * len(stream) / values for stream in streams]
-        ideal.append(np.asarray(theory(images)) / values)
-        errors += (back.double() - batch).abs().flatten(1).mean(1).tolist()
-    measures = np.concatenate(ideal, axis=1).mean(axis=1).tolist()
-    rates = len(actual) / encoding, len(actual) / decoding
-    return Figures(float(np.mean(actual)), tuple(measures), float(np.mean(errors)), *rates)
+    rows = []  # of batches: bits per dimension, by theory, and differences of each image; two times
+    with suppress(KeyboardInterrupt):
+        for batch in tqdm(batches, delay=1, leave=False, disable=None):
+            images, values = batch.to(device), batch[0].numel()
+            start = time.perf_counter()
+            streams = encode(images)
+            middle = time.perf_counter()
+            back = decode(streams, tuple(batch.shape[-2:])).cpu()
+            end = time.perf_counter()
+            actual = [8 * len(stream) / values for stream in streams]
+            errors = (back.double() - batch).abs().flatten(1).mean(1).tolist()
+            rows.append((actual, np.asarray(theory(images)) / values, errors, middle - start, end - middle))
+    if not rows:
+        raise KeyboardInterrupt
+    actual, ideal, errors, *seconds = zip(*rows)
+    actual, errors = (np.concatenate(parts) for parts in (actual, errors))
+    rates = (len(actual) / sum(each) for each in seconds)
+    measures = tuple(np.concatenate(ideal, axis=1).mean(axis=1).tolist())
+    coded = len(rows), len(rows) < len(batches)
+    return Figures(float(actual.mean()), measures, float(errors.mean()), *rates, *coded)
+
+
+def measure(options):
+    """Code the test set with the learned scales, compare, and print the figures."""
+    model, batches = open_test_set(options)
+    learned, _ = open_model(find_folder(options["folder"]), weights_of(options), model.device)
+    settings = Settings(options["nbins"], options["precision"])
+
+    def theory(images):
+        return [bits_per_dimension(-m.log_prob(images), 1).tolist() for m in (model, learned)]
+
+    figures = code(batches, *streams_of(stream, model, settings), theory, model.device)
+    print(f"before the weights were rounded: {figures.theory[1]:.4f} bits per dimension")
+    if not figures.interrupted:
+        others = sizes(batches, quick())
+        print("other codecs: " + ", ".join(f"{name} {size:.4f}" for name, size in others.items()))
+    report(figures)
 
 
 def report(figures):
     """Print the figures, the last line as the original has it, and end with status 1 if an image changed.
 
-    Theory is the first of its measures; whoever has more prints them.
+    Theory is the first of its measures; whoever has more prints them. Of an interrupted set: status 130.
     """
     print(f"encoded {figures.encoding:.1f} images/s, decoded {figures.decoding:.1f} images/s")
     means = f"Actual Mean BPD: {figures.actual:.4f} Theory Mean BPD: {figures.theory[0]:.4f}"
-    print(f"{means} Mean Error: {figures.error}")
+    print(f"{means} Mean Error: {figures.error}", flush=True)
     if figures.error:
         sys.exit(1)
+    if figures.interrupted:
+        print(f"interrupted: these are of the first {figures.coded} batches", file=sys.stderr)
+        sys.exit(130)

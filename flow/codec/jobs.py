@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 from time import perf_counter
 from typing import NamedTuple
 
@@ -18,39 +18,65 @@ from tqdm import tqdm
 from utils.files import replacing
 from utils.options import memory_message
 
+STREAM = Path("-")  # standard input, or standard output
+
 
 class Job(NamedTuple):
-    """A file to be made from another."""
+    """A file to be made from another; found: in a folder, not named itself."""
 
     source: Path
     target: Path
+    found: bool = False
+
+    @property
+    def name(self):
+        """What its source is called."""
+        return "standard input" if self.source == STREAM else str(self.source)
 
 
 class Sizes(NamedTuple):
-    """What is known of a coded picture: its bytes, the values in it, its bytes as PNG; 0: unknown."""
+    """What is known of a picture: its bytes coded, values, bytes of its source, bytes as PNG; 0: unknown."""
 
     coded: int
     values: int = 0
+    source: int = 0
     png: int = 0
 
 
-def plan(names, find, out, suffix):
+class Made(NamedTuple):
+    """What became of a job: bytes to write, their Sizes, a note on them; wrong: for all that, it failed."""
+
+    data: bytes
+    sizes: Sizes
+    note: str = ""
+    wrong: bool = False
+
+
+def plan(names, find, out, suffix, suffixes):
     """Files and folders -> list of Jobs; what a folder holds keeps its place below it.
 
-    find: folder -> the files in it that are meant. Raises ValueError if two would become one.
+    find: folder -> the files in it that are meant. out: a folder, "-", or, if it has one of the suffixes, the
+    file that the only source becomes. suffix: of the names in a folder.
+    Raises ValueError if two would become one.
     """
-    sources = {}
+    out, sources = Path(out), {}
+    single = out == STREAM or (out.suffix.lower() in suffixes and not out.is_dir())
     for name in map(Path, names):
-        inside = find(name) if name.is_dir() else [name]
+        folder = name.is_dir()
+        inside = find(name) if folder else [name]
         if not inside:
             raise ValueError(f"{name}: no such files in this folder")
-        base = name if name.is_dir() else name.parent
+        if name == STREAM and not single:
+            raise ValueError(
+                f"{out} is a folder: what comes from standard input needs the name of a file, or -"
+            )
+        base = name if folder else name.parent
         for source in inside:
-            target = Path(out) / source.relative_to(base).with_suffix(suffix)
+            target = out if single else out / source.relative_to(base).with_suffix(suffix)
             if target in sources:
-                raise ValueError(f"{sources[target]} and {source} would both become {target}")
-            sources[target] = source
-    return [Job(source, target) for target, source in sources.items()]
+                raise ValueError(f"{sources[target].source} and {source} would both become {target}")
+            sources[target] = Job(source, target, folder)
+    return list(sources.values())
 
 
 def share(jobs):
@@ -61,35 +87,78 @@ def share(jobs):
 def run(jobs, work, force=False, at_once=1):
     """Make each target from its source, so many at once, print a row for each, and return how many failed.
 
-    work(source, path) writes to a path and returns Sizes. A target is written whole or not at all; one that
-    is there is overwritten by force only. What fails is reported on stderr, in one line; the rest is done.
-    Rows and reports come in the order of the jobs.
+    work: source -> Made. A target is written whole or not at all; one that is there is overwritten by force
+    only: without, it is done already, if its source was found in a folder, or else fails.
+    What fails is reported on stderr, in one line, and again at the end; the rest is done.
+    Rows and reports come in the order of the jobs; the rows on stderr where a target is standard output.
     """
 
     def make(job):
         start = perf_counter()
-        if job.target.exists() and not force:
-            raise ValueError(f"{job.target} exists: -force overwrites it")
-        with replacing(job.target) as temporary:
-            sizes = work(job.source, temporary)
-        return sizes, perf_counter() - start
+        if job.target != STREAM and not force and job.target.exists():
+            if not job.found:
+                raise ValueError(f"{job.target} exists: -force overwrites it")
+            if job.target.stat().st_mtime < job.source.stat().st_mtime:
+                raise ValueError(f"{job.target} is older than {job.source}: -force makes it anew")
+            return None, 0.0
+        made = work(job.source)
+        _write(job.target, made.data)
+        return made._replace(data=b""), perf_counter() - start
 
-    table, failed, start = _Table([str(job.target) for job in jobs]), 0, perf_counter()
+    rows = sys.stderr if any(job.target == STREAM for job in jobs) else sys.stdout
+    table, failed, done, start = _Table(jobs, rows), [], 0, perf_counter()
     with _in_threads(make, jobs, at_once) as futures:
         bar = tqdm(futures, disable=len(jobs) < 2 or None, leave=False)
         for job, future in zip(jobs, bar):
             try:
-                table.add(str(job.target), *future.result())
+                made, seconds = future.result()
             except (ValueError, OSError, MemoryError, RuntimeError) as error:
                 message = " ".join(str(error).split()) or "out of memory"
                 if isinstance(error, RuntimeError):
                     message = memory_message(error)
                     if not message:
                         raise
-                _say(message if str(job.source) in message else f"{job.source}: {message}", sys.stderr)
-                failed += 1
+                _say(message if job.name in message else f"{job.name}: {message}", sys.stderr)
+                failed.append(job)
+                continue
+            if made is None:
+                done += 1
+                continue
+            table.add(str(job.target), made.sizes, seconds)
+            if made.note:
+                _say(f"{job.name}: {made.note}", sys.stderr)
+            failed += [job] * made.wrong
     table.finish(perf_counter() - start)
-    return failed
+    if done:
+        _say(f"{done} files were there already: -force makes them anew", rows)
+    if failed and len(jobs) > 1:
+        names = ", ".join(job.name for job in failed)
+        _say(f"{len(failed)} of {len(jobs)} files failed: {names}", sys.stderr)
+    return len(failed)
+
+
+def _write(target, data):
+    if target == STREAM:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    else:
+        with replacing(target) as temporary:
+            temporary.write_bytes(data)
+
+
+@contextmanager
+def progress_of(total, shown=True):
+    """Within: a bar on a terminal; yields the function that adds to it, which threads may share."""
+    lock = Lock()
+    with tqdm(
+        total=total, unit="", unit_scale=True, delay=1, leave=False, disable=None if shown else True
+    ) as bar:
+
+        def add(count):
+            with lock:
+                bar.update(count)
+
+        yield add
 
 
 def of_all(failed):
@@ -142,12 +211,14 @@ def _in_threads(function, items, count):
 class _Table:
     """Prints a row for each file as soon as it is known, and their sum, if there are several."""
 
-    def __init__(self, names):
-        self.width, self.rows = max(map(len, names), default=0), []
+    def __init__(self, jobs, file):
+        self.width, self.rows = max((len(str(job.target)) for job in jobs), default=0), []
+        self.file = file
 
     def add(self, name, sizes, seconds):
         if not self.rows:
-            _say(f"{'':{self.width}} {'.nwf bytes':>13} {'bits/dim':>9} {'of PNG':>7} {'seconds':>8}")
+            columns = f"{'.nwf bytes':>13} {'bits/dim':>9} {'source bytes':>13} {'of PNG':>7} {'seconds':>8}"
+            _say(f"{'':{self.width}} {columns}", self.file)
         self.rows.append(sizes)
         self._print(name, sizes, seconds)
 
@@ -158,10 +229,13 @@ class _Table:
     def _print(self, name, sizes, seconds):
         bits = f"{8 * sizes.coded / sizes.values:.4f}" if sizes.values else "-"
         of_png = f"{sizes.coded / sizes.png:.1%}" if sizes.png else "-"
-        _say(f"{name:{self.width}} {sizes.coded:13,} {bits:>9} {of_png:>7} {seconds:8.2f}")
+        source = f"{sizes.source:,}" if sizes.source else "-"
+        larger = "  larger than its source" if 0 < sizes.source < sizes.coded else ""
+        cells = f"{sizes.coded:13,} {bits:>9} {source:>13} {of_png:>7} {seconds:8.2f}{larger}"
+        _say(f"{name:{self.width}} {cells}", self.file)
 
 
-def _say(line, file=None):
+def _say(line, file):
     """Print a line above the bar, at once where it goes to a file too."""
     tqdm.write(line, file)
-    (file or sys.stdout).flush()
+    file.flush()

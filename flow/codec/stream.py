@@ -43,10 +43,11 @@ def _tables(distribution, settings):
 
 @torch.no_grad()
 @crew()
-def encode(model, images, settings=DEFAULT, watch=None):
+def encode(model, images, settings=DEFAULT, watch=None, progress=None):
     """Images (B, 3, H, W) of one size -> a list of B Encoders, still open; `finish` makes their bytes.
 
     model: frozen. watch: called with (level, coarse band) on the way, as decode_levels has them.
+    progress: called with how many values of an image are done since, by any thread.
     Inverse: decode.
     """
     top, levels = model.from_images(images), []
@@ -59,13 +60,19 @@ def encode(model, images, settings=DEFAULT, watch=None):
             watch(level + 1, coarse)
     encoders = [Encoder() for _ in images]
     _push(encoders, model.top(len(top), top.shape[-2:]), top, settings)
+    if progress:
+        progress(top[0].numel())
     # where its bands are no larger than a tile, a level is one thread's work, beside the larger ones
     small = [n for n, (_, coarse, _) in enumerate(levels) if max(coarse.shape[-2:]) <= TILE]
     coded = {
-        n: submit(_encode_level, model, *levels[n], settings, pixels=levels[n][1][:, 0].numel())
+        n: submit(_encode_level, model, *levels[n], settings, progress, pixels=levels[n][1][:, 0].numel())
         for n in small
     }
-    large = {n: _encode_level(model, *level, settings) for n, level in enumerate(levels) if n not in coded}
+    large = {
+        n: _encode_level(model, *level, settings, progress)
+        for n, level in enumerate(levels)
+        if n not in coded
+    }
     for n in reversed(range(len(levels))):
         for encoder, part in zip(encoders, large[n] if n in large else coded[n].result()):
             encoder.extend(part)
@@ -73,11 +80,13 @@ def encode(model, images, settings=DEFAULT, watch=None):
 
 
 @torch.no_grad()
-def _encode_level(model, level, coarse, detail, settings):
+def _encode_level(model, level, coarse, detail, settings, progress):
     """The Encoders of one level's details."""
     encoders = [Encoder() for _ in coarse]
     for distribution, values in given_parts(model.detail, coarse, level, detail):
         _push(encoders, distribution, values, settings)
+        if progress:
+            progress(values[0].numel())
     return encoders
 
 
@@ -87,31 +96,34 @@ def _push(encoders, distribution, values, settings):
         encoder.push(table, symbols)
 
 
-def _pop(decoders, distribution, settings, partial):
-    """A band (B, C, h, w) from a batch of decoders, and whether all of it was there.
+def _pop(decoders, distribution, settings, partial, shift):
+    """A band (B, C, h, w) from a batch of decoders, and how many values of every image were there.
 
-    partial: what a stream lacks is the mode, in place of raising Truncated.
+    partial: what a stream lacks is the mode, and `shift` more, in place of raising Truncated.
     """
-    bands, complete = [], True
+    bands, counts = [], []
     for image, (decoder, table) in enumerate(zip(decoders, _tables(distribution, settings))):
         try:
             bands.append(decoder.pop(table))
+            counts.append(bands[-1].size)
         except Truncated as cut:
             if not partial:
                 raise
-            band, complete = _integers(distribution.mode()[image]), False
+            band = _integers(distribution.mode()[image]) + np.int32(shift)
             band.reshape(-1)[: len(cut.symbols)] = cut.symbols
             bands.append(band)
-    return torch.from_numpy(np.stack(bands)).movedim(-1, -3), complete
+            counts.append(len(cut.symbols))
+    return torch.from_numpy(np.stack(bands)).movedim(-1, -3), min(counts)
 
 
 @torch.no_grad()
-def decode_levels(model, decoders, size, settings=DEFAULT, skip=0, partial=False):
+def decode_levels(model, decoders, size, settings=DEFAULT, skip=0, partial=False, progress=None, shift=0):
     """Decoders of B streams -> the coarse band of each level, coarsest first; inverse of encode.
 
     model: frozen, on the device to compute on. size: (height, width) of the images.
     skip: how many of the finest levels to leave unread.
     partial: take the prior's word for what a cut stream lacks, in place of raising Truncated.
+    progress: called with how many values of an image were read since. shift: added to what a stream lacks.
     Yields the level (how many times halved the band is; 0: the images as the pyramid sees them), the band
     (B, 3, h, w), and whether all of it was in the streams. Its `pixels` are a picture of it.
     """
@@ -119,8 +131,10 @@ def decode_levels(model, decoders, size, settings=DEFAULT, skip=0, partial=False
 
     def pop(distribution):
         nonlocal complete
-        values, there = _pop(decoders, distribution, settings, partial)
-        complete = complete and there
+        values, there = _pop(decoders, distribution, settings, partial, shift)
+        complete = complete and there == values[0].numel()
+        if progress:
+            progress(there)
         return channels_last(values.to(device=model.device, dtype=model.dtype))
 
     with crew():

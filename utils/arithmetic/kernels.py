@@ -4,8 +4,11 @@ Every pass releases the interpreter, so that threads take a tile each. passes.py
 No two arguments of a pass may overlap: the loops would no longer be vectorised.
 """
 
+import logging
+
 import numba
 import numpy as np
+from numba.core import event
 
 _compiled = numba.njit(cache=True, nogil=True)
 _inlined = numba.njit(forceinline=True)
@@ -13,6 +16,23 @@ _inlined = numba.njit(forceinline=True)
 SMALL, LARGE = np.int32(-(2**15) + 1), np.int32(2**15 - 1)
 # companded: units of 2^-6 from units of 2^-8, by the bits of a float32: 23 of fraction, a bias of 127
 COMPAND_BIAS, COMPAND_SHIFT = np.int32(127 + 8 << 23), np.int32(23 - 6)
+
+
+class _Told(event.Listener):
+    """Says once that something is compiled: otherwise the first run on a machine is silent for seconds."""
+
+    told = False
+
+    def on_start(self, found):
+        if not self.told:
+            self.told = True
+            logging.getLogger("flow").warning("compiling for this machine, once: some 15 seconds")
+
+    def on_end(self, found):
+        pass
+
+
+event.register("numba:compile", _Told())
 
 
 @_compiled

@@ -173,7 +173,8 @@ def _pictures(folder, part, size, workers, progress, scales):
     files = _files_of_part(folder, part)
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         images = pool.map(read_rgb, files)
-        for image in tqdm(images, folder.name, len(files), delay=1, leave=False, disable=not progress):
+        hidden = None if progress else True
+        for image in tqdm(images, folder.name, len(files), delay=1, leave=False, disable=hidden):
             yield from _scales(image, size, scales)
 
 
@@ -233,7 +234,9 @@ def _read_published(source, part, data, size, workers, progress, scales):
     shape = (3, source.size, source.size)
     images = np.empty((0, *shape), np.uint8)
     shards = _list_shards(source, part, data)
-    for path in tqdm(shards, f"{source.name} {part}", delay=1, leave=False, disable=not progress):
+    for path in tqdm(
+        shards, f"{source.name} {part}", delay=1, leave=False, disable=None if progress else True
+    ):
         rows = _read_shard(path, source.size)
         start = len(images)
         # In place: ImageNet64 takes 15.7 GB, of which a second copy may not fit.
@@ -371,7 +374,9 @@ def _download(address, md5, path, progress):
     digest = hashlib.md5(usedforsecurity=False)
     with urllib.request.urlopen(address, timeout=30) as reply, path.open("wb") as file:
         total = int(reply.headers.get("Content-Length", 0))
-        with tqdm(desc="CIFAR", total=total, unit="B", unit_scale=True, disable=not progress) as bar:
+        with tqdm(
+            desc="CIFAR", total=total, unit="B", unit_scale=True, disable=None if progress else True
+        ) as bar:
             while chunk := reply.read(1 << 20):
                 file.write(chunk)
                 digest.update(chunk)

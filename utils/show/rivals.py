@@ -77,7 +77,10 @@ def sizes(batches, names=None):
     """Bits per dimension by the rivals of these names, or by all: means over images (B, 3, H, W), uint8."""
     images = [pixels for batch in batches for pixels in batch.permute(0, 2, 3, 1).contiguous().numpy()]
     return {
-        name: sum(8 * len(rivals()[name](x)) / x.size for x in tqdm(images, name, delay=1, leave=False))
+        name: sum(
+            8 * len(rivals()[name](x)) / x.size
+            for x in tqdm(images, name, delay=1, leave=False, disable=None)
+        )
         / len(images)
         for name in names or rivals()
     }
