@@ -31,7 +31,7 @@ def jpeg(image, rng):
     file = io.BytesIO()
     quality, subsampling = int(rng.integers(*QUALITIES)), int(rng.choice((JPEG_FULL, JPEG_HALVED)))
     Image.fromarray(image).save(file, "JPEG", quality=quality, subsampling=subsampling)
-    return np.asarray(Image.open(file))
+    return np.array(Image.open(file))
 
 
 def halved_chroma(image, rng):
