@@ -1,23 +1,27 @@
 """A second decoder of .nwf files, written from docs/format.md alone: numpy and integers, none of our modules.
 
 It is there to be read beside the page and to show that the page tells enough; it is clear rather than fast.
+WebP is read by Pillow.
     python tests/decoder.py                the tables of the page's example, of the files in tests/fixtures
 """
 
 import hashlib
 import json
 import zlib
+from io import BytesIO
 from itertools import count
 from math import exp
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from safetensors.numpy import load_file
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SAMPLES = {"1": 1, "L": 1, "LA": 2, "P": 1, "RGB": 3, "RGBA": 4}
 MODES = tuple(SAMPLES)
-METHODS = RAW, DEFLATE, FLOW = "raw", "deflate", "flow"
+CHANNELS_OF_WEBP = {"1": [1], "L": [1], "LA": [1, 3], "P": [1], "RGB": [0, 1, 2], "RGBA": [0, 1, 2, 3]}
+METHODS = RAW, DEFLATE, FLOW, WEBP = "raw", "deflate", "flow", "WebP"
 OPTIONS = "repeat hchnl nhidden nMixing simplePrior diffDetail HUE clamp heavy lifting size".split()
 LATER_OPTIONS = {"prior": "paper", "width": 64, "blocks": 1, "components": 3}
 
@@ -85,13 +89,18 @@ def read_metadata(packed):
     while reader.at < len(reader.data):
         tag = reader.take(1)
         fields[tag] = reader.take(reader.number(4))
-    assert list(fields) == sorted(fields, key=b"ptieg".index)
+    assert list(fields) == sorted(fields, key=b"pqtieg".index)
+    if b"q" in fields:
+        steps = np.frombuffer(fields.pop(b"q"), np.uint8).reshape(-1, 3)
+        fields[b"p"] = (steps.cumsum(0) % 256).astype(np.uint8).tobytes()
     return fields
 
 
 def read_plane(method, plane, mode, height, width, colours=0):
     """Samples, (height, width, samples of a pixel)."""
     samples, bits = SAMPLES[mode], 1 if mode == "1" else 8
+    if method == WEBP:
+        return read_webp(plane, height, width)[:, :, CHANNELS_OF_WEBP[mode]] >> 8 - bits
     if method == DEFLATE and mode == "P":
         bits = next(b for b in (1, 2, 4, 8) if colours <= 2**b)
     length = (width * samples * bits + 7) // 8
@@ -101,6 +110,15 @@ def read_plane(method, plane, mode, height, width, colours=0):
         rows = np.frombuffer(plane, np.uint8).reshape(height, length)
     parts = [rows >> shift & 2**bits - 1 for shift in range(8 - bits, -1, -bits)]
     return np.stack(parts, 2).reshape(height, -1)[:, : width * samples].reshape(height, width, samples)
+
+
+def read_webp(plane, height, width):
+    """Red, green, blue and alpha, (height, width, 4), by Pillow."""
+    chunk = b"VP8L" + len(plane).to_bytes(4, "little") + plane + b"\0" * (len(plane) % 2)
+    file = b"RIFF" + (4 + len(chunk)).to_bytes(4, "little") + b"WEBP" + chunk
+    pixels = np.asarray(Image.open(BytesIO(file)).convert("RGBA"))
+    assert plane[0] == 0x2F and pixels.shape == (height, width, 4)
+    return pixels
 
 
 def unfilter(data, height, length, step):
@@ -429,7 +447,8 @@ def decode(data, model=None):
     if mode in ("L", "LA"):
         pixels = pixels[:, :, :1]
     if mode in ("LA", "RGBA"):
-        alpha = read_plane(RAW if len(plane) == width * height else DEFLATE, plane, "L", height, width)
+        marked = WEBP if plane[:1] == b"\x2f" else DEFLATE
+        alpha = read_plane(RAW if len(plane) == width * height else marked, plane, "L", height, width)
         pixels = np.concatenate([pixels, alpha], 2)
     return pixels, head, metadata, stream
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flow.codec.container import _pack_flow, pack
-from flow.codec.pictures import as_picture
+from flow.codec.container import _head, _pack_flow
+from flow.codec.pictures import as_picture, pack_metadata
+from flow.codec.planes import pack_planes
 from flow.codec.stream import Settings
 from flow.folder import identity
 from flow.model import build
@@ -24,7 +25,7 @@ def pixels_of(picture):
     return np.asarray(picture).reshape(picture.height, picture.width, -1)
 
 
-@pytest.mark.parametrize("name", ["raw", "deflate", "flow", "alpha", "bands/flow", "bands/strips"])
+@pytest.mark.parametrize("name", ["raw", "deflate", "webp", "flow", "alpha", "bands/flow", "bands/strips"])
 def test_the_page_is_enough_to_read_stored_files(name):
     path = FIXTURES / f"{name}.nwf"
     pixels, head, metadata, _ = decode(path.read_bytes(), open_model(path.parent))
@@ -45,9 +46,14 @@ def test_the_page_is_enough_for_planes_of_every_mode(mode, noisy):
     if "A" in mode:
         picture = Image.fromarray(pixels[:, :, -SAMPLES[mode] :])
     picture.info["icc_profile"] = b"a profile"
-    decoded, head, metadata, _ = decode(pack(picture))
-    assert metadata[b"i"] == b"a profile"
-    assert np.array_equal(decoded, pixels_of(picture))
+    planes = pack_planes(picture)
+    assert len(planes) == 3
+    for method, plane in planes.items():
+        decoded, head, metadata, _ = decode(_head(picture, method, pack_metadata(picture), plane=plane))
+        assert metadata[b"i"] == b"a profile"
+        assert np.array_equal(decoded, pixels_of(picture))
+        if mode == "P":
+            assert metadata[b"p"] == bytes(picture.getpalette())
 
 
 def test_the_page_is_enough_for_level_checksums():

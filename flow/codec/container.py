@@ -4,7 +4,7 @@
     | stream
 
 All before the stream is the head. A photograph goes through the flow into the stream, its alpha channel
-into the plane; a picture for which deflate, or no compression at all, is smaller is a plane as a whole.
+into the plane; a picture for which deflate, WebP or no compression at all is smaller is a plane as a whole.
 """
 
 import zlib
@@ -13,16 +13,23 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
-from flow.codec.pictures import (
+from flow.codec.pictures import attach, colours, pack_metadata, unpack_metadata
+from flow.codec.planes import (
     CHANNELS,
+    DEFAULT_EFFORT,
+    DEFLATE,
+    FLOW,
     MAX_PIXELS,
-    attach,
-    colours,
-    pack_metadata,
-    pack_pixels,
+    RAW,
+    WEBP,
+    pack_planes,
+    searched,
+    smallest_plane,
     subsample,
-    unpack_metadata,
-    unpack_pixels,
+    unmarked_plane,
+    unpack_deflate,
+    unpack_raw,
+    unpack_webp,
 )
 from flow.codec.stream import DEFAULT, Settings, decode_levels, encode, pixels, reduced
 from source.rans import Decoder, Truncated
@@ -31,7 +38,6 @@ from utils.arithmetic.polyphase import depth, level_sizes
 
 MAGIC = b"NWF\x02"
 MODES = tuple(CHANNELS)
-RAW, DEFLATE, FLOW = METHODS = range(3)
 HAS_METADATA, HAS_SETTINGS = 1 << 5, 1 << 6
 IDENTITY_BYTES = 8
 # What a stream may promise for each of its bytes, lest a few bytes claim memory and hours: as deflate has it.
@@ -55,20 +61,23 @@ class Head(NamedTuple):
     end: int
 
 
-def pack(picture, model=None, identity="", settings=DEFAULT):
+def pack(picture, model=None, identity="", settings=DEFAULT, effort=DEFAULT_EFFORT):
     """A picture, as flow.codec.pictures reads them -> the bytes of the smallest .nwf file. Inverse: unpack.
 
     model, identity: frozen, and the hash of its integers in hex; without them the flow is no choice.
+    effort: 1 .. 9; above 5, what takes a minute a megapixel is tried for photographs too.
     """
     _check_size(*picture.size)
     metadata = pack_metadata(picture)
     with crew():
-        planes, files = submit(_planes, picture), []  # beside the flow, as it takes half as long
+        planes, files = submit(pack_planes, picture), []  # beside the flow, as it takes half as long
         if model is not None and picture.mode not in ("1", "P"):
-            head, stream = _pack_flow(picture, metadata, model, identity, settings)
+            head, stream = _pack_flow(picture, metadata, model, identity, settings, effort)
             if _plausible(picture.size, stream):
                 files.append(head + stream)
-        for method, plane in planes.result().items():
+        planes = planes.result()
+        smallest = min(map(len, [*files, *planes.values()]))
+        for method, plane in searched(picture, planes, smallest, effort).items():
             files.append(_head(picture, method, metadata, plane=plane))
     return min(files, key=len)
 
@@ -109,7 +118,7 @@ def read_head(data):
     kind = reader.take(1)[0]
     mode, method = kind & 7, kind >> 3 & 3
     flow = method == FLOW
-    if mode >= len(MODES) or method not in METHODS or kind >> 7 or (kind & HAS_SETTINGS and not flow):
+    if mode >= len(MODES) or kind >> 7 or (kind & HAS_SETTINGS and not flow):
         raise ValueError(f"corrupt file: {kind} is no kind of picture")
     mode = MODES[mode]
     if flow and mode in ("1", "P"):
@@ -189,23 +198,11 @@ def _plausible(size, stream):
     return 3 * size[0] * size[1] <= VALUES_PER_BYTE * len(stream)
 
 
-def _raw_length(mode, size):
-    width, height = size
-    return height * ((width + 7) // 8 if mode == "1" else width * CHANNELS[mode])
-
-
-def _planes(picture):
-    """The pixels in one piece, by each method but the flow."""
-    return {RAW: picture.tobytes(), DEFLATE: pack_pixels(picture)}
-
-
-def _picture_of(plane, method, mode, size, colours=0):
-    """Inverse of _planes. Raises ValueError if there are not as many pixels."""
+def _picture_of(plane, method, mode, size, colours):
+    """The picture of a plane; colours: those in its palette."""
     if method == DEFLATE:
-        return unpack_pixels(plane, mode, size, colours)
-    if len(plane) != _raw_length(mode, size):
-        raise ValueError(f"corrupt file: {len(plane)} bytes do not hold {size[0]}x{size[1]} pixels")
-    return Image.frombytes(mode, size, plane)
+        return unpack_deflate(plane, mode, size, colours)
+    return {RAW: unpack_raw, WEBP: unpack_webp}[method](plane, mode, size)
 
 
 def _checked_levels(width, height):
@@ -224,11 +221,11 @@ def _array(images):
     return images[0].permute(1, 2, 0).contiguous().cpu().numpy()
 
 
-def _pack_flow(picture, metadata, model, identity, settings):
+def _pack_flow(picture, metadata, model, identity, settings, effort=DEFAULT_EFFORT):
     """The head and the stream of a picture in colour or grey, perhaps with alpha. Inverse: _unpack_flow."""
     alpha = None
     if picture.mode in ("LA", "RGBA"):
-        alpha = min(_planes(picture.getchannel("A")).values(), key=len)  # of two equal ones, the raw one
+        alpha = smallest_plane(picture.getchannel("A"), effort)
     array, checksums = colours(picture), {}
 
     def watch(level, x):
@@ -269,8 +266,7 @@ def _unpack_flow(head, stream, model, identity, levels, partial):
     if head.mode in ("L", "LA"):
         picture = picture.convert("L")
     if head.mode in ("LA", "RGBA"):
-        method = RAW if len(head.plane) == width * height else DEFLATE
-        alpha = subsample(_picture_of(head.plane, method, "L", head.size), 1 << levels)
+        alpha = subsample(unmarked_plane(head.plane, "L", head.size), 1 << levels)
         picture = Image.merge(head.mode, (*picture.split(), alpha))
     return picture
 

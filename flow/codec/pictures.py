@@ -11,18 +11,16 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from flow.codec.planes import CHANNELS, MAX_PIXELS, inflate
 from utils.data.images import is_deep
 
-CHANNELS = {"1": 1, "L": 1, "LA": 2, "P": 1, "RGB": 3, "RGBA": 4}
-COLOUR_TYPES = {"1": 0, "L": 0, "LA": 4, "P": 3, "RGB": 2, "RGBA": 6}  # PNG's
 ARRAY_MODES = "L", "LA", "RGB", "RGBA"  # of arrays with 1 .. 4 channels
-MAX_PIXELS = 1 << 27
-TAGS = {"palette": b"p", "transparency": b"t", "icc_profile": b"i", "exif": b"e", "gamma": b"g"}
+TAGS = {
+    "palette": b"p", "steps": b"q", "transparency": b"t", "icc_profile": b"i", "exif": b"e", "gamma": b"g"
+}  # fmt: skip
 MAX_METADATA = 1 << 24
-DEFLATE_LIMIT = 1032  # bytes that a byte can become: no memory for more than this
 GAMMA = 100_000  # counts of gamma to one, as in PNG
 ORIENTATION = 0x0112  # EXIF's
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def read_picture(path):
@@ -124,11 +122,26 @@ def pack_metadata(picture):
     if "transparency" in fields and picture.mode != "P":
         colour = np.atleast_1d(fields["transparency"]).tolist()
         fields["transparency"] = struct.pack(f">{CHANNELS[picture.mode]}H", *colour)
+    if not fields:
+        return b""
+    forms = [_pack_fields(fields)]
+    if picture.mode == "P":
+        steps = np.diff(_rows(fields.pop("palette")), axis=0, prepend=np.uint8(0))
+        forms.append(_pack_fields(fields | {"steps": steps.tobytes()}))
+    return min(forms, key=len)
+
+
+def _pack_fields(fields):
     known = ((tag, fields[name]) for name, tag in TAGS.items() if name in fields)
     data = b"".join(tag + struct.pack(">I", len(field)) + field for tag, field in known)
     if len(data) > MAX_METADATA:
         raise ValueError(f"{len(data):,} bytes of metadata; at most {MAX_METADATA:,} can be kept")
-    return zlib.compress(data, 9) if data else b""
+    return zlib.compress(data, 9)
+
+
+def _rows(palette):
+    """Bytes of colours -> array (N, 3)."""
+    return np.frombuffer(palette, np.uint8).reshape(-1, 3)
 
 
 def unpack_metadata(packed, mode):
@@ -139,14 +152,17 @@ def unpack_metadata(packed, mode):
             start = position + 5
             position = start + int.from_bytes(data[position + 1 : start], "big")
             info[name] = data[start:position]
-    palette, colour = len(info.get("palette", b"")), len(info.get("transparency", b""))
+    palettes = [len(info[name]) for name in ("palette", "steps") if name in info]
+    colour = len(info.get("transparency", b"-"))
     if mode == "P":
-        sound = 3 <= palette <= 768 and palette % 3 == 0 and colour <= palette // 3
+        sound = len(palettes) == 1 and palettes[0] in range(3, 769, 3) and 1 <= colour <= palettes[0] // 3
     else:
-        sound = not palette and colour in (0, 2 * CHANNELS[mode])
+        sound = not palettes and ("transparency" not in info or colour == 2 * CHANNELS[mode])
     if not sound or position != len(data) or len(info.get("gamma", bytes(4))) != 4:
         raise ValueError("corrupt file: its metadata make no sense")
-    if colour and mode != "P":
+    if "steps" in info:
+        info["palette"] = np.cumsum(_rows(info.pop("steps")), axis=0, dtype=np.uint8).tobytes()
+    if "transparency" in info and mode != "P":
         values = struct.unpack(f">{CHANNELS[mode]}H", info["transparency"])
         info["transparency"] = values if len(values) > 1 else values[0]
     if "gamma" in info:
@@ -163,72 +179,6 @@ def attach(picture, info):
     picture.info = {name: value for name, value in info.items() if name != "palette"}
 
 
-def _bits(mode, colours):
-    """Bits for each sample: as few as PNG has for a palette."""
-    return {"1": 1, "P": next(n for n in (1, 2, 4, 8) if colours <= 1 << n)}.get(mode, 8)
-
-
-def pack_pixels(picture):
-    """The pixels as a zlib stream of filtered rows, as in PNG's IDAT chunks. Inverse: unpack_pixels."""
-    png, parts, position = BytesIO(), [], len(SIGNATURE)
-    picture.save(png, "PNG", compress_level=9)
-    data = png.getbuffer()
-    while position < len(data):
-        size, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
-        if kind == b"IDAT":
-            parts.append(data[position + 8 : position + 8 + size])
-        position += size + 12
-    return b"".join(parts)
-
-
-def unpack_pixels(data, mode, size, colours=0):
-    """The picture of (width, height) whose pixels were packed; colours: those in its palette, of mode P.
-
-    Raises ValueError if there are not exactly so many.
-    """
-    width, height = size
-    bits = _bits(mode, colours)
-    length = height * (1 + (width * bits * CHANNELS[mode] + 7) // 8)
-    if length > DEFLATE_LIMIT * len(data) or len(inflate(data, length)) != length:
-        raise ValueError(f"corrupt file: {len(data)} bytes do not hold {width}x{height} pixels")
-    header = struct.pack(">IIBBBBB", width, height, bits, COLOUR_TYPES[mode], 0, 0, 0)
-    palette = [(b"PLTE", bytes(3 << bits))] if mode == "P" else []
-    chunks = [(b"IHDR", header), *palette, (b"IDAT", data), (b"IEND", b"")]
-    png = SIGNATURE + b"".join(
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        for name, body in chunks
-    )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(BytesIO(png), formats=("PNG",))
-            picture.load()
-            picture = picture.copy()
-    except (OSError, SyntaxError) as error:
-        raise ValueError("corrupt file: its pixels cannot be unpacked") from error
-    picture.info = {}
-    return picture
-
-
-def inflate(data, limit):
-    """Decompress one whole zlib stream. Raises ValueError if it is damaged or gives more than limit bytes."""
-    stream = zlib.decompressobj()
-    try:
-        content = stream.decompress(data, limit + 1)
-    except zlib.error as error:
-        raise ValueError(f"corrupt file: {error}") from None
-    if len(content) > limit or not stream.eof or stream.unused_data:
-        raise ValueError("corrupt file: a compressed part has another length")
-    return content
-
-
 def colours(picture):
     """The colours of a picture without a palette, as an array (H, W, 3); grey three times."""
     return np.array(picture.convert("RGB"))
-
-
-def subsample(picture, step):
-    """Every step-th pixel of every step-th row, from the first."""
-    size = (-(-picture.width // step), -(-picture.height // step))
-    start = 0.5 - step / 2  # Pillow looks up the middle of each step
-    return picture.transform(size, Image.Transform.AFFINE, (step, 0, start, 0, step, start))
