@@ -62,7 +62,6 @@ def read_head(data):
 
     assert field("magic", lambda: reader.take(4)) == b"NWF\x02"
     kind = field("kind", lambda: reader.number(1))
-    assert kind < 128
     mode, method = MODES[kind & 7], METHODS[kind >> 3 & 3]
     width, height = field("width", reader.varint), field("height", reader.varint)
     assert 1 <= width * height <= 2**27
@@ -78,6 +77,9 @@ def read_head(data):
                 field(f"level {i}", lambda: reader.number(4))
     if method != FLOW or mode in ("LA", "RGBA"):
         field("plane", lambda: reader.take(reader.varint()))
+    if kind >> 7 and method in (FLOW, WEBP):
+        field("values", lambda: reader.take(reader.varint()))
+        field("low plane", lambda: reader.take(reader.varint()))
     checksum = zlib.crc32(data[: reader.at])
     assert field("checksum", lambda: reader.number(4)) == checksum
     return head, reader.at
@@ -96,9 +98,32 @@ def read_metadata(packed):
     return fields
 
 
-def read_plane(method, plane, mode, height, width, colours=0):
+def read_unmarked(plane, mode, height, width):
+    """A plane of 8 bits a sample, whose method shows by its bytes."""
+    method = WEBP if plane[:1] == b"\x2f" else DEFLATE
+    if len(plane) == width * height * SAMPLES[mode]:
+        method = RAW
+    return read_plane(method, plane, mode, height, width)
+
+
+def joined(high, low, values):
+    """Samples of 16 bits."""
+    known = range(2**16)
+    if values:
+        known = np.flatnonzero(np.unpackbits(np.frombuffer(zlib.decompress(values), np.uint8)))
+    below = max((len(known) - 1).bit_length(), 8) - 8
+    return np.array(known)[(high.astype(int) << below) + low]
+
+
+def read_plane(method, plane, mode, height, width, colours=0, deep=False):
     """Samples, (height, width, samples of a pixel)."""
     samples, bits = SAMPLES[mode], 1 if mode == "1" else 8
+    if deep:  # as a picture of twice as many samples of 8 bits
+        rows, length = np.frombuffer(plane, np.uint8), 2 * width * samples
+        if method == DEFLATE:
+            rows = unfilter(zlib.decompress(plane), height, length, 2 * samples)
+        pairs = rows.reshape(height, width, samples, 2)
+        return pairs[..., 0].astype(int) << 8 | pairs[..., 1]
     if method == WEBP:
         return read_webp(plane, height, width)[:, :, CHANNELS_OF_WEBP[mode]] >> 8 - bits
     if method == DEFLATE and mode == "P":
@@ -431,7 +456,9 @@ def decode(data, model=None):
     if method != FLOW:
         assert at == len(data)
         colours = len(metadata.get(b"p", b"")) // 3
-        return read_plane(method, plane, mode, height, width, colours), head, metadata, None
+        deep = kind >> 7 and method != WEBP
+        pixels = read_plane(method, plane, mode, height, width, colours, deep)
+        return whole(pixels, mode, head), head, metadata, None
     assert head["model"][2] == model.identity()[:8]
     stream = Stream(data[at:], *head["settings"][2] if "settings" in head else (4096, 24))
     levels = depth(height, width)
@@ -447,10 +474,16 @@ def decode(data, model=None):
     if mode in ("L", "LA"):
         pixels = pixels[:, :, :1]
     if mode in ("LA", "RGBA"):
-        marked = WEBP if plane[:1] == b"\x2f" else DEFLATE
-        alpha = read_plane(RAW if len(plane) == width * height else marked, plane, "L", height, width)
-        pixels = np.concatenate([pixels, alpha], 2)
-    return pixels, head, metadata, stream
+        pixels = np.concatenate([pixels, read_unmarked(plane, "L", height, width)], 2)
+    return whole(pixels, mode, head), head, metadata, stream
+
+
+def whole(pixels, mode, head):
+    """Pixels with their low bytes, if they have some."""
+    if "values" not in head:
+        return pixels
+    low = read_unmarked(head["low plane"][2], mode, *pixels.shape[:2])
+    return joined(pixels, low, head["values"][2])
 
 
 def open_model(folder):

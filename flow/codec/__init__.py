@@ -4,6 +4,7 @@ api        Codec: a picture <-> bytes, under the model of a folder
 container  pack and unpack: a picture <-> a .nwf file, as docs/format.md defines it
 pictures   picture files with palette, ICC profile, EXIF, gamma; metadata as bytes
 planes     pixels as bytes in one piece: raw, deflated, lossless WebP
+deep       pictures of 16 bits a sample, and PNG files of them
 stream     images <-> streams under a frozen model, coarse to fine
 histogram  the same by symbol frequencies in place of the learned scales
 jobs       many files at once, and a table of them

@@ -27,7 +27,8 @@ class Codec:
 
     A picture is a PIL image of mode 1, L, LA, P, RGB or RGBA, whose ICC profile, EXIF, gamma and
     transparency are kept, or a uint8 array: (H, W) or (H, W, 1) is L, (H, W, 2) LA, (H, W, 3) RGB, (H, W, 4)
-    RGBA. Several threads may use one Codec at once.
+    RGBA. Of 16 bits a sample it is a uint16 array, or a PIL image of mode I;16. Several threads may use one
+    Codec at once.
     Raises ValueError for what is no model, and its methods for what is no picture or no whole file.
     """
 
@@ -48,7 +49,9 @@ class Codec:
     def decompress(self, data, levels=0, partial=False):
         """The bytes of a .nwf file -> its picture, a PIL image; np.asarray makes it an array.
 
-        levels: leave out so many of the finest levels: a smaller picture, for which the first part is enough.
+        Of 16 bits a sample, unless in grey, it is a Deep of flow.codec.deep, as Pillow has none.
+        levels: leave out so many of the finest levels: a smaller picture, for which the first part is enough,
+        of 8 bits a sample.
         partial: decode a file that was cut, with the prior's means in place of what it lacks.
         """
         if not isinstance(data, (bytes, bytearray, memoryview)):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
+from flow.codec.deep import Deep, joined, parted, unpack_plane
 from flow.codec.pictures import attach, colours, pack_metadata, unpack_metadata
 from flow.codec.planes import (
     CHANNELS,
@@ -38,7 +39,7 @@ from utils.arithmetic.polyphase import depth, level_sizes
 
 MAGIC = b"NWF\x02"
 MODES = tuple(CHANNELS)
-HAS_METADATA, HAS_SETTINGS = 1 << 5, 1 << 6
+HAS_METADATA, HAS_SETTINGS, IS_DEEP = 1 << 5, 1 << 6, 1 << 7
 IDENTITY_BYTES = 8
 # What a stream may promise for each of its bytes, lest a few bytes claim memory and hours: as deflate has it.
 VALUES_PER_BYTE = 1032
@@ -47,7 +48,12 @@ CHECKED_PIXELS = 1 << 10
 
 
 class Head(NamedTuple):
-    """What stands before the stream, which begins at `end`; level_checksums: level -> that of its image."""
+    """What stands before the stream, which begins at `end`.
+
+    level_checksums: level -> that of its image.
+    deep: whether samples have 16 bits. low: of these, unless the plane has them whole, the values that occur
+    and the plane of what is below 8 bits.
+    """
 
     mode: str
     method: int
@@ -57,6 +63,8 @@ class Head(NamedTuple):
     metadata: bytes
     level_checksums: dict
     plane: bytes
+    deep: bool
+    low: tuple
     checksum: int
     end: int
 
@@ -69,16 +77,22 @@ def pack(picture, model=None, identity="", settings=DEFAULT, effort=DEFAULT_EFFO
     """
     _check_size(*picture.size)
     metadata = pack_metadata(picture)
+    low, files = (), []
+    if isinstance(picture, Deep):
+        files = [_head(picture, method, metadata, plane=plane) for method, plane in picture.planes().items()]
+        picture, low, values = parted(picture)
+        low = values, smallest_plane(low, effort)
     with crew():
-        planes, files = submit(pack_planes, picture), []  # beside the flow, as it takes half as long
+        planes = submit(pack_planes, picture)  # beside the flow, as it takes half as long
         if model is not None and picture.mode not in ("1", "P"):
-            head, stream = _pack_flow(picture, metadata, model, identity, settings, effort)
+            head, stream = _pack_flow(picture, metadata, model, identity, settings, effort, low)
             if _plausible(picture.size, stream):
                 files.append(head + stream)
-        planes = planes.result()
-        smallest = min(map(len, [*files, *planes.values()]))
+        planes = {m: plane for m, plane in planes.result().items() if m == WEBP or not low}
+        below = sum(map(len, low))
+        smallest = min([len(file) - below for file in files] + [len(plane) for plane in planes.values()])
         for method, plane in searched(picture, planes, smallest, effort).items():
-            files.append(_head(picture, method, metadata, plane=plane))
+            files.append(_head(picture, method, metadata, plane=plane, low=low))
     return min(files, key=len)
 
 
@@ -102,10 +116,15 @@ def unpack(data, model=None, identity="", levels=0, partial=False):
         raise ValueError("corrupt file: it does not end where it should")
     else:
         count = len(info.get("palette", b"")) // 3
-        picture = _picture_of(head.plane, head.method, head.mode, head.size, count)
-        picture = subsample(picture, 1 << levels)
+        picture = _picture_of(head, count, levels)
+    if head.low:
+        values, low = head.low
+        low = None if levels else unmarked_plane(low, head.mode, head.size)
+        picture = joined(picture, low, values, partial)
+    if head.deep and levels:
+        info.pop("transparency", None)  # a value of 16 bits, and picture has 8
     attach(picture, info)
-    return picture
+    return picture.image() if isinstance(picture, Deep) else picture
 
 
 def read_head(data):
@@ -118,9 +137,11 @@ def read_head(data):
     kind = reader.take(1)[0]
     mode, method = kind & 7, kind >> 3 & 3
     flow = method == FLOW
-    if mode >= len(MODES) or kind >> 7 or (kind & HAS_SETTINGS and not flow):
+    if mode >= len(MODES) or (kind & HAS_SETTINGS and not flow):
         raise ValueError(f"corrupt file: {kind} is no kind of picture")
     mode = MODES[mode]
+    if kind & IS_DEEP and mode in ("1", "P"):
+        raise ValueError(f"corrupt file: mode {mode} has no samples of 16 bits")
     if flow and mode in ("1", "P"):
         raise ValueError(f"corrupt file: mode {mode} does not go through the flow")
     size = reader.varint(), reader.varint()
@@ -131,10 +152,13 @@ def read_head(data):
     checked = _checked_levels(*size) if flow else ()
     checksums = {level: int.from_bytes(reader.take(4), "big") for level in checked}
     plane = reader.block() if not flow or mode in ("LA", "RGBA") else b""
+    deep = bool(kind & IS_DEEP)
+    low = (reader.block(), reader.block()) if deep and method in (FLOW, WEBP) else ()
     checksum = zlib.crc32(data[: reader.position])
     if int.from_bytes(reader.take(4), "big") != checksum:
         raise ValueError("corrupt file: the checksum of its head is another")
-    return Head(mode, method, size, settings, model, metadata, checksums, plane, checksum, reader.position)
+    end = reader.position
+    return Head(mode, method, size, settings, model, metadata, checksums, plane, deep, low, checksum, end)
 
 
 class _Reader:
@@ -178,13 +202,15 @@ def _block(data):
     return _varint(len(data)) + data
 
 
-def _head(picture, method, metadata, settings=DEFAULT, model=b"", checksums=b"", plane=None):
+def _head(picture, method, metadata, settings=DEFAULT, model=b"", checksums=b"", plane=None, low=()):
     """The head of a file, checksum included."""
     other = settings != DEFAULT
     kind = MODES.index(picture.mode) | method << 3 | HAS_METADATA * bool(metadata) | HAS_SETTINGS * other
+    kind |= IS_DEEP * (bool(low) or isinstance(picture, Deep))
     head = MAGIC + bytes([kind]) + b"".join(map(_varint, picture.size))
     head += b"".join(map(_varint, settings)) * other + model
-    head += (_block(metadata) if metadata else b"") + checksums + (b"" if plane is None else _block(plane))
+    head += (_block(metadata) if metadata else b"") + checksums
+    head += b"".join(_block(block) for block in (plane, *low) if block is not None)
     return head + zlib.crc32(head).to_bytes(4, "big")
 
 
@@ -198,11 +224,18 @@ def _plausible(size, stream):
     return 3 * size[0] * size[1] <= VALUES_PER_BYTE * len(stream)
 
 
-def _picture_of(plane, method, mode, size, colours):
+def _picture_of(head, colours, levels):
     """The picture of a plane; colours: those in its palette."""
-    if method == DEFLATE:
-        return unpack_deflate(plane, mode, size, colours)
-    return {RAW: unpack_raw, WEBP: unpack_webp}[method](plane, mode, size)
+    if head.deep and not head.low:
+        picture = unpack_plane(head.plane, head.method, head.mode, head.size)
+        if not levels:
+            return picture
+        picture = picture.high()
+    elif head.method == DEFLATE:
+        picture = unpack_deflate(head.plane, head.mode, head.size, colours)
+    else:
+        picture = {RAW: unpack_raw, WEBP: unpack_webp}[head.method](head.plane, head.mode, head.size)
+    return subsample(picture, 1 << levels)
 
 
 def _checked_levels(width, height):
@@ -221,7 +254,7 @@ def _array(images):
     return images[0].permute(1, 2, 0).contiguous().cpu().numpy()
 
 
-def _pack_flow(picture, metadata, model, identity, settings, effort=DEFAULT_EFFORT):
+def _pack_flow(picture, metadata, model, identity, settings, effort=DEFAULT_EFFORT, low=()):
     """The head and the stream of a picture in colour or grey, perhaps with alpha. Inverse: _unpack_flow."""
     alpha = None
     if picture.mode in ("LA", "RGBA"):
@@ -235,7 +268,7 @@ def _pack_flow(picture, metadata, model, identity, settings, effort=DEFAULT_EFFO
     (encoder,) = encode(model, images, settings, watch)
     checksums = b"".join(checksums[level].to_bytes(4, "big") for level in _checked_levels(*picture.size))
     identity = bytes.fromhex(identity)[:IDENTITY_BYTES]
-    head = _head(picture, FLOW, metadata, settings, identity, checksums, alpha)
+    head = _head(picture, FLOW, metadata, settings, identity, checksums, alpha, low)
     # the head's checksum goes into the seal, so that no head fits another's stream
     return head, encoder.finish(zlib.crc32(array, zlib.crc32(head[:-4])))
 

@@ -1,16 +1,20 @@
 """Picture files with all that they show by (palette, transparency, ICC profile, EXIF, gamma), and as bytes.
 
-A picture is an Image of Pillow's in one of the modes of CHANNELS, with the metadata of TAGS in its info.
+A picture is an Image of Pillow's in one of the modes of CHANNELS, or a Deep of 16 bits a sample, with the
+metadata of TAGS in its info.
 """
 
 import struct
 import warnings
 import zlib
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from flow.codec import deep as deep_format
+from flow.codec.deep import Deep
 from flow.codec.planes import CHANNELS, MAX_PIXELS, inflate
 from utils.data.images import is_deep
 
@@ -18,6 +22,7 @@ ARRAY_MODES = "L", "LA", "RGB", "RGBA"  # of arrays with 1 .. 4 channels
 TAGS = {
     "palette": b"p", "steps": b"q", "transparency": b"t", "icc_profile": b"i", "exif": b"e", "gamma": b"g"
 }  # fmt: skip
+PALETTES = "palette", "steps"
 MAX_METADATA = 1 << 24
 GAMMA = 100_000  # counts of gamma to one, as in PNG
 ORIENTATION = 0x0112  # EXIF's
@@ -26,15 +31,18 @@ ORIENTATION = 0x0112  # EXIF's
 def read_picture(path):
     """Read an image file as a picture: pixels as they are in the file, an EXIF orientation left to apply.
 
-    Raises ValueError, in one line, for what is no picture in this sense: 16 bits, CMYK, animations.
+    Raises ValueError, in one line, for what is no picture in this sense: CMYK, animations.
     """
     try:
+        data = path.read() if hasattr(path, "read") else Path(path).read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the limit here
-            with Image.open(path) as image:
-                refusal = _refusal(image)
+            with Image.open(BytesIO(data)) as image:
+                deep = deep_format.is_png(data)
+                refusal = _refusal(image, deep)
                 if refusal is None:
-                    return _normal(image)
+                    picture = _normal(image)
+                    return Deep(deep_format.read_png(data), picture.info) if deep else picture
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except Exception as error:  # each of Pillow's decoders fails in its own ways
@@ -43,17 +51,21 @@ def read_picture(path):
 
 
 def as_picture(image):
-    """A copy of an Image of Pillow's, or of a uint8 array (H, W) or (H, W, 1 .. 4), as a picture.
+    """A copy of an Image of Pillow's, or of an array (H, W) or (H, W, 1 .. 4), as a picture; uint8 or uint16.
 
     Raises ValueError, in one line, for anything else.
     """
+    if isinstance(image, Deep):
+        return Deep(image.array, _known(image.info))
     if not isinstance(image, Image.Image):
         array = np.asarray(image)
-        channels = array.shape[2:] or (1,)
-        if array.dtype != np.uint8 or array.ndim not in (2, 3) or not 1 <= channels[0] <= len(ARRAY_MODES):
+        channels, known = array.shape[2:] or (1,), array.dtype in (np.uint8, np.uint16)
+        if not known or array.ndim not in (2, 3) or not 1 <= channels[0] <= len(ARRAY_MODES):
             shape = "x".join(map(str, array.shape))
-            wanted = "need an image of Pillow's, or a uint8 array (H, W) or (H, W, 1 .. 4)"
+            wanted = "need an image of Pillow's, or an array (H, W) or (H, W, 1 .. 4), uint8 or uint16"
             raise ValueError(f"{type(image).__name__} {shape} of {array.dtype}: {wanted}")
+        if array.dtype == np.uint16:
+            return Deep(array)
         mode = ARRAY_MODES[channels[0] - 1]
         return Image.frombytes(mode, array.shape[1::-1], array.tobytes())
     refusal = _refusal(image)
@@ -62,11 +74,11 @@ def as_picture(image):
     return _normal(image)
 
 
-def _refusal(image):
-    """Why an opened file is no picture, or None."""
-    if is_deep(image):
-        return "more than 8 bits per sample; convert it to 8 bits first"
-    if image.mode not in CHANNELS:
+def _refusal(image, deep=False):
+    """Why an opened file is no picture, or None; deep: a PNG that read_png reads."""
+    if is_deep(image) and not deep and not image.mode.startswith("I;16"):
+        return "more than 8 bits per sample: kept are 16 of PNG, and of others in grey; convert it first"
+    if image.mode not in CHANNELS and not image.mode.startswith("I"):
         return f"colours of mode {image.mode}; convert it to one of {', '.join(CHANNELS)} first"
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # whose other frames are previews
         return f"{image.n_frames} frames; only single pictures can be kept"
@@ -79,7 +91,7 @@ def _normal(image):
     """The picture of an image: a copy, its metadata brought to one form."""
     image.load()
     image, exif = image.copy(), image.getexif()
-    info = {tag: image.info[tag] for tag in TAGS if tag != "palette" and image.info.get(tag) is not None}
+    info = _known(image.info)
     if "exif" not in info and exif.get(ORIENTATION, 1) != 1:
         own = Image.Exif()
         own[ORIENTATION] = exif[ORIENTATION]
@@ -93,16 +105,29 @@ def _normal(image):
         image.putpalette(colours.ljust(3 * (1 + image.getextrema()[1]), b"\0"))
     elif image.mode in ("LA", "RGBA"):
         info.pop("transparency", None)
+    if image.mode.startswith("I"):
+        return Deep(np.asarray(image), info)
     image.info = info
     return image
 
 
+def _known(info):
+    """What of an image's info a picture keeps."""
+    return {tag: info[tag] for tag in TAGS if tag not in PALETTES and info.get(tag) is not None}
+
+
 def write_png(picture, path):
     """Write a picture as a PNG file, with its metadata."""
-    chunks = PngImagePlugin.PngInfo()
-    if "gamma" in picture.info:
-        chunks.add(b"gAMA", struct.pack(">I", round(picture.info["gamma"] * GAMMA)))
-    picture.save(path, "PNG", exif=picture.info.get("exif"), pnginfo=chunks)
+    deep, info = isinstance(picture, Deep) or picture.mode == "I;16", picture.info
+    chunks, file = PngImagePlugin.PngInfo(), BytesIO()
+    if "gamma" in info:
+        chunks.add(b"gAMA", struct.pack(">I", round(info["gamma"] * GAMMA)))
+    picture = as_picture(picture) if deep else picture
+    shown = picture.high() if deep else picture
+    shown.info = info
+    shown.save(file, "PNG", exif=info.get("exif"), pnginfo=chunks)
+    data = deep_format.with_pixels(file.getvalue(), picture) if deep else file.getvalue()
+    path.write(data) if hasattr(path, "write") else Path(path).write_bytes(data)
 
 
 def png_size(picture):
@@ -152,7 +177,7 @@ def unpack_metadata(packed, mode):
             start = position + 5
             position = start + int.from_bytes(data[position + 1 : start], "big")
             info[name] = data[start:position]
-    palettes = [len(info[name]) for name in ("palette", "steps") if name in info]
+    palettes = [len(info[name]) for name in PALETTES if name in info]
     colour = len(info.get("transparency", b"-"))
     if mode == "P":
         sound = len(palettes) == 1 and palettes[0] in range(3, 769, 3) and 1 <= colour <= palettes[0] // 3

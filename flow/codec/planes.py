@@ -76,15 +76,9 @@ def _bits(mode, colours):
 
 def pack_deflate(picture):
     """The pixels as a zlib stream of filtered rows, as in PNG's IDAT chunks. Inverse: unpack_deflate."""
-    png, parts, position = BytesIO(), [], len(SIGNATURE)
+    png = BytesIO()
     picture.save(png, "PNG", compress_level=9)
-    data = png.getbuffer()
-    while position < len(data):
-        size, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
-        if kind == b"IDAT":
-            parts.append(data[position + 8 : position + 8 + size])
-        position += size + 12
-    return b"".join(parts)
+    return b"".join(body for name, body in chunks(png.getvalue()) if name == b"IDAT")
 
 
 def unpack_deflate(data, mode, size, colours=0):
@@ -99,11 +93,7 @@ def unpack_deflate(data, mode, size, colours=0):
         raise ValueError(f"corrupt file: {len(data)} bytes do not hold {width}x{height} pixels")
     header = struct.pack(">IIBBBBB", width, height, bits, COLOUR_TYPES[mode], 0, 0, 0)
     palette = [(b"PLTE", bytes(3 << bits))] if mode == "P" else []
-    chunks = [(b"IHDR", header), *palette, (b"IDAT", data), (b"IEND", b"")]
-    png = SIGNATURE + b"".join(
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        for name, body in chunks
-    )
+    png = png_of([(b"IHDR", header), *palette, (b"IDAT", data), (b"IEND", b"")])
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -114,6 +104,23 @@ def unpack_deflate(data, mode, size, colours=0):
         raise ValueError("corrupt file: its pixels cannot be unpacked") from error
     picture.info = {}
     return picture
+
+
+def chunks(png):
+    """Yield name and body of each chunk of a PNG, as far as they are whole. Inverse: png_of."""
+    position = len(SIGNATURE)
+    while position + 12 <= len(png):
+        size = int.from_bytes(png[position : position + 4], "big")
+        yield png[position + 4 : position + 8], png[position + 8 : position + 8 + size]
+        position += size + 12
+
+
+def png_of(chunks):
+    """The PNG of these chunks."""
+    return SIGNATURE + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
+    )
 
 
 def inflate(data, limit):
