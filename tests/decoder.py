@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 FIXTURES = Path(__file__).parent / "fixtures"
 SAMPLES = {"1": 1, "L": 1, "LA": 2, "P": 1, "RGB": 3, "RGBA": 4}
 MODES = tuple(SAMPLES)
+LUMA_ALONE = {6: "L", 7: "LA"}
 CHANNELS_OF_WEBP = {"1": [1], "L": [1], "LA": [1, 3], "P": [1], "RGB": [0, 1, 2], "RGBA": [0, 1, 2, 3]}
 METHODS = RAW, DEFLATE, FLOW, WEBP = "raw", "deflate", "flow", "WebP"
 OPTIONS = "repeat hchnl nhidden nMixing simplePrior diffDetail HUE clamp heavy lifting size".split()
@@ -62,7 +63,8 @@ def read_head(data):
 
     assert field("magic", lambda: reader.take(4)) == b"NWF\x02"
     kind = field("kind", lambda: reader.number(1))
-    mode, method = MODES[kind & 7], METHODS[kind >> 3 & 3]
+    mode, method = mode_of(kind), METHODS[kind >> 3 & 3]
+    assert kind & 7 < 6 or method == FLOW
     width, height = field("width", reader.varint), field("height", reader.varint)
     assert 1 <= width * height <= 2**27
     if kind >> 6 & 1:
@@ -83,6 +85,11 @@ def read_head(data):
     checksum = zlib.crc32(data[: reader.at])
     assert field("checksum", lambda: reader.number(4)) == checksum
     return head, reader.at
+
+
+def mode_of(kind):
+    """The mode of a kind."""
+    return LUMA_ALONE.get(kind & 7) or MODES[kind & 7]
 
 
 def read_metadata(packed):
@@ -240,10 +247,14 @@ class Stream:
         lower = min(length, 16)
         return (1 << length | self.uniform(length - lower) << lower | self.uniform(lower)) - 1
 
-    def maps(self, shape, weights, means, scales):
-        """A group of (channels, rows, columns); its mixtures have these axes behind K, or longer ones."""
-        z = np.zeros(shape, np.int64)
-        for y, x, c in np.ndindex(*shape[1:], shape[0]):
+    def maps(self, shape, weights, means, scales, first=0):
+        """A group of (channels, rows, columns), from channel `first` on.
+
+        Its mixtures have these axes behind K, or longer ones.
+        """
+        z = np.full(shape, 128, np.int64)
+        channels = shape[0] if not self.luma_alone else int(first == 0)
+        for y, x, c in np.ndindex(*shape[1:], channels):
             z[c, y, x] = self.mixture(*(f[:, c, y, x].tolist() for f in (weights, means, scales)))
         return z
 
@@ -410,7 +421,7 @@ class Model:
                     before = samples(extend(band[:c], height, width, 128))[:, rows]
                     fields = self.channel(name, c, base[:, rows], g[c][:, rows], before)
                     part = band[c : c + 1, rows]
-                    part[:] = stream.maps(part.shape, *fields)
+                    part[:] = stream.maps(part.shape, *fields, first=c)
             bands.append(band)
             known = np.concatenate([known, samples(extend(band, height, width, 128))])
         return bands
@@ -450,7 +461,7 @@ def decode(data, model=None):
     """The pixels (height, width, samples) of a file, its head, metadata and stream."""
     head, at = read_head(data)
     kind, width, height = (head[name][2] for name in ("kind", "width", "height"))
-    mode, method = MODES[kind & 7], METHODS[kind >> 3 & 3]
+    mode, method = mode_of(kind), METHODS[kind >> 3 & 3]
     _, _, plane = head.get("plane", (0, b"", b""))
     metadata = read_metadata(head["metadata"][2]) if "metadata" in head else {}
     if method != FLOW:
@@ -461,6 +472,7 @@ def decode(data, model=None):
         return whole(pixels, mode, head), head, metadata, None
     assert head["model"][2] == model.identity()[:8]
     stream = Stream(data[at:], *head["settings"][2] if "settings" in head else (4096, 24))
+    stream.luma_alone = kind & 7 in LUMA_ALONE
     levels = depth(height, width)
     image = model.top(stream, *halved(height, width, levels))
     for i in reversed(range(levels)):
@@ -500,7 +512,7 @@ def example():
 
     def meaning(name, v):
         if name == "kind":
-            return f"mode {MODES[v & 7]}, method {METHODS[v >> 3 & 3]}"
+            return f"mode {mode_of(v)}, method {METHODS[v >> 3 & 3]}"
         if name in ("width", "height"):
             return v
         texts = {"magic": "NWF, version 2", "model": "the identity begins so"}

@@ -19,6 +19,7 @@ from flow.codec.planes import CHANNELS, DEFLATE, FLOW, RAW, WEBP, pack_deflate, 
 from flow.codec.stream import DEFAULT, Settings
 from flow.folder import identity
 from flow.model import build
+from tests.conftest import make_wild
 from utils.data.datasets import PHOTOS
 from utils.files import load_tensors
 
@@ -145,6 +146,23 @@ def test_alpha_beside_the_flow_may_be_webp():
     head, stream = _pack_flow(picture, b"", MODEL, NAME, DEFAULT)
     assert read_head(head).plane[:1] == b"\x2f"
     same(unpack(head + stream, MODEL, NAME), picture)
+
+
+def test_luma_alone_is_of_the_flow_and_read_in_part():
+    options = dict(prior="bands", width=6, components=2, repeat=0, HUE=True)  # no chroma in grey
+    model, name = make_wild(build(options), 0.2).freeze(), "ab" * 32
+    head, stream = _pack_flow(photo(80, 70, "L"), b"", model, name, DEFAULT)
+    assert head[4] & 7 == 6 and read_head(head).settings == DEFAULT._replace(luma=True)
+    data = head + stream
+    same(unpack(data, model, name), photo(80, 70, "L"))
+    small = unpack(data, model, name, levels=1)
+    assert unpack(data[: 2 * len(data) // 3], model, name, levels=1) == small and small.mode == "L"
+    part = unpack(data[: len(data) // 2], model, name, partial=True)
+    assert part.size == (80, 70) and part.mode == "L"
+    for kind in (head[4] & ~24 | RAW << 3, head[4] & ~24 | WEBP << 3):
+        wrong = head[:4] + bytes([kind]) + head[5:-4]
+        with pytest.raises(ValueError, match="no kind of picture"):
+            unpack(wrong + zlib.crc32(wrong).to_bytes(4, "big"))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "RGBA"])

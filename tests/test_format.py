@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flow.codec.container import _head, _pack_flow
+from flow.codec.container import _head, _pack_flow, unpack
 from flow.codec.pictures import as_picture, pack_metadata
 from flow.codec.planes import pack_planes
 from flow.codec.stream import Settings
@@ -64,6 +64,23 @@ def test_the_page_is_enough_for_level_checksums():
     pixels, fields, *_ = decode(head + stream, model)
     assert "level 1" in fields and "level 2" not in fields
     assert np.array_equal(pixels, pixels_of(picture))
+
+
+@pytest.mark.parametrize("name", ["bands", "no couplings", "couplings"])
+@pytest.mark.parametrize("mode", ["L", "LA"])
+def test_the_page_is_enough_for_luma_alone(name, mode):
+    options = OPTIONS["bands" if name == "bands" else "paper"]
+    options = options if name == "couplings" else options | dict(repeat=0)
+    frozen = make_wild(build(options), 0.2).freeze()
+    model = Model({n: t.numpy() for n, t in frozen.state_dict().items()}, options)
+    for size in ((1, 1), (1, 9), (70, 9)):
+        pixels = np.random.default_rng(0).integers(0, 256, (*size, 2), np.uint8)
+        picture = Image.fromarray(pixels if mode == "LA" else pixels[..., 0])
+        head, stream = _pack_flow(picture, b"", frozen, identity(frozen, options), Settings())
+        assert head[4] & 7 == (MODES.index(mode) if name == "couplings" and size != (1, 1) else 5 + len(mode))
+        assert np.array_equal(decode(head + stream, model)[0], pixels_of(picture))
+        back = unpack(head + stream, frozen, identity(frozen, options))
+        assert back.mode == mode and np.array_equal(back, picture)
 
 
 @pytest.mark.parametrize(

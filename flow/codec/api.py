@@ -7,7 +7,7 @@ import torch
 
 from flow.codec.container import pack, unpack
 from flow.codec.pictures import as_picture, colours
-from flow.codec.stream import DEFAULT
+from flow.codec.stream import DEFAULT, encode, has_luma_alone
 from flow.folder import find_folder, open_frozen
 from utils.arithmetic.crew import crew
 from utils.arithmetic.products import trials
@@ -66,13 +66,19 @@ class Codec:
         images: N pictures, grey or in colour, without alpha; an array (N, H, W, 3) is N of them.
         """
         total = []
-        arrays = [colours(_opaque(as_picture(image))) for image in images]
+        pictures = [_opaque(as_picture(image)) for image in images]
         with crew(self.threads):
-            for (height, width, _), alike in groupby(arrays, np.shape):
-                batches = torch.from_numpy(np.stack(list(alike))).permute(0, 3, 1, 2)
+            for ((width, height), mode), alike in groupby(pictures, lambda p: (p.size, p.mode)):
+                batches = torch.from_numpy(np.stack(list(map(colours, alike)))).permute(0, 3, 1, 2)
                 for batch in batches.split(max(BATCH_PIXELS // (height * width), 1)):
-                    total += self.model.log_prob(batch.to(self.model.device)).tolist()
-        return -np.array(total) / np.log(2)
+                    total += self._bits(batch.to(self.model.device), mode == "L")
+        return np.array(total)
+
+    def _bits(self, batch, grey):
+        if grey and has_luma_alone(self.model, batch):
+            settings = self.settings._replace(luma=True)
+            return [encoder.bits for encoder in encode(self.model, batch, settings)]
+        return (-self.model.log_prob(batch) / np.log(2)).tolist()
 
 
 def _opaque(picture):

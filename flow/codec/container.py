@@ -32,13 +32,15 @@ from flow.codec.planes import (
     unpack_raw,
     unpack_webp,
 )
-from flow.codec.stream import DEFAULT, Settings, decode_levels, encode, pixels, reduced
+from flow.codec.stream import DEFAULT, Settings, decode_levels, encode, has_luma_alone, pixels, reduced
 from source.rans import Decoder, Truncated
 from utils.arithmetic.crew import crew, submit
 from utils.arithmetic.polyphase import depth, level_sizes
 
 MAGIC = b"NWF\x02"
 MODES = tuple(CHANNELS)
+# Grey whose stream holds luma alone; beside the numbers of MODES.
+LUMA = {6: "L", 7: "LA"}
 HAS_METADATA, HAS_SETTINGS, IS_DEEP = 1 << 5, 1 << 6, 1 << 7
 IDENTITY_BYTES = 8
 # What a stream may promise for each of its bytes, lest a few bytes claim memory and hours: as deflate has it.
@@ -136,10 +138,10 @@ def read_head(data):
     reader = _Reader(data, len(MAGIC))
     kind = reader.take(1)[0]
     mode, method = kind & 7, kind >> 3 & 3
-    flow = method == FLOW
-    if mode >= len(MODES) or (kind & HAS_SETTINGS and not flow):
+    flow, luma = method == FLOW, mode in LUMA
+    if (luma and not flow) or (kind & HAS_SETTINGS and not flow):
         raise ValueError(f"corrupt file: {kind} is no kind of picture")
-    mode = MODES[mode]
+    mode = LUMA[mode] if luma else MODES[mode]
     if kind & IS_DEEP and mode in ("1", "P"):
         raise ValueError(f"corrupt file: mode {mode} has no samples of 16 bits")
     if flow and mode in ("1", "P"):
@@ -147,6 +149,7 @@ def read_head(data):
     size = reader.varint(), reader.varint()
     _check_size(*size)
     settings = Settings(reader.varint(), reader.varint()) if kind & HAS_SETTINGS else DEFAULT
+    settings = settings._replace(luma=luma)
     model = reader.take(IDENTITY_BYTES).hex() if flow else ""
     metadata = reader.block() if kind & HAS_METADATA else b""
     checked = _checked_levels(*size) if flow else ()
@@ -204,11 +207,12 @@ def _block(data):
 
 def _head(picture, method, metadata, settings=DEFAULT, model=b"", checksums=b"", plane=None, low=()):
     """The head of a file, checksum included."""
-    other = settings != DEFAULT
-    kind = MODES.index(picture.mode) | method << 3 | HAS_METADATA * bool(metadata) | HAS_SETTINGS * other
+    numbers, other = settings[:2], settings[:2] != DEFAULT[:2]
+    mode = 5 + CHANNELS[picture.mode] if settings.luma else MODES.index(picture.mode)
+    kind = mode | method << 3 | HAS_METADATA * bool(metadata) | HAS_SETTINGS * other
     kind |= IS_DEEP * (bool(low) or isinstance(picture, Deep))
     head = MAGIC + bytes([kind]) + b"".join(map(_varint, picture.size))
-    head += b"".join(map(_varint, settings)) * other + model
+    head += b"".join(map(_varint, numbers)) * other + model
     head += (_block(metadata) if metadata else b"") + checksums
     head += b"".join(_block(block) for block in (plane, *low) if block is not None)
     return head + zlib.crc32(head).to_bytes(4, "big")
@@ -265,6 +269,7 @@ def _pack_flow(picture, metadata, model, identity, settings, effort=DEFAULT_EFFO
         checksums[level] = _level_checksum(model, x)
 
     images = torch.from_numpy(array).permute(2, 0, 1)[None].to(model.device)
+    settings = settings._replace(luma=picture.mode in ("L", "LA") and has_luma_alone(model, images))
     (encoder,) = encode(model, images, settings, watch)
     checksums = b"".join(checksums[level].to_bytes(4, "big") for level in _checked_levels(*picture.size))
     identity = bytes.fromhex(identity)[:IDENTITY_BYTES]
