@@ -7,6 +7,7 @@ import torch
 
 from flow.codec.container import pack, unpack
 from flow.codec.pictures import as_picture, colours
+from flow.codec.planes import DEFAULT_EFFORT
 from flow.codec.stream import DEFAULT, encode, has_luma_alone
 from flow.folder import find_folder, open_frozen
 from utils.arithmetic.crew import crew
@@ -40,11 +41,14 @@ class Codec:
         for wide in (False, True):  # threads that meet in the trials would spoil their times
             trials(self.model.device, wide)
 
-    def compress(self, picture):
-        """A picture -> the bytes of the smallest .nwf file that holds it. Inverse: decompress."""
+    def compress(self, picture, effort=DEFAULT_EFFORT):
+        """A picture -> the bytes of the smallest .nwf file that holds it. Inverse: decompress.
+
+        effort: 1 .. 9; above 5, a photograph may take a minute a megapixel.
+        """
         picture = as_picture(picture)
         with crew(self.threads):
-            return pack(picture, self.model, self.identity, self.settings)
+            return pack(picture, self.model, self.identity, self.settings, effort)
 
     def decompress(self, data, levels=0, partial=False):
         """The bytes of a .nwf file -> its picture, a PIL image; np.asarray makes it an array.
