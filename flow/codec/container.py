@@ -88,7 +88,7 @@ def pack(picture, model=None, identity="", settings=DEFAULT, effort=DEFAULT_EFFO
         planes = submit(pack_planes, picture)  # beside the flow, as it takes half as long
         if model is not None and picture.mode not in ("1", "P"):
             head, stream = _pack_flow(picture, metadata, model, identity, settings, effort, low)
-            if _plausible(picture.size, stream):
+            if plausible(picture.size, stream):
                 files.append(head + stream)
         planes = {m: plane for m, plane in planes.result().items() if m == WEBP or not low}
         below = sum(map(len, low))
@@ -130,7 +130,12 @@ def unpack(data, model=None, identity="", levels=0, partial=False):
 
 
 def read_head(data):
-    """The Head at the beginning of a file. Raises ValueError if the data do not begin with a whole one."""
+    """The Head at the beginning of a file.
+
+    Raises CutHead if the data end before it does, ValueError if they cannot be a file's.
+    """
+    if len(data) < len(MAGIC) and MAGIC.startswith(data):
+        raise CutHead("the file is cut within its head")
     if data[:3] != MAGIC[:3]:
         raise ValueError("not a .nwf file")
     if data[3:4] != MAGIC[3:]:
@@ -164,8 +169,12 @@ def read_head(data):
     return Head(mode, method, size, settings, model, metadata, checksums, plane, deep, low, checksum, end)
 
 
+class CutHead(ValueError):
+    """The data end within the head of a file."""
+
+
 class _Reader:
-    """Takes the fields of a head, one after the other. Raises ValueError where the data end."""
+    """Takes the fields of a head, one after the other. Raises CutHead where the data end."""
 
     def __init__(self, data, position):
         self.data, self.position = data, position
@@ -174,7 +183,7 @@ class _Reader:
         """The next bytes."""
         start, self.position = self.position, self.position + size
         if self.position > len(self.data):
-            raise ValueError("the file is cut within its head, or corrupt")
+            raise CutHead("the file is cut within its head, or corrupt")
         return self.data[start : self.position]
 
     def varint(self):
@@ -223,7 +232,7 @@ def _check_size(width, height):
         raise ValueError(f"{width}x{height} pixels: need 1 .. {MAX_PIXELS:,} in all")
 
 
-def _plausible(size, stream):
+def plausible(size, stream):
     """Whether a stream may be decoded to an image of this size."""
     return 3 * size[0] * size[1] <= VALUES_PER_BYTE * len(stream)
 
@@ -278,14 +287,19 @@ def _pack_flow(picture, metadata, model, identity, settings, effort=DEFAULT_EFFO
     return head, encoder.finish(zlib.crc32(array, zlib.crc32(head[:-4])))
 
 
-def _unpack_flow(head, stream, model, identity, levels, partial):
-    """The picture of a stream; see unpack."""
+def check_model(head, model, identity):
+    """Raise ValueError unless the model made the file."""
     if model is None or identity[: len(head.model)] != head.model:
         other = f"not with {identity[: len(head.model)]}" if identity else "which is needed"
         raise ValueError(f"made with the model {head.model}, {other}")
+
+
+def _unpack_flow(head, stream, model, identity, levels, partial):
+    """The picture of a stream; see unpack."""
+    check_model(head, model, identity)
     width, height = head.size
     small = level_sizes(height, width, levels)[-1]
-    if not partial and not _plausible(small, stream):
+    if not partial and not plausible(small, stream):
         raise ValueError(f"the file is cut or corrupt: {len(stream)} bytes for {width}x{height} pixels")
     decoder = Decoder(stream)
     try:

@@ -68,6 +68,17 @@ def _channels(model, height):
     return [part.channels for part in model.detail.parts(height)]
 
 
+def coded_channels(model, sizes, settings):
+    """Yield which of its channels are coded, of the top and of each part after it.
+
+    sizes: (height, width) of all levels, as level_sizes has them.
+    """
+    yield _coded(settings)
+    for height, _ in reversed(sizes[1:]):
+        for channels in _channels(model, height):
+            yield _coded(settings, channels)
+
+
 @torch.no_grad()
 @crew()
 def encode(model, images, settings=DEFAULT, watch=None):
@@ -123,7 +134,7 @@ def _of(distribution, channels):
     return type(distribution)(*(field[..., channels, :, :] for field in distribution))
 
 
-def _pop(decoders, distribution, settings, partial, coded):
+def pop_band(decoders, distribution, settings, partial, coded):
     """A band (B, C, h, w) from a batch of decoders, and whether all of it was there.
 
     coded: its channels in the streams; others are MIDDLE.
@@ -159,18 +170,11 @@ def decode_levels(model, decoders, size, settings=DEFAULT, skip=0, partial=False
     """
     sizes, complete = level_sizes(*size, depth(*size)), True
 
-    coded = iter(
-        [_coded(settings)]
-        + [
-            _coded(settings, channels)
-            for coarse, _ in reversed(sizes[1:])
-            for channels in _channels(model, coarse)
-        ]
-    )
+    coded = coded_channels(model, sizes, settings)
 
     def pop(distribution):
         nonlocal complete
-        values, there = _pop(decoders, distribution, settings, partial, next(coded))
+        values, there = pop_band(decoders, distribution, settings, partial, next(coded))
         complete = complete and there
         return channels_last(values.to(device=model.device, dtype=model.dtype))
 
