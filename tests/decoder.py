@@ -98,7 +98,7 @@ def read_metadata(packed):
     while reader.at < len(reader.data):
         tag = reader.take(1)
         fields[tag] = reader.take(reader.number(4))
-    assert list(fields) == sorted(fields, key=b"pqtieg".index)
+    assert list(fields) == sorted(fields, key=b"pqtiegxdc".index)
     if b"q" in fields:
         steps = np.frombuffer(fields.pop(b"q"), np.uint8).reshape(-1, 3)
         fields[b"p"] = (steps.cumsum(0) % 256).astype(np.uint8).tobytes()

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from flow.codec.container import _pack_flow, pack, read_head, unpack
-from flow.codec.pictures import read_picture, write_png
-from flow.codec.planes import CHANNELS, DEFLATE, FLOW, RAW, WEBP, pack_deflate, pack_webp, unpack_webp
+from flow.codec.pictures import as_picture, pack_metadata, read_picture, unpack_metadata, write_png
+from flow.codec.planes import CHANNELS, DEFLATE, FLOW, RAW, WEBP, pack_deflate, pack_webp, png_of, unpack_webp
 from flow.codec.stream import DEFAULT, Settings
 from flow.folder import identity
 from flow.model import build
@@ -234,6 +234,72 @@ SHOWN = {
     "palette index": saved(photo(mode="P"), "GIF", transparency=3),
     "1-bit key": saved(photo(mode="1"), "PNG", transparency=0),
 }
+
+
+TOLD = {
+    "xmp png": {"XML:com.adobe.xmp": "<x:xmpmeta>\u00e4</x:xmpmeta>"},
+    "texts": {"Title": "A title", "Author": "\u00c5ngstr\u00f6m", "Comment": "\u5149\nlines", "empty": ""},
+    "long": {"Description": "words " * 400_000},
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_what_a_picture_tells_is_kept(name):
+    chunks = PngImagePlugin.PngInfo()
+    for key, text in TOLD[name].items():
+        chunks.add_itxt(key, text, zip=True)
+    picture = read_picture(saved(photo(8, 8), "PNG", pnginfo=chunks, dpi=(300, 72.5)))
+    back = unpack(round_trip(picture), MODEL, NAME)
+    assert back.info["dpi"] == pytest.approx((300, 72.5), abs=0.02)
+    file = io.BytesIO()
+    write_png(back, file)
+    with Image.open(file) as written:
+        assert written.text == TOLD[name]
+        assert written.info["dpi"] == pytest.approx((300, 72.5), abs=0.02)
+    assert read_picture(io.BytesIO(file.getvalue())).info == picture.info
+
+
+def test_a_comment_is_a_text_and_xmp_of_jpeg_is_kept():
+    picture = read_picture(saved(photo(), "JPEG", comment=b"a comment", xmp=b"<xmp/>", dpi=(96, 96)))
+    assert picture.info["text"] == {"Comment": "a comment"} and picture.info["xmp"] == b"<xmp/>"
+    same(unpack(pack(picture)), picture)
+
+
+def test_a_large_profile_is_no_reason_to_refuse_a_png():
+    profile = random.Random(0).randbytes(1 << 19) * 4
+    picture = read_picture(saved(photo(), "PNG", icc_profile=profile))
+    assert unpack(pack(picture)).info["icc_profile"] == profile
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_transparency_of_grey_of_few_bits(bits):
+    """Samples 0 .. 2^bits - 1, of which the last but one is transparent, and 0 of one bit."""
+    clear = (1 << bits) - 2
+    row = sum(value << 8 - bits * (1 + value) for value in range(1 << bits)) if bits < 4 else None
+    body = bytes([0, row]) if row is not None else bytes([0, *(16 * n + n + 1 for n in range(0, 16, 2))])
+    width = {1: 2, 2: 4, 4: 16}[bits]
+    header = width.to_bytes(4, "big") + (1).to_bytes(4, "big") + bytes([bits, 0, 0, 0, 0])
+    pixels = (b"IDAT", zlib.compress(body)), (b"IEND", b"")
+    png = png_of([(b"IHDR", header), (b"tRNS", clear.to_bytes(2, "big")), *pixels])
+    for picture in (read_picture(io.BytesIO(png)), as_picture(Image.open(io.BytesIO(png)))):
+        file = io.BytesIO()
+        write_png(unpack(round_trip(picture), MODEL, NAME), file)
+        shown = np.asarray(Image.open(file).convert("RGBA"))[0]
+        assert shown[:, 0].tolist() == [255 * value // (width - 1) for value in range(width)]
+        assert [n for n in range(width) if not shown[n, 3]] == [clear]
+
+
+def test_an_empty_transparency_is_no_field():
+    picture = photo(8, 8, "P")
+    packed = pack_metadata(as_picture(picture))
+    assert b"t" not in zlib.decompress(packed)[:1]
+    assert "transparency" not in unpack_metadata(packed, "P")
+    empty = picture.copy()
+    empty.info["transparency"] = b""
+    assert pack(as_picture(empty)) == pack(as_picture(picture))
+    for mode, fields in (("P", b"p\0\0\0\3abct\0\0\0\0"), ("L", b"t\0\0\0\0"), ("RGB", b"c\0\0\0\2a\0")):
+        with pytest.raises(ValueError, match="corrupt"):
+            unpack_metadata(zlib.compress(fields), mode)
 
 
 @pytest.mark.parametrize("name", SHOWN)

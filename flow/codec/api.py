@@ -26,10 +26,10 @@ class Codec:
     settings: how probabilities become integers; files keep them, and any Codec of the model reads them.
     Attributes: model, the NeuralWavelet in fixed point; identity, the hash of its integers that files name.
 
-    A picture is a PIL image of mode 1, L, LA, P, RGB or RGBA, whose ICC profile, EXIF, gamma and
-    transparency are kept, or a uint8 array: (H, W) or (H, W, 1) is L, (H, W, 2) LA, (H, W, 3) RGB, (H, W, 4)
-    RGBA. Of 16 bits a sample it is a uint16 array, or a PIL image of mode I;16. Several threads may use one
-    Codec at once.
+    A picture is a PIL image of mode 1, L, LA, P, RGB or RGBA, whose ICC profile, EXIF, XMP, gamma,
+    transparency, DPI and texts are kept, or a uint8 array: (H, W) or (H, W, 1) is L, (H, W, 2) LA, (H, W, 3)
+    RGB, (H, W, 4) RGBA. Of 16 bits a sample it is a uint16 array, or a PIL image of mode I;16.
+    Several threads may use one Codec at once.
     Raises ValueError for what is no model, and its methods for what is no picture or no whole file.
     """
 

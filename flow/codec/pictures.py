@@ -1,4 +1,4 @@
-"""Picture files with all that they show by (palette, transparency, ICC profile, EXIF, gamma), and as bytes.
+"""Picture files and their metadata: what they show by (palette, transparency, profile) and what they tell.
 
 A picture is an Image of Pillow's in one of the modes of CHANNELS, or a Deep of 16 bits a sample, with the
 metadata of TAGS in its info.
@@ -20,11 +20,16 @@ from utils.data.images import is_deep
 
 ARRAY_MODES = "L", "LA", "RGB", "RGBA"  # of arrays with 1 .. 4 channels
 TAGS = {
-    "palette": b"p", "steps": b"q", "transparency": b"t", "icc_profile": b"i", "exif": b"e", "gamma": b"g"
+    "palette": b"p", "steps": b"q", "transparency": b"t", "icc_profile": b"i", "exif": b"e", "gamma": b"g",
+    "xmp": b"x", "dpi": b"d", "text": b"c",
 }  # fmt: skip
 PALETTES = "palette", "steps"
 MAX_METADATA = 1 << 24
 GAMMA = 100_000  # counts of gamma to one, as in PNG
+INCH = 0.0254  # metres
+XMP = "XML:com.adobe.xmp"  # what it is called in a PNG
+# Profiles and texts of a PNG may be as long as files keep them: to Pillow, one of more than 1 MB is no image
+PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, MAX_METADATA)
 ORIENTATION = 0x0112  # EXIF's
 
 
@@ -63,7 +68,8 @@ def as_picture(image):
         if not known or array.ndim not in (2, 3) or not 1 <= channels[0] <= len(ARRAY_MODES):
             shape = "x".join(map(str, array.shape))
             wanted = "need an image of Pillow's, or an array (H, W) or (H, W, 1 .. 4), uint8 or uint16"
-            raise ValueError(f"{type(image).__name__} {shape} of {array.dtype}: {wanted}")
+            hint = "; round values first, those of 0 .. 1 times 255" if array.dtype.kind == "f" else ""
+            raise ValueError(f"{type(image).__name__} {shape} of {array.dtype}: {wanted}{hint}")
         if array.dtype == np.uint16:
             return Deep(array)
         mode = ARRAY_MODES[channels[0] - 1]
@@ -89,9 +95,12 @@ def _refusal(image, deep=False):
 
 def _normal(image):
     """The picture of an image: a copy, its metadata brought to one form."""
+    widened = _widened(image)
     image.load()
-    image, exif = image.copy(), image.getexif()
-    info = _known(image.info)
+    texts, image, exif = getattr(image, "text", None), image.copy(), image.getexif()
+    info = _known(image.info | ({"text": texts} if texts else {}))
+    if widened and "transparency" in info:
+        info["transparency"] *= widened
     if "exif" not in info and exif.get(ORIENTATION, 1) != 1:
         own = Image.Exif()
         own[ORIENTATION] = exif[ORIENTATION]
@@ -112,8 +121,26 @@ def _normal(image):
 
 
 def _known(info):
-    """What of an image's info a picture keeps."""
-    return {tag: info[tag] for tag in TAGS if tag not in PALETTES and info.get(tag) is not None}
+    """What of an image's info a picture keeps, in one form."""
+    texts = {str(key): str(text) for key, text in dict(info.get("text") or {}).items() if key != XMP}
+    if isinstance(info.get("comment"), (bytes, str)):  # of JPEG and GIF
+        comment = info["comment"]
+        texts.setdefault("Comment", comment if isinstance(comment, str) else comment.decode(errors="replace"))
+    xmp = info.get("xmp", info.get(XMP))
+    dots = [round(float(n) / INCH) if 0 < n < 1e6 else 0 for n in info.get("dpi") or (0, 0)]
+    own = {
+        "xmp": xmp.encode() if isinstance(xmp, str) else xmp,
+        "dpi": tuple(n * INCH for n in dots) if all(dots) else None,
+        "text": {key.replace("\0", ""): text.replace("\0", "") for key, text in texts.items()},
+    }
+    known = {tag: (info | own).get(tag) for tag in TAGS if tag not in PALETTES}
+    return {tag: value for tag, value in known.items() if value is not None and value not in (b"", {})}
+
+
+def _widened(image):
+    """By what Pillow is to multiply the samples of a grey PNG of 2 or 4 bits, but not the transparent one."""
+    tiles = getattr(image, "tile", ()) if image.format == "PNG" else ()
+    return next(({"L;2": 85, "L;4": 17}.get(args) for *_, args in tiles if isinstance(args, str)), None)
 
 
 def write_png(picture, path):
@@ -122,10 +149,14 @@ def write_png(picture, path):
     chunks, file = PngImagePlugin.PngInfo(), BytesIO()
     if "gamma" in info:
         chunks.add(b"gAMA", struct.pack(">I", round(info["gamma"] * GAMMA)))
+    if "xmp" in info:
+        chunks.add_itxt(XMP, info["xmp"].decode(errors="replace"))
+    for key, text in info.get("text", {}).items():
+        chunks.add_text(key, text)
     picture = as_picture(picture) if deep else picture
     shown = picture.high() if deep else picture
     shown.info = info
-    shown.save(file, "PNG", exif=info.get("exif"), pnginfo=chunks)
+    shown.save(file, "PNG", exif=info.get("exif"), dpi=info.get("dpi"), pnginfo=chunks)
     data = deep_format.with_pixels(file.getvalue(), picture) if deep else file.getvalue()
     path.write(data) if hasattr(path, "write") else Path(path).write_bytes(data)
 
@@ -147,6 +178,10 @@ def pack_metadata(picture):
     if "transparency" in fields and picture.mode != "P":
         colour = np.atleast_1d(fields["transparency"]).tolist()
         fields["transparency"] = struct.pack(f">{CHANNELS[picture.mode]}H", *colour)
+    if "dpi" in fields:
+        fields["dpi"] = struct.pack(">II", *(round(n / INCH) for n in fields["dpi"]))
+    if "text" in fields:
+        fields["text"] = b"".join(part.encode() + b"\0" for pair in fields["text"].items() for part in pair)
     if not fields:
         return b""
     forms = [_pack_fields(fields)]
@@ -183,7 +218,8 @@ def unpack_metadata(packed, mode):
         sound = len(palettes) == 1 and palettes[0] in range(3, 769, 3) and 1 <= colour <= palettes[0] // 3
     else:
         sound = not palettes and ("transparency" not in info or colour == 2 * CHANNELS[mode])
-    if not sound or position != len(data) or len(info.get("gamma", bytes(4))) != 4:
+    lengths = len(info.get("gamma", bytes(4))), len(info.get("dpi", bytes(8)))
+    if not sound or position != len(data) or lengths != (4, 8):
         raise ValueError("corrupt file: its metadata make no sense")
     if "steps" in info:
         info["palette"] = np.cumsum(_rows(info.pop("steps")), axis=0, dtype=np.uint8).tobytes()
@@ -192,6 +228,13 @@ def unpack_metadata(packed, mode):
         info["transparency"] = values if len(values) > 1 else values[0]
     if "gamma" in info:
         info["gamma"] = int.from_bytes(info["gamma"], "big") / GAMMA
+    if "dpi" in info:
+        info["dpi"] = tuple(n * INCH for n in struct.unpack(">II", info["dpi"]))
+    if "text" in info:
+        *parts, rest = info["text"].decode(errors="replace").split("\0")
+        if rest or len(parts) % 2:
+            raise ValueError("corrupt file: its texts make no sense")
+        info["text"] = dict(zip(parts[::2], parts[1::2]))
     return info
 
 
