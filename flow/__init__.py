@@ -15,6 +15,7 @@ Where to find what (imports go one way, flow -> source -> utils):
     flow.model     build: options -> NeuralWavelet, with transform, inverse, log_prob, sample and freeze
     flow.pyramid   the wavelet pyramid; its levels are in flow.coupling and flow.lifting
     flow.training  the training loop
+    flow.pillow    to import, so that Pillow opens and saves .nwf files
     flow.analysis  filters and bases of a model; flow.zoom: progressive loading and super-resolution
     source         priors, distributions, integer tables, rANS
     utils          exact arithmetic, image files, data sets, options, plots

@@ -1,23 +1,28 @@
 """A second decoder of .nwf files, written from docs/format.md alone: numpy and integers, none of our modules.
 
 It is there to be read beside the page and to show that the page tells enough; it is clear rather than fast.
+WebP is read by Pillow.
     python tests/decoder.py                the tables of the page's example, of the files in tests/fixtures
 """
 
 import hashlib
 import json
 import zlib
+from io import BytesIO
 from itertools import count
 from math import exp
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from safetensors.numpy import load_file
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SAMPLES = {"1": 1, "L": 1, "LA": 2, "P": 1, "RGB": 3, "RGBA": 4}
 MODES = tuple(SAMPLES)
-METHODS = RAW, DEFLATE, FLOW = "raw", "deflate", "flow"
+LUMA_ALONE = {6: "L", 7: "LA"}
+CHANNELS_OF_WEBP = {"1": [1], "L": [1], "LA": [1, 3], "P": [1], "RGB": [0, 1, 2], "RGBA": [0, 1, 2, 3]}
+METHODS = RAW, DEFLATE, FLOW, WEBP = "raw", "deflate", "flow", "WebP"
 OPTIONS = "repeat hchnl nhidden nMixing simplePrior diffDetail HUE clamp heavy lifting size".split()
 LATER_OPTIONS = {"prior": "paper", "width": 64, "blocks": 1, "components": 3}
 
@@ -58,8 +63,8 @@ def read_head(data):
 
     assert field("magic", lambda: reader.take(4)) == b"NWF\x02"
     kind = field("kind", lambda: reader.number(1))
-    assert kind < 128
-    mode, method = MODES[kind & 7], METHODS[kind >> 3 & 3]
+    mode, method = mode_of(kind), METHODS[kind >> 3 & 3]
+    assert kind & 7 < 6 or method == FLOW
     width, height = field("width", reader.varint), field("height", reader.varint)
     assert 1 <= width * height <= 2**27
     if kind >> 6 & 1:
@@ -74,9 +79,17 @@ def read_head(data):
                 field(f"level {i}", lambda: reader.number(4))
     if method != FLOW or mode in ("LA", "RGBA"):
         field("plane", lambda: reader.take(reader.varint()))
+    if kind >> 7 and method in (FLOW, WEBP):
+        field("values", lambda: reader.take(reader.varint()))
+        field("low plane", lambda: reader.take(reader.varint()))
     checksum = zlib.crc32(data[: reader.at])
     assert field("checksum", lambda: reader.number(4)) == checksum
     return head, reader.at
+
+
+def mode_of(kind):
+    """The mode of a kind."""
+    return LUMA_ALONE.get(kind & 7) or MODES[kind & 7]
 
 
 def read_metadata(packed):
@@ -85,13 +98,41 @@ def read_metadata(packed):
     while reader.at < len(reader.data):
         tag = reader.take(1)
         fields[tag] = reader.take(reader.number(4))
-    assert list(fields) == sorted(fields, key=b"ptieg".index)
+    assert list(fields) == sorted(fields, key=b"pqtiegxdc".index)
+    if b"q" in fields:
+        steps = np.frombuffer(fields.pop(b"q"), np.uint8).reshape(-1, 3)
+        fields[b"p"] = (steps.cumsum(0) % 256).astype(np.uint8).tobytes()
     return fields
 
 
-def read_plane(method, plane, mode, height, width, colours=0):
+def read_unmarked(plane, mode, height, width):
+    """A plane of 8 bits a sample, whose method shows by its bytes."""
+    method = WEBP if plane[:1] == b"\x2f" else DEFLATE
+    if len(plane) == width * height * SAMPLES[mode]:
+        method = RAW
+    return read_plane(method, plane, mode, height, width)
+
+
+def joined(high, low, values):
+    """Samples of 16 bits."""
+    known = range(2**16)
+    if values:
+        known = np.flatnonzero(np.unpackbits(np.frombuffer(zlib.decompress(values), np.uint8)))
+    below = max((len(known) - 1).bit_length(), 8) - 8
+    return np.array(known)[(high.astype(int) << below) + low]
+
+
+def read_plane(method, plane, mode, height, width, colours=0, deep=False):
     """Samples, (height, width, samples of a pixel)."""
     samples, bits = SAMPLES[mode], 1 if mode == "1" else 8
+    if deep:  # as a picture of twice as many samples of 8 bits
+        rows, length = np.frombuffer(plane, np.uint8), 2 * width * samples
+        if method == DEFLATE:
+            rows = unfilter(zlib.decompress(plane), height, length, 2 * samples)
+        pairs = rows.reshape(height, width, samples, 2)
+        return pairs[..., 0].astype(int) << 8 | pairs[..., 1]
+    if method == WEBP:
+        return read_webp(plane, height, width)[:, :, CHANNELS_OF_WEBP[mode]] >> 8 - bits
     if method == DEFLATE and mode == "P":
         bits = next(b for b in (1, 2, 4, 8) if colours <= 2**b)
     length = (width * samples * bits + 7) // 8
@@ -101,6 +142,15 @@ def read_plane(method, plane, mode, height, width, colours=0):
         rows = np.frombuffer(plane, np.uint8).reshape(height, length)
     parts = [rows >> shift & 2**bits - 1 for shift in range(8 - bits, -1, -bits)]
     return np.stack(parts, 2).reshape(height, -1)[:, : width * samples].reshape(height, width, samples)
+
+
+def read_webp(plane, height, width):
+    """Red, green, blue and alpha, (height, width, 4), by Pillow."""
+    chunk = b"VP8L" + len(plane).to_bytes(4, "little") + plane + b"\0" * (len(plane) % 2)
+    file = b"RIFF" + (4 + len(chunk)).to_bytes(4, "little") + b"WEBP" + chunk
+    pixels = np.asarray(Image.open(BytesIO(file)).convert("RGBA"))
+    assert plane[0] == 0x2F and pixels.shape == (height, width, 4)
+    return pixels
 
 
 def unfilter(data, height, length, step):
@@ -197,10 +247,14 @@ class Stream:
         lower = min(length, 16)
         return (1 << length | self.uniform(length - lower) << lower | self.uniform(lower)) - 1
 
-    def maps(self, shape, weights, means, scales):
-        """A group of (channels, rows, columns); its mixtures have these axes behind K, or longer ones."""
-        z = np.zeros(shape, np.int64)
-        for y, x, c in np.ndindex(*shape[1:], shape[0]):
+    def maps(self, shape, weights, means, scales, first=0):
+        """A group of (channels, rows, columns), from channel `first` on.
+
+        Its mixtures have these axes behind K, or longer ones.
+        """
+        z = np.full(shape, 128, np.int64)
+        channels = shape[0] if not self.luma_alone else int(first == 0)
+        for y, x, c in np.ndindex(*shape[1:], channels):
             z[c, y, x] = self.mixture(*(f[:, c, y, x].tolist() for f in (weights, means, scales)))
         return z
 
@@ -368,7 +422,7 @@ class Model:
                     before = samples(extend(band[:c], height, width, 128))[:, rows]
                     fields = self.channel(name, c, base[:, rows], g[c][:, rows], before)
                     part = band[c : c + 1, rows]
-                    part[:] = stream.maps(part.shape, *fields)
+                    part[:] = stream.maps(part.shape, *fields, first=c)
             bands.append(band)
             known = np.concatenate([known, samples(extend(band, height, width, 128))])
         return bands
@@ -408,15 +462,18 @@ def decode(data, model=None):
     """The pixels (height, width, samples) of a file, its head, metadata and stream."""
     head, at = read_head(data)
     kind, width, height = (head[name][2] for name in ("kind", "width", "height"))
-    mode, method = MODES[kind & 7], METHODS[kind >> 3 & 3]
+    mode, method = mode_of(kind), METHODS[kind >> 3 & 3]
     _, _, plane = head.get("plane", (0, b"", b""))
     metadata = read_metadata(head["metadata"][2]) if "metadata" in head else {}
     if method != FLOW:
         assert at == len(data)
         colours = len(metadata.get(b"p", b"")) // 3
-        return read_plane(method, plane, mode, height, width, colours), head, metadata, None
+        deep = kind >> 7 and method != WEBP
+        pixels = read_plane(method, plane, mode, height, width, colours, deep)
+        return whole(pixels, mode, head), head, metadata, None
     assert head["model"][2] == model.identity()[:8]
     stream = Stream(data[at:], *head["settings"][2] if "settings" in head else (4096, 24))
+    stream.luma_alone = kind & 7 in LUMA_ALONE
     levels = depth(height, width)
     image = model.top(stream, *halved(height, width, levels))
     for i in reversed(range(levels)):
@@ -430,9 +487,16 @@ def decode(data, model=None):
     if mode in ("L", "LA"):
         pixels = pixels[:, :, :1]
     if mode in ("LA", "RGBA"):
-        alpha = read_plane(RAW if len(plane) == width * height else DEFLATE, plane, "L", height, width)
-        pixels = np.concatenate([pixels, alpha], 2)
-    return pixels, head, metadata, stream
+        pixels = np.concatenate([pixels, read_unmarked(plane, "L", height, width)], 2)
+    return whole(pixels, mode, head), head, metadata, stream
+
+
+def whole(pixels, mode, head):
+    """Pixels with their low bytes, if they have some."""
+    if "values" not in head:
+        return pixels
+    low = read_unmarked(head["low plane"][2], mode, *pixels.shape[:2])
+    return joined(pixels, low, head["values"][2])
 
 
 def open_model(folder):
@@ -449,7 +513,7 @@ def example():
 
     def meaning(name, v):
         if name == "kind":
-            return f"mode {MODES[v & 7]}, method {METHODS[v >> 3 & 3]}"
+            return f"mode {mode_of(v)}, method {METHODS[v >> 3 & 3]}"
         if name in ("width", "height"):
             return v
         texts = {"magic": "NWF, version 2", "model": "the identity begins so"}

@@ -14,19 +14,21 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from flow.codec.container import DEFLATE, FLOW, MODES, RAW, pack, read_head, unpack
-from flow.codec.pictures import CHANNELS, pack_pixels, read_picture, write_png
+from flow.codec.container import MODES, _pack_flow, pack, read_head, unpack
+from flow.codec.pictures import as_picture, pack_metadata, read_picture, unpack_metadata, write_png
+from flow.codec.planes import CHANNELS, DEFLATE, FLOW, RAW, WEBP, pack_deflate, pack_webp, png_of, unpack_webp
 from flow.codec.stream import DEFAULT, Settings
 from flow.folder import identity
 from flow.model import build
+from tests.conftest import make_wild
 from utils.data.datasets import PHOTOS
 from utils.files import load_tensors
 
 FIXTURES = Path(__file__).parent / "fixtures"
-# Pictures of flow, deflate and no compression, in this order.
-GOLDEN = ("flow", "alpha", "deflate", "raw")
+# Pictures of flow, flow, deflate, no compression and WebP, in this order.
+GOLDEN = ("flow", "alpha", "deflate", "raw", "webp")
 # To refuse a wrong stream takes the networks: some ten milliseconds.
-EDITS = {"flow": 350, "alpha": 250, "deflate": 3000, "raw": 3000}
+EDITS = {"flow": 350, "alpha": 250, "deflate": 3000, "raw": 3000, "webp": 1500}
 
 
 def tiny_model(folder=FIXTURES):
@@ -84,11 +86,12 @@ def test_every_mode_and_size(mode, size):
     assert len(round_trip(noise(*size, mode))) <= len(noise(*size, mode).tobytes()) + 768 * (mode == "P") + 64
 
 
+@pytest.mark.usefixtures("without_webp")
 def test_photographs_go_through_the_flow():
     for mode in ("RGB", "RGBA"):
         data = round_trip(photo(96, 64, mode))
         assert read_head(data).method == FLOW
-        assert len(data) < len(pack_pixels(photo(96, 64, mode)))
+        assert len(data) < len(pack_deflate(photo(96, 64, mode)))
     assert read_head(round_trip(photo(32, 32))).end <= 20
 
 
@@ -100,9 +103,96 @@ def test_flat_and_synthetic_pictures_stay_small(mode):
         assert len(round_trip(picture)) < 1000
     checks = np.kron(np.indices((30, 40)).sum(0) % 2, np.ones((8, 8))).astype(np.uint8) * 255
     picture = Image.fromarray(checks).convert("RGB")
-    assert len(round_trip(picture)) <= len(pack_pixels(picture)) + 64
+    assert len(round_trip(picture)) <= len(pack_deflate(picture)) + 64
 
 
+def drawing(mode):
+    """Lines and patches on a ground, alpha too; transparent pixels keep their colours."""
+    rows, columns = np.indices((90, 120))
+    waves, stripes = rows * columns // 300 % 5 * 40, (rows + columns) // 9 % 3 * 99
+    bands = waves, stripes, rows // 30 * 60, columns // 20 % 2 * 255
+    red, green, blue, alpha = (Image.fromarray(band.astype(np.uint8)) for band in bands)
+    pictures = {
+        "1": green.point(bool, "1"),
+        "L": red,
+        "LA": Image.merge("LA", (red, alpha)),
+        "P": Image.merge("RGB", (red, green, blue)).quantize(9),
+        "RGB": Image.merge("RGB", (red, green, blue)),
+        "RGBA": Image.merge("RGBA", (red, green, blue, alpha)),
+    }
+    return pictures[mode]
+
+
+@pytest.mark.parametrize("mode", CHANNELS)
+def test_a_drawing_is_no_larger_than_its_png_and_its_webp(mode):
+    picture = drawing(mode)
+    plane = pack_webp(picture, best=True)
+    assert unpack_webp(plane, mode, picture.size).tobytes() == picture.tobytes()
+    data = round_trip(picture)
+    palette = 27 if mode == "P" else 0
+    assert len(data) <= min(len(plane), len(pack_deflate(picture))) + palette + 64
+    assert read_head(data).method == WEBP
+
+
+def test_alpha_beside_the_flow_may_be_webp():
+    picture = photo(160, 120, "RGBA")
+    rings = np.hypot(*np.indices((120, 160))) // 3 % 64 * 4
+    picture.putalpha(Image.fromarray(rings.astype(np.uint8)))
+    head, stream = _pack_flow(picture, b"", MODEL, NAME, DEFAULT)
+    assert read_head(head).plane[:1] == b"\x2f"
+    same(unpack(head + stream, MODEL, NAME), picture)
+
+
+def test_luma_alone_is_of_the_flow_and_read_in_part():
+    options = dict(prior="bands", width=6, components=2, repeat=0, HUE=True)  # no chroma in grey
+    model, name = make_wild(build(options), 0.2).freeze(), "ab" * 32
+    head, stream = _pack_flow(photo(80, 70, "L"), b"", model, name, DEFAULT)
+    assert head[4] & 7 == 6 and read_head(head).settings == DEFAULT._replace(luma=True)
+    data = head + stream
+    same(unpack(data, model, name), photo(80, 70, "L"))
+    small = unpack(data, model, name, levels=1)
+    assert unpack(data[: 2 * len(data) // 3], model, name, levels=1) == small and small.mode == "L"
+    part = unpack(data[: len(data) // 2], model, name, partial=True)
+    assert part.size == (80, 70) and part.mode == "L"
+    for kind in (head[4] & ~24 | RAW << 3, head[4] & ~24 | WEBP << 3):
+        wrong = head[:4] + bytes([kind]) + head[5:-4]
+        with pytest.raises(ValueError, match="no kind of picture"):
+            unpack(wrong + zlib.crc32(wrong).to_bytes(4, "big"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "RGBA"])
+def test_wrong_webp_is_refused(mode):
+    picture, draw = drawing(mode), random.Random(mode)
+    plane = pack_webp(picture)
+    for wrong in (b"", plane[:-20], b"\x2e" + plane[1:], plane[:2]):
+        with pytest.raises(ValueError, match="corrupt"):
+            unpack_webp(wrong, mode, picture.size)
+    with pytest.raises(ValueError, match="120x91"):
+        unpack_webp(plane, mode, (120, 91))
+    for _ in range(200):
+        try:
+            assert unpack_webp(edits(plane, draw), mode, picture.size).size == picture.size
+        except ValueError as error:
+            assert "\n" not in str(error)
+
+
+def test_photographs_are_not_searched_but_at_high_effort(monkeypatch):
+    tried = []
+
+    def look(picture, best=False):
+        tried.append(best)
+        return pack_webp(picture)
+
+    monkeypatch.setattr("flow.codec.planes.pack_webp", look)
+    pack(photo(), MODEL, NAME)
+    assert tried == [False]
+    pack(photo(), effort=9)
+    assert tried == [False, False, True]
+    pack(drawing("RGB"))
+    assert tried[3:] == [False, True]
+
+
+@pytest.mark.usefixtures("without_webp")
 @pytest.mark.parametrize("settings", [Settings(64, 16), Settings(300, 20), Settings(4096, 23)])
 def test_settings_are_in_the_file(settings):
     data = round_trip(photo(), settings)
@@ -141,6 +231,72 @@ SHOWN = {
 }
 
 
+TOLD = {
+    "xmp png": {"XML:com.adobe.xmp": "<x:xmpmeta>\u00e4</x:xmpmeta>"},
+    "texts": {"Title": "A title", "Author": "\u00c5ngstr\u00f6m", "Comment": "\u5149\nlines", "empty": ""},
+    "long": {"Description": "words " * 400_000},
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_what_a_picture_tells_is_kept(name):
+    chunks = PngImagePlugin.PngInfo()
+    for key, text in TOLD[name].items():
+        chunks.add_itxt(key, text, zip=True)
+    picture = read_picture(saved(photo(8, 8), "PNG", pnginfo=chunks, dpi=(300, 72.5)))
+    back = unpack(round_trip(picture), MODEL, NAME)
+    assert back.info["dpi"] == pytest.approx((300, 72.5), abs=0.02)
+    file = io.BytesIO()
+    write_png(back, file)
+    with Image.open(file) as written:
+        assert written.text == TOLD[name]
+        assert written.info["dpi"] == pytest.approx((300, 72.5), abs=0.02)
+    assert read_picture(io.BytesIO(file.getvalue())).info == picture.info
+
+
+def test_a_comment_is_a_text_and_xmp_of_jpeg_is_kept():
+    picture = read_picture(saved(photo(), "JPEG", comment=b"a comment", xmp=b"<xmp/>", dpi=(96, 96)))
+    assert picture.info["text"] == {"Comment": "a comment"} and picture.info["xmp"] == b"<xmp/>"
+    same(unpack(pack(picture)), picture)
+
+
+def test_a_large_profile_is_no_reason_to_refuse_a_png():
+    profile = random.Random(0).randbytes(1 << 19) * 4
+    picture = read_picture(saved(photo(), "PNG", icc_profile=profile))
+    assert unpack(pack(picture)).info["icc_profile"] == profile
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_transparency_of_grey_of_few_bits(bits):
+    """Samples 0 .. 2^bits - 1, of which the last but one is transparent, and 0 of one bit."""
+    clear = (1 << bits) - 2
+    row = sum(value << 8 - bits * (1 + value) for value in range(1 << bits)) if bits < 4 else None
+    body = bytes([0, row]) if row is not None else bytes([0, *(16 * n + n + 1 for n in range(0, 16, 2))])
+    width = {1: 2, 2: 4, 4: 16}[bits]
+    header = width.to_bytes(4, "big") + (1).to_bytes(4, "big") + bytes([bits, 0, 0, 0, 0])
+    pixels = (b"IDAT", zlib.compress(body)), (b"IEND", b"")
+    png = png_of([(b"IHDR", header), (b"tRNS", clear.to_bytes(2, "big")), *pixels])
+    for picture in (read_picture(io.BytesIO(png)), as_picture(Image.open(io.BytesIO(png)))):
+        file = io.BytesIO()
+        write_png(unpack(round_trip(picture), MODEL, NAME), file)
+        shown = np.asarray(Image.open(file).convert("RGBA"))[0]
+        assert shown[:, 0].tolist() == [255 * value // (width - 1) for value in range(width)]
+        assert [n for n in range(width) if not shown[n, 3]] == [clear]
+
+
+def test_an_empty_transparency_is_no_field():
+    picture = photo(8, 8, "P")
+    packed = pack_metadata(as_picture(picture))
+    assert b"t" not in zlib.decompress(packed)[:1]
+    assert "transparency" not in unpack_metadata(packed, "P")
+    empty = picture.copy()
+    empty.info["transparency"] = b""
+    assert pack(as_picture(empty)) == pack(as_picture(picture))
+    for mode, fields in (("P", b"p\0\0\0\3abct\0\0\0\0"), ("L", b"t\0\0\0\0"), ("RGB", b"c\0\0\0\2a\0")):
+        with pytest.raises(ValueError, match="corrupt"):
+            unpack_metadata(zlib.compress(fields), mode)
+
+
 @pytest.mark.parametrize("name", SHOWN)
 def test_what_a_picture_shows_by_is_kept(name):
     SHOWN[name].seek(0)
@@ -163,7 +319,7 @@ def test_what_a_picture_shows_by_is_kept(name):
     "file, word",
     [
         (saved(Image.new("CMYK", (4, 4)), "TIFF"), "CMYK"),
-        (saved(Image.fromarray(np.zeros((4, 4), np.uint16)), "PNG"), "8 bits"),
+        (saved(Image.new("I", (4, 4)), "TIFF"), "8 bits"),
         (saved(photo(), "GIF", save_all=True, append_images=[noise(64, 64)]), "2 frames"),
         (io.BytesIO(b"nothing"), "Pillow"),
     ],
@@ -179,6 +335,7 @@ def golden(name):
         "alpha": photo(40, 9, "RGBA"),
         "deflate": photo(23, 5, "P"),
         "raw": photo(2, 3),
+        "webp": drawing("RGBA").crop((0, 0, 50, 40)),
     }
     return pictures[name]
 
@@ -192,7 +349,7 @@ def test_decodes_files_of_older_versions(name):
 
 def test_golden_files_have_every_method():
     methods = [read_head((FIXTURES / f"{name}.nwf").read_bytes()).method for name in GOLDEN]
-    assert methods == [FLOW, FLOW, DEFLATE, RAW]
+    assert methods == [FLOW, FLOW, DEFLATE, RAW, WEBP]
 
 
 def edits(data, draw):
@@ -267,15 +424,16 @@ def test_forged_heads_are_refused(name):
         except ValueError as error:
             assert "\n" not in str(error)
         else:  # another picture, well formed: no more can be said where the head is all there is
-            assert name in ("deflate", "raw") and picture.width * picture.height < 1 << 20
+            assert name in ("deflate", "raw", "webp") and picture.width * picture.height < 1 << 20
 
 
 def test_forged_sizes_are_refused_before_anything_is_allocated(monkeypatch):
     data = (FIXTURES / "flow.nwf").read_bytes()
     monkeypatch.setattr("flow.codec.container.Decoder", None)
-    monkeypatch.setattr("flow.codec.container.unpack_pixels", None)
+    monkeypatch.setattr("flow.codec.container.unpack_deflate", None)
+    monkeypatch.setattr("flow.codec.planes.Image.open", None)
     for width, height in ((1 << 26, 1), (1 << 13, 1 << 13), (1 << 34, 1 << 34), (0, 5), (1 << 27, 2)):
-        for kind in (data[4], 4 | RAW << 3, 4 | DEFLATE << 3):
+        for kind in (data[4], 4 | RAW << 3, 4 | DEFLATE << 3, 4 | WEBP << 3):
             sizes = b"".join(map(number, (width, height)))
             rest = bytes.fromhex(NAME)[:8] + bytes(4 * 30) if kind == data[4] else number(50) + bytes(50)
             head = data[:4] + bytes([kind]) + sizes + rest
@@ -290,6 +448,7 @@ def number(value):
     return bytes([*groups, value])
 
 
+@pytest.mark.usefixtures("without_webp")
 def test_wrong_model_is_named():
     data = pack(photo(), MODEL, NAME)
     with pytest.raises(ValueError, match=f"{NAME[:16]}.*{'ab' * 8}"):
@@ -299,6 +458,7 @@ def test_wrong_model_is_named():
     same(unpack((FIXTURES / "deflate.nwf").read_bytes()), Image.open(FIXTURES / "deflate.png"))
 
 
+@pytest.mark.usefixtures("without_webp")
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
 def test_levels_need_the_first_part_only(mode):
     picture = photo(150, 101, mode)
@@ -331,6 +491,7 @@ class Merges:
         return x
 
 
+@pytest.mark.usefixtures("without_webp")
 def test_a_smaller_picture_is_a_coarse_band_and_costs_no_more(monkeypatch):
     data, made = pack(photo(150, 101), MODEL, NAME), Merges(monkeypatch)
     band = MODEL.from_images(torch.from_numpy(np.array(photo(150, 101))).permute(2, 0, 1)[None])
@@ -358,6 +519,7 @@ def test_what_a_forged_size_costs_is_what_is_asked_for(monkeypatch):
         assert max(made.sides, default=0) <= 46
 
 
+@pytest.mark.usefixtures("without_webp")
 def test_level_checksums_guard_the_first_part():
     data = pack(photo(170, 101), MODEL, NAME)
     head = read_head(data)
@@ -369,6 +531,7 @@ def test_level_checksums_guard_the_first_part():
     refused(wrong, partial=True)
 
 
+@pytest.mark.usefixtures("without_webp")
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_partial_gives_what_is_there(mode):
     picture = photo(96, 64, mode)
@@ -383,6 +546,7 @@ def test_partial_gives_what_is_there(mode):
     refused(data[: end - 1], partial=True)
 
 
+@pytest.mark.usefixtures("without_webp")
 def test_another_process_and_thread_count_decode_the_same(tmp_path):
     Path(tmp_path, "x.nwf").write_bytes(pack(photo(120, 90), MODEL, NAME))
     code = (

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flow.codec.container import _pack_flow, pack
-from flow.codec.pictures import as_picture
+from flow.codec.container import _head, _pack_flow, unpack
+from flow.codec.pictures import as_picture, pack_metadata
+from flow.codec.planes import pack_planes
 from flow.codec.stream import Settings
 from flow.folder import identity
 from flow.model import build
@@ -24,7 +25,7 @@ def pixels_of(picture):
     return np.asarray(picture).reshape(picture.height, picture.width, -1)
 
 
-@pytest.mark.parametrize("name", ["raw", "deflate", "flow", "alpha", "bands/flow", "bands/strips"])
+@pytest.mark.parametrize("name", ["raw", "deflate", "webp", "flow", "alpha", "bands/flow", "bands/strips"])
 def test_the_page_is_enough_to_read_stored_files(name):
     path = FIXTURES / f"{name}.nwf"
     pixels, head, metadata, _ = decode(path.read_bytes(), open_model(path.parent))
@@ -45,9 +46,14 @@ def test_the_page_is_enough_for_planes_of_every_mode(mode, noisy):
     if "A" in mode:
         picture = Image.fromarray(pixels[:, :, -SAMPLES[mode] :])
     picture.info["icc_profile"] = b"a profile"
-    decoded, head, metadata, _ = decode(pack(picture))
-    assert metadata[b"i"] == b"a profile"
-    assert np.array_equal(decoded, pixels_of(picture))
+    planes = pack_planes(picture)
+    assert len(planes) == 3
+    for method, plane in planes.items():
+        decoded, head, metadata, _ = decode(_head(picture, method, pack_metadata(picture), plane=plane))
+        assert metadata[b"i"] == b"a profile"
+        assert np.array_equal(decoded, pixels_of(picture))
+        if mode == "P":
+            assert metadata[b"p"] == bytes(picture.getpalette())
 
 
 def test_the_page_is_enough_for_level_checksums():
@@ -58,6 +64,23 @@ def test_the_page_is_enough_for_level_checksums():
     pixels, fields, *_ = decode(head + stream, model)
     assert "level 1" in fields and "level 2" not in fields
     assert np.array_equal(pixels, pixels_of(picture))
+
+
+@pytest.mark.parametrize("name", ["bands", "no couplings", "couplings"])
+@pytest.mark.parametrize("mode", ["L", "LA"])
+def test_the_page_is_enough_for_luma_alone(name, mode):
+    options = OPTIONS["bands" if name == "bands" else "paper"]
+    options = options if name == "couplings" else options | dict(repeat=0)
+    frozen = make_wild(build(options), 0.2).freeze()
+    model = Model({n: t.numpy() for n, t in frozen.state_dict().items()}, options)
+    for size in ((1, 1), (1, 9), (70, 9)):
+        pixels = np.random.default_rng(0).integers(0, 256, (*size, 2), np.uint8)
+        picture = Image.fromarray(pixels if mode == "LA" else pixels[..., 0])
+        head, stream = _pack_flow(picture, b"", frozen, identity(frozen, options), Settings())
+        assert head[4] & 7 == (MODES.index(mode) if name == "couplings" and size != (1, 1) else 5 + len(mode))
+        assert np.array_equal(decode(head + stream, model)[0], pixels_of(picture))
+        back = unpack(head + stream, frozen, identity(frozen, options))
+        assert back.mode == mode and np.array_equal(back, picture)
 
 
 @pytest.mark.parametrize(

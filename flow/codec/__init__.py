@@ -2,9 +2,12 @@
 
 api        Codec: a picture <-> bytes, under the model of a folder
 container  pack and unpack: a picture <-> a .nwf file, as docs/format.md defines it
-pictures   picture files with palette, ICC profile, EXIF, gamma; pixels and metadata as bytes
+pictures   picture files with palette, ICC profile, EXIF, gamma; metadata as bytes
+planes     pixels as bytes in one piece: raw, deflated, lossless WebP
+deep       pictures of 16 bits a sample, and PNG files of them
 formats    pictures as files of other formats
 stream     images <-> streams under a frozen model, coarse to fine
+feed       a file that comes in pieces: its levels as they are complete
 histogram  the same by symbol frequencies in place of the learned scales
 info       what a .nwf file holds
 files      encode, decode and describe files, as easyEncode.py does

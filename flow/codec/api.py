@@ -7,7 +7,8 @@ import torch
 
 from flow.codec.container import pack, unpack
 from flow.codec.pictures import as_picture, colours
-from flow.codec.stream import DEFAULT
+from flow.codec.planes import DEFAULT_EFFORT
+from flow.codec.stream import DEFAULT, encode, has_luma_alone
 from flow.folder import find_folder, open_frozen
 from utils.arithmetic.crew import crew
 from utils.arithmetic.products import trials
@@ -25,9 +26,10 @@ class Codec:
     settings: how probabilities become integers; files keep them, and any Codec of the model reads them.
     Attributes: model, the NeuralWavelet in fixed point; identity, the hash of its integers that files name.
 
-    A picture is a PIL image of mode 1, L, LA, P, RGB or RGBA, whose ICC profile, EXIF, gamma and
-    transparency are kept, or a uint8 array: (H, W) or (H, W, 1) is L, (H, W, 2) LA, (H, W, 3) RGB, (H, W, 4)
-    RGBA. Several threads may use one Codec at once.
+    A picture is a PIL image of mode 1, L, LA, P, RGB or RGBA, whose ICC profile, EXIF, XMP, gamma,
+    transparency, DPI and texts are kept, or a uint8 array: (H, W) or (H, W, 1) is L, (H, W, 2) LA, (H, W, 3)
+    RGB, (H, W, 4) RGBA. Of 16 bits a sample it is a uint16 array, or a PIL image of mode I;16.
+    Several threads may use one Codec at once.
     Raises ValueError for what is no model, and its methods for what is no picture or no whole file.
     """
 
@@ -39,20 +41,23 @@ class Codec:
         for wide in (False, True):  # threads that meet in the trials would spoil their times
             trials(self.model.device, wide)
 
-    def compress(self, picture, progress=None):
+    def compress(self, picture, effort=DEFAULT_EFFORT, progress=None):
         """A picture -> the bytes of the smallest .nwf file that holds it. Inverse: decompress.
 
+        effort: 1 .. 9; above 5, a photograph may take a minute a megapixel.
         progress: called with how many of three values for each pixel are done since, by any thread.
         """
         picture = as_picture(picture)
         with crew(self.threads):
-            return pack(picture, self.model, self.identity, self.settings, progress)
+            return pack(picture, self.model, self.identity, self.settings, effort, progress)
 
     def decompress(self, data, levels=0, partial=False, progress=None):
         """The bytes of a .nwf file -> its picture, a PIL image; np.asarray makes it an array.
 
-        levels: leave out so many of the finest levels: the coarse band below them as a picture, for which the
-        first part is enough. It has the picture's colours where the model's low pass keeps them.
+        Of 16 bits a sample, unless in grey, it is a Deep of flow.codec.deep, as Pillow has none.
+        levels: leave out so many of the finest levels: the coarse band below them as a picture, for which
+        the first part is enough, of 8 bits a sample. It has the picture's colours where the low pass keeps
+        them.
         partial: decode a file that was cut, with the prior's means in place of what it lacks.
         progress: called with how many of three values for each pixel were read since.
         Raises ValueError for what is no whole file; with partial, Corrupt, whose picture is what is sound.
@@ -69,13 +74,19 @@ class Codec:
         images: N pictures, grey or in colour, without alpha; an array (N, H, W, 3) is N of them.
         """
         total = []
-        arrays = [colours(_opaque(as_picture(image))) for image in images]
+        pictures = [_opaque(as_picture(image)) for image in images]
         with crew(self.threads):
-            for (height, width, _), alike in groupby(arrays, np.shape):
-                batches = torch.from_numpy(np.stack(list(alike))).permute(0, 3, 1, 2)
+            for ((width, height), mode), alike in groupby(pictures, lambda p: (p.size, p.mode)):
+                batches = torch.from_numpy(np.stack(list(map(colours, alike)))).permute(0, 3, 1, 2)
                 for batch in batches.split(max(BATCH_PIXELS // (height * width), 1)):
-                    total += self.model.log_prob(batch.to(self.model.device)).tolist()
-        return -np.array(total) / np.log(2)
+                    total += self._bits(batch.to(self.model.device), mode == "L")
+        return np.array(total)
+
+    def _bits(self, batch, grey):
+        if grey and has_luma_alone(self.model, batch):
+            settings = self.settings._replace(luma=True)
+            return [encoder.bits for encoder in encode(self.model, batch, settings)]
+        return (-self.model.log_prob(batch) / np.log(2)).tolist()
 
 
 def _opaque(picture):

@@ -4,7 +4,7 @@
     | stream
 
 All before the stream is the head. A photograph goes through the flow into the stream, its alpha channel
-into the plane; a picture for which deflate, or no compression at all, is smaller is a plane as a whole.
+into the plane; a picture for which deflate, WebP or no compression at all is smaller is a plane as a whole.
 """
 
 import zlib
@@ -13,18 +13,26 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
-from flow.codec.pictures import (
+from flow.codec.deep import Deep, joined, parted, unpack_plane
+from flow.codec.pictures import attach, colours, pack_metadata, unpack_metadata
+from flow.codec.planes import (
     CHANNELS,
+    DEFAULT_EFFORT,
+    DEFLATE,
+    FLOW,
     MAX_PIXELS,
-    attach,
-    colours,
-    pack_metadata,
-    pack_pixels,
+    RAW,
+    WEBP,
+    pack_planes,
+    searched,
+    smallest_plane,
     subsample,
-    unpack_metadata,
-    unpack_pixels,
+    unmarked_plane,
+    unpack_deflate,
+    unpack_raw,
+    unpack_webp,
 )
-from flow.codec.stream import DEFAULT, Settings, decode_levels, encode, pixels
+from flow.codec.stream import DEFAULT, Settings, decode_levels, encode, has_luma_alone, pixels
 from flow.pyramid import finest
 from source.distribution import drawing
 from source.rans import Decoder
@@ -33,8 +41,9 @@ from utils.arithmetic.polyphase import depth, level_sizes
 
 MAGIC = b"NWF\x02"
 MODES = tuple(CHANNELS)
-RAW, DEFLATE, FLOW = METHODS = range(3)
-HAS_METADATA, HAS_SETTINGS = 1 << 5, 1 << 6
+# Grey whose stream holds luma alone; beside the numbers of MODES.
+LUMA = {6: "L", 7: "LA"}
+HAS_METADATA, HAS_SETTINGS, IS_DEEP = 1 << 5, 1 << 6, 1 << 7
 IDENTITY_BYTES = 8
 # What a stream may promise for each of its bytes, lest a few bytes claim memory and hours: as deflate has it.
 VALUES_PER_BYTE = 1032
@@ -51,7 +60,12 @@ class Corrupt(ValueError):
 
 
 class Head(NamedTuple):
-    """What stands before the stream, which begins at `end`; level_checksums: level -> that of its image."""
+    """What stands before the stream, which begins at `end`.
+
+    level_checksums: level -> that of its image.
+    deep: whether samples have 16 bits. low: of these, unless the plane has them whole, the values that occur
+    and the plane of what is below 8 bits.
+    """
 
     mode: str
     method: int
@@ -61,26 +75,37 @@ class Head(NamedTuple):
     metadata: bytes
     level_checksums: dict
     plane: bytes
+    deep: bool
+    low: tuple
     checksum: int
     end: int
 
 
-def pack(picture, model=None, identity="", settings=DEFAULT, progress=None):
+def pack(picture, model=None, identity="", settings=DEFAULT, effort=DEFAULT_EFFORT, progress=None):
     """A picture, as flow.codec.pictures reads them -> the bytes of the smallest .nwf file. Inverse: unpack.
 
     model, identity: frozen, and the hash of its integers in hex; without them the flow is no choice.
+    effort: 1 .. 9; above 5, what takes a minute a megapixel is tried for photographs too.
     progress: called with how many of the flow's values (three for each pixel) are done since.
     """
     _check_size(*picture.size)
     metadata = pack_metadata(picture)
+    low, files = (), []
+    if isinstance(picture, Deep):
+        files = [_head(picture, method, metadata, plane=plane) for method, plane in picture.planes().items()]
+        picture, low, values = parted(picture)
+        low = values, smallest_plane(low, effort)
     with crew():
-        planes, files = submit(_planes, picture), []  # beside the flow, as it takes half as long
+        planes = submit(pack_planes, picture)  # beside the flow, as it takes half as long
         if model is not None and picture.mode not in ("1", "P"):
-            head, stream = _pack_flow(picture, metadata, model, identity, settings, progress)
-            if _plausible(picture.size, stream):
+            head, stream = _pack_flow(picture, metadata, model, identity, settings, effort, low, progress)
+            if plausible(picture.size, stream):
                 files.append(head + stream)
-        for method, plane in planes.result().items():
-            files.append(_head(picture, method, metadata, plane=plane))
+        planes = {m: plane for m, plane in planes.result().items() if m == WEBP or not low}
+        below = sum(map(len, low))
+        smallest = min([len(file) - below for file in files] + [len(plane) for plane in planes.values()])
+        for method, plane in searched(picture, planes, smallest, effort).items():
+            files.append(_head(picture, method, metadata, plane=plane, low=low))
     return min(files, key=len)
 
 
@@ -112,14 +137,24 @@ def unpack(data, model=None, identity="", levels=0, partial=False, progress=None
         raise ValueError("corrupt file: it does not end where it should")
     else:
         count = len(info.get("palette", b"")) // 3
-        picture = _picture_of(head.plane, head.method, head.mode, head.size, count)
-        picture = subsample(picture, 1 << levels)
+        picture = _picture_of(head, count, levels)
+    if head.low:
+        values, low = head.low
+        low = None if levels else unmarked_plane(low, head.mode, head.size)
+        picture = joined(picture, low, values, partial)
+    if head.deep and levels:
+        info.pop("transparency", None)  # a value of 16 bits, and picture has 8
     attach(picture, info)
-    return picture
+    return picture.image() if isinstance(picture, Deep) else picture
 
 
 def read_head(data):
-    """The Head at the beginning of a file. Raises ValueError if the data do not begin with a whole one."""
+    """The Head at the beginning of a file.
+
+    Raises CutHead if the data end before it does, ValueError if they cannot be a file's.
+    """
+    if len(data) < len(MAGIC) and MAGIC.startswith(data):
+        raise CutHead("the file is cut within its head")
     if data[:3] != MAGIC[:3]:
         raise ValueError("not a .nwf file")
     if data[3:4] != MAGIC[3:]:
@@ -127,28 +162,38 @@ def read_head(data):
     reader = _Reader(data, len(MAGIC))
     kind = reader.take(1)[0]
     mode, method = kind & 7, kind >> 3 & 3
-    flow = method == FLOW
-    if mode >= len(MODES) or method not in METHODS or kind >> 7 or (kind & HAS_SETTINGS and not flow):
+    flow, luma = method == FLOW, mode in LUMA
+    if (luma and not flow) or (kind & HAS_SETTINGS and not flow):
         raise ValueError(f"corrupt file: {kind} is no kind of picture")
-    mode = MODES[mode]
+    mode = LUMA[mode] if luma else MODES[mode]
+    if kind & IS_DEEP and mode in ("1", "P"):
+        raise ValueError(f"corrupt file: mode {mode} has no samples of 16 bits")
     if flow and mode in ("1", "P"):
         raise ValueError(f"corrupt file: mode {mode} does not go through the flow")
     size = reader.varint(), reader.varint()
     _check_size(*size)
     settings = Settings(reader.varint(), reader.varint()) if kind & HAS_SETTINGS else DEFAULT
+    settings = settings._replace(luma=luma)
     model = reader.take(IDENTITY_BYTES).hex() if flow else ""
     metadata = reader.block() if kind & HAS_METADATA else b""
     checked = _checked_levels(*size) if flow else ()
     checksums = {level: int.from_bytes(reader.take(4), "big") for level in checked}
     plane = reader.block() if not flow or mode in ("LA", "RGBA") else b""
+    deep = bool(kind & IS_DEEP)
+    low = (reader.block(), reader.block()) if deep and method in (FLOW, WEBP) else ()
     checksum = zlib.crc32(data[: reader.position])
     if int.from_bytes(reader.take(4), "big") != checksum:
         raise ValueError("corrupt file: the checksum of its head is another")
-    return Head(mode, method, size, settings, model, metadata, checksums, plane, checksum, reader.position)
+    end = reader.position
+    return Head(mode, method, size, settings, model, metadata, checksums, plane, deep, low, checksum, end)
+
+
+class CutHead(ValueError):
+    """The data end within the head of a file."""
 
 
 class _Reader:
-    """Takes the fields of a head, one after the other. Raises ValueError where the data end."""
+    """Takes the fields of a head, one after the other. Raises CutHead where the data end."""
 
     def __init__(self, data, position):
         self.data, self.position = data, position
@@ -157,7 +202,7 @@ class _Reader:
         """The next bytes."""
         start, self.position = self.position, self.position + size
         if self.position > len(self.data):
-            raise ValueError("the file is cut within its head, or corrupt")
+            raise CutHead("the file is cut within its head, or corrupt")
         return self.data[start : self.position]
 
     def varint(self):
@@ -188,13 +233,16 @@ def _block(data):
     return _varint(len(data)) + data
 
 
-def _head(picture, method, metadata, settings=DEFAULT, model=b"", checksums=b"", plane=None):
+def _head(picture, method, metadata, settings=DEFAULT, model=b"", checksums=b"", plane=None, low=()):
     """The head of a file, checksum included."""
-    other = settings != DEFAULT
-    kind = MODES.index(picture.mode) | method << 3 | HAS_METADATA * bool(metadata) | HAS_SETTINGS * other
+    numbers, other = settings[:2], settings[:2] != DEFAULT[:2]
+    mode = 5 + CHANNELS[picture.mode] if settings.luma else MODES.index(picture.mode)
+    kind = mode | method << 3 | HAS_METADATA * bool(metadata) | HAS_SETTINGS * other
+    kind |= IS_DEEP * (bool(low) or isinstance(picture, Deep))
     head = MAGIC + bytes([kind]) + b"".join(map(_varint, picture.size))
-    head += b"".join(map(_varint, settings)) * other + model
-    head += (_block(metadata) if metadata else b"") + checksums + (b"" if plane is None else _block(plane))
+    head += b"".join(map(_varint, numbers)) * other + model
+    head += (_block(metadata) if metadata else b"") + checksums
+    head += b"".join(_block(block) for block in (plane, *low) if block is not None)
     return head + zlib.crc32(head).to_bytes(4, "big")
 
 
@@ -203,28 +251,23 @@ def _check_size(width, height):
         raise ValueError(f"{width}x{height} pixels: need 1 .. {MAX_PIXELS:,} in all")
 
 
-def _plausible(size, stream):
+def plausible(size, stream):
     """Whether a stream may be decoded to an image of this size."""
     return 3 * size[0] * size[1] <= VALUES_PER_BYTE * len(stream)
 
 
-def _raw_length(mode, size):
-    width, height = size
-    return height * ((width + 7) // 8 if mode == "1" else width * CHANNELS[mode])
-
-
-def _planes(picture):
-    """The pixels in one piece, by each method but the flow."""
-    return {RAW: picture.tobytes(), DEFLATE: pack_pixels(picture)}
-
-
-def _picture_of(plane, method, mode, size, colours=0):
-    """Inverse of _planes. Raises ValueError if there are not as many pixels."""
-    if method == DEFLATE:
-        return unpack_pixels(plane, mode, size, colours)
-    if len(plane) != _raw_length(mode, size):
-        raise ValueError(f"corrupt file: {len(plane)} bytes do not hold {size[0]}x{size[1]} pixels")
-    return Image.frombytes(mode, size, plane)
+def _picture_of(head, colours, levels):
+    """The picture of a plane; colours: those in its palette."""
+    if head.deep and not head.low:
+        picture = unpack_plane(head.plane, head.method, head.mode, head.size)
+        if not levels:
+            return picture
+        picture = picture.high()
+    elif head.method == DEFLATE:
+        picture = unpack_deflate(head.plane, head.mode, head.size, colours)
+    else:
+        picture = {RAW: unpack_raw, WEBP: unpack_webp}[head.method](head.plane, head.mode, head.size)
+    return subsample(picture, 1 << levels)
 
 
 def _checked_levels(width, height):
@@ -243,33 +286,39 @@ def _array(images):
     return images[0].permute(1, 2, 0).contiguous().cpu().numpy()
 
 
-def _pack_flow(picture, metadata, model, identity, settings, progress=None):
+def _pack_flow(picture, metadata, model, identity, settings, effort=DEFAULT_EFFORT, low=(), progress=None):
     """The head and the stream of a picture in colour or grey, perhaps with alpha. Inverse: _unpack_flow."""
     alpha = None
     if picture.mode in ("LA", "RGBA"):
-        alpha = min(_planes(picture.getchannel("A")).values(), key=len)  # of two equal ones, the raw one
+        alpha = smallest_plane(picture.getchannel("A"), effort)
     array, checksums = colours(picture), {}
 
     def watch(level, x):
         checksums[level] = _level_checksum(model, x)
 
     images = torch.from_numpy(array).permute(2, 0, 1)[None].to(model.device)
+    settings = settings._replace(luma=picture.mode in ("L", "LA") and has_luma_alone(model, images))
     (encoder,) = encode(model, images, settings, watch, progress)
     checksums = b"".join(checksums[level].to_bytes(4, "big") for level in _checked_levels(*picture.size))
     identity = bytes.fromhex(identity)[:IDENTITY_BYTES]
-    head = _head(picture, FLOW, metadata, settings, identity, checksums, alpha)
+    head = _head(picture, FLOW, metadata, settings, identity, checksums, alpha, low)
     # the head's checksum goes into the seal, so that no head fits another's stream
     return head, encoder.finish(zlib.crc32(array, zlib.crc32(head[:-4])))
 
 
-def _unpack_flow(head, stream, model, identity, levels, partial, progress=None):
-    """The picture of a stream; see unpack."""
+def check_model(head, model, identity):
+    """Raise ValueError unless the model made the file."""
     if model is None or identity[: len(head.model)] != head.model:
         other = f"not with {identity[: len(head.model)]}" if identity else "which is needed"
         raise ValueError(f"made with the model {head.model}, {other}")
+
+
+def _unpack_flow(head, stream, model, identity, levels, partial, progress=None):
+    """The picture of a stream; see unpack."""
+    check_model(head, model, identity)
     width, height = head.size
     small = level_sizes(height, width, levels)[-1]
-    if not partial and not _plausible(small, stream):
+    if not partial and not plausible(small, stream):
         raise ValueError(f"the file is cut or corrupt: {len(stream)} bytes for {width}x{height} pixels")
     decoder, sound = Decoder(stream), None
     each = decode_levels(model, [decoder], (height, width), head.settings, levels, True, progress)
@@ -304,8 +353,7 @@ def _with_alpha(head, array, levels):
     if head.mode in ("L", "LA"):
         picture = picture.convert("L")
     if head.mode in ("LA", "RGBA"):
-        method = RAW if len(head.plane) == head.size[0] * head.size[1] else DEFLATE
-        alpha = subsample(_picture_of(head.plane, method, "L", head.size), 1 << levels)
+        alpha = subsample(unmarked_plane(head.plane, "L", head.size), 1 << levels)
         picture = Image.merge(head.mode, (*picture.split(), alpha))
     return picture
 

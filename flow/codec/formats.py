@@ -2,7 +2,8 @@
 
 from io import BytesIO
 
-from flow.codec.pictures import write_png
+from flow.codec.deep import Deep
+from flow.codec.pictures import as_picture, write_png
 
 SUFFIXES = {
     ".png": "png",
@@ -11,7 +12,11 @@ SUFFIXES = {
     ".webp": "webp",
 }
 # The modes that formats have; others are shown by one of these, with the same colours.
-MODES = {"ppm": ("1", "L", "RGB"), "tif": ("1", "L", "LA", "P", "RGB", "RGBA"), "webp": ("RGB", "RGBA")}
+MODES = {
+    "ppm": ("1", "L", "RGB"),
+    "tif": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
+    "webp": ("RGB", "RGBA"),
+}
 KEPT = {"ppm": (), "tif": ("icc_profile", "exif"), "webp": ("icc_profile", "exif")}
 SAVED = {
     "ppm": ("PPM", {}),
@@ -34,6 +39,10 @@ def in_format(picture, name):
         raise ValueError(
             f"{picture.width}x{picture.height} pixels: a WebP file has {WEBP_SIDE} a side at most"
         )
+    if isinstance(picture, Deep) or picture.mode == "I;16":
+        picture = as_picture(picture).image()
+        if name != "tif" or isinstance(picture, Deep):
+            raise ValueError(f"16 bits a sample: no .{name} file of them is written; choose -format png")
     info = dict(picture.info)
     clear = info.pop("transparency", None) is not None or picture.mode in ("LA", "RGBA")
     if clear and name == "ppm":

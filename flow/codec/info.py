@@ -1,12 +1,13 @@
 """What a .nwf file holds, told without its picture."""
 
-from flow.codec.container import DEFLATE, FLOW, RAW, read_head
+from flow.codec.container import read_head
 from flow.codec.pictures import unpack_metadata
+from flow.codec.planes import DEFLATE, FLOW, RAW, WEBP
 from flow.codec.stream import decode_levels
 from source.rans import Decoder
 from utils.arithmetic.polyphase import depth, level_sizes
 
-METHODS = {RAW: "raw", DEFLATE: "deflate", FLOW: "flow"}
+METHODS = {RAW: "raw", DEFLATE: "deflate", FLOW: "flow", WEBP: "webp"}
 
 
 def describe(data, model=None, identity=""):

@@ -1,42 +1,53 @@
-"""Picture files with all that they show by (palette, transparency, ICC profile, EXIF, gamma), and as bytes.
+"""Picture files and their metadata: what they show by (palette, transparency, profile) and what they tell.
 
-A picture is an Image of Pillow's in one of the modes of CHANNELS, with the metadata of TAGS in its info.
+A picture is an Image of Pillow's in one of the modes of CHANNELS, or a Deep of 16 bits a sample, with the
+metadata of TAGS in its info.
 """
 
 import struct
 import warnings
 import zlib
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from flow.codec import deep as deep_format
+from flow.codec.deep import Deep
+from flow.codec.planes import CHANNELS, MAX_PIXELS, inflate
 from utils.data.images import is_deep
 
-CHANNELS = {"1": 1, "L": 1, "LA": 2, "P": 1, "RGB": 3, "RGBA": 4}
-COLOUR_TYPES = {"1": 0, "L": 0, "LA": 4, "P": 3, "RGB": 2, "RGBA": 6}  # PNG's
 ARRAY_MODES = "L", "LA", "RGB", "RGBA"  # of arrays with 1 .. 4 channels
-MAX_PIXELS = 1 << 27
-TAGS = {"palette": b"p", "transparency": b"t", "icc_profile": b"i", "exif": b"e", "gamma": b"g"}
+TAGS = {
+    "palette": b"p", "steps": b"q", "transparency": b"t", "icc_profile": b"i", "exif": b"e", "gamma": b"g",
+    "xmp": b"x", "dpi": b"d", "text": b"c",
+}  # fmt: skip
+PALETTES = "palette", "steps"
 MAX_METADATA = 1 << 24
-DEFLATE_LIMIT = 1032  # bytes that a byte can become: no memory for more than this
 GAMMA = 100_000  # counts of gamma to one, as in PNG
+INCH = 0.0254  # metres
+XMP = "XML:com.adobe.xmp"  # what it is called in a PNG
+# Profiles and texts of a PNG may be as long as files keep them: to Pillow, one of more than 1 MB is no image
+PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, MAX_METADATA)
 ORIENTATION = 0x0112  # EXIF's
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def read_picture(path):
     """Read an image file as a picture: pixels as they are in the file, an EXIF orientation left to apply.
 
-    Raises ValueError, in one line, for what is no picture in this sense: 16 bits, CMYK, animations.
+    Raises ValueError, in one line, for what is no picture in this sense: CMYK, animations.
     """
     try:
+        data = path.read() if hasattr(path, "read") else Path(path).read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the limit here
-            with Image.open(path) as image:
-                refusal = _refusal(image)
+            with Image.open(BytesIO(data)) as image:
+                deep = deep_format.is_png(data)
+                refusal = _refusal(image, deep)
                 if refusal is None:
-                    return _normal(image)
+                    picture = _normal(image)
+                    return Deep(deep_format.read_png(data), picture.info) if deep else picture
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except Exception as error:  # each of Pillow's decoders fails in its own ways
@@ -45,17 +56,22 @@ def read_picture(path):
 
 
 def as_picture(image):
-    """A copy of an Image of Pillow's, or of a uint8 array (H, W) or (H, W, 1 .. 4), as a picture.
+    """A copy of an Image of Pillow's, or of an array (H, W) or (H, W, 1 .. 4), as a picture; uint8 or uint16.
 
     Raises ValueError, in one line, for anything else.
     """
+    if isinstance(image, Deep):
+        return Deep(image.array, _known(image.info))
     if not isinstance(image, Image.Image):
         array = np.asarray(image)
-        channels = array.shape[2:] or (1,)
-        if array.dtype != np.uint8 or array.ndim not in (2, 3) or not 1 <= channels[0] <= len(ARRAY_MODES):
+        channels, known = array.shape[2:] or (1,), array.dtype in (np.uint8, np.uint16)
+        if not known or array.ndim not in (2, 3) or not 1 <= channels[0] <= len(ARRAY_MODES):
             shape = "x".join(map(str, array.shape))
-            wanted = "need an image of Pillow's, or a uint8 array (H, W) or (H, W, 1 .. 4)"
-            raise ValueError(f"{type(image).__name__} {shape} of {array.dtype}: {wanted}")
+            wanted = "need an image of Pillow's, or an array (H, W) or (H, W, 1 .. 4), uint8 or uint16"
+            hint = "; round values first, those of 0 .. 1 times 255" if array.dtype.kind == "f" else ""
+            raise ValueError(f"{type(image).__name__} {shape} of {array.dtype}: {wanted}{hint}")
+        if array.dtype == np.uint16:
+            return Deep(array)
         mode = ARRAY_MODES[channels[0] - 1]
         return Image.frombytes(mode, array.shape[1::-1], array.tobytes())
     refusal = _refusal(image)
@@ -64,11 +80,11 @@ def as_picture(image):
     return _normal(image)
 
 
-def _refusal(image):
-    """Why an opened file is no picture, or None."""
-    if is_deep(image):
-        return "more than 8 bits per sample; convert it to 8 bits first"
-    if image.mode not in CHANNELS:
+def _refusal(image, deep=False):
+    """Why an opened file is no picture, or None; deep: a PNG that read_png reads."""
+    if is_deep(image) and not deep and not image.mode.startswith("I;16"):
+        return "more than 8 bits per sample: kept are 16 of PNG, and of others in grey; convert it first"
+    if image.mode not in CHANNELS and not image.mode.startswith("I"):
         return f"colours of mode {image.mode}; convert it to one of {', '.join(CHANNELS)} first"
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # whose other frames are previews
         return f"{image.n_frames} frames; only single pictures can be kept"
@@ -79,9 +95,12 @@ def _refusal(image):
 
 def _normal(image):
     """The picture of an image: a copy, its metadata brought to one form."""
+    widened = _widened(image)
     image.load()
-    image, exif = image.copy(), image.getexif()
-    info = {tag: image.info[tag] for tag in TAGS if tag != "palette" and image.info.get(tag) is not None}
+    texts, image, exif = getattr(image, "text", None), image.copy(), image.getexif()
+    info = _known(image.info | ({"text": texts} if texts else {}))
+    if widened and "transparency" in info:
+        info["transparency"] *= widened
     if "exif" not in info and exif.get(ORIENTATION, 1) != 1:
         own = Image.Exif()
         own[ORIENTATION] = exif[ORIENTATION]
@@ -95,16 +114,51 @@ def _normal(image):
         image.putpalette(colours.ljust(3 * (1 + image.getextrema()[1]), b"\0"))
     elif image.mode in ("LA", "RGBA"):
         info.pop("transparency", None)
+    if image.mode.startswith("I"):
+        return Deep(np.asarray(image), info)
     image.info = info
     return image
 
 
+def _known(info):
+    """What of an image's info a picture keeps, in one form."""
+    texts = {str(key): str(text) for key, text in dict(info.get("text") or {}).items() if key != XMP}
+    if isinstance(info.get("comment"), (bytes, str)):  # of JPEG and GIF
+        comment = info["comment"]
+        texts.setdefault("Comment", comment if isinstance(comment, str) else comment.decode(errors="replace"))
+    xmp = info.get("xmp", info.get(XMP))
+    dots = [round(float(n) / INCH) if 0 < n < 1e6 else 0 for n in info.get("dpi") or (0, 0)]
+    own = {
+        "xmp": xmp.encode() if isinstance(xmp, str) else xmp,
+        "dpi": tuple(n * INCH for n in dots) if all(dots) else None,
+        "text": {key.replace("\0", ""): text.replace("\0", "") for key, text in texts.items()},
+    }
+    known = {tag: (info | own).get(tag) for tag in TAGS if tag not in PALETTES}
+    return {tag: value for tag, value in known.items() if value is not None and value not in (b"", {})}
+
+
+def _widened(image):
+    """By what Pillow is to multiply the samples of a grey PNG of 2 or 4 bits, but not the transparent one."""
+    tiles = getattr(image, "tile", ()) if image.format == "PNG" else ()
+    return next(({"L;2": 85, "L;4": 17}.get(args) for *_, args in tiles if isinstance(args, str)), None)
+
+
 def write_png(picture, path):
     """Write a picture as a PNG file, with its metadata."""
-    chunks = PngImagePlugin.PngInfo()
-    if "gamma" in picture.info:
-        chunks.add(b"gAMA", struct.pack(">I", round(picture.info["gamma"] * GAMMA)))
-    picture.save(path, "PNG", exif=picture.info.get("exif"), pnginfo=chunks)
+    deep, info = isinstance(picture, Deep) or picture.mode == "I;16", picture.info
+    chunks, file = PngImagePlugin.PngInfo(), BytesIO()
+    if "gamma" in info:
+        chunks.add(b"gAMA", struct.pack(">I", round(info["gamma"] * GAMMA)))
+    if "xmp" in info:
+        chunks.add_itxt(XMP, info["xmp"].decode(errors="replace"))
+    for key, text in info.get("text", {}).items():
+        chunks.add_text(key, text)
+    picture = as_picture(picture) if deep else picture
+    shown = picture.high() if deep else picture
+    shown.info = info
+    shown.save(file, "PNG", exif=info.get("exif"), dpi=info.get("dpi"), pnginfo=chunks)
+    data = deep_format.with_pixels(file.getvalue(), picture) if deep else file.getvalue()
+    path.write(data) if hasattr(path, "write") else Path(path).write_bytes(data)
 
 
 def png_size(picture):
@@ -124,11 +178,30 @@ def pack_metadata(picture):
     if "transparency" in fields and picture.mode != "P":
         colour = np.atleast_1d(fields["transparency"]).tolist()
         fields["transparency"] = struct.pack(f">{CHANNELS[picture.mode]}H", *colour)
+    if "dpi" in fields:
+        fields["dpi"] = struct.pack(">II", *(round(n / INCH) for n in fields["dpi"]))
+    if "text" in fields:
+        fields["text"] = b"".join(part.encode() + b"\0" for pair in fields["text"].items() for part in pair)
+    if not fields:
+        return b""
+    forms = [_pack_fields(fields)]
+    if picture.mode == "P":
+        steps = np.diff(_rows(fields.pop("palette")), axis=0, prepend=np.uint8(0))
+        forms.append(_pack_fields(fields | {"steps": steps.tobytes()}))
+    return min(forms, key=len)
+
+
+def _pack_fields(fields):
     known = ((tag, fields[name]) for name, tag in TAGS.items() if name in fields)
     data = b"".join(tag + struct.pack(">I", len(field)) + field for tag, field in known)
     if len(data) > MAX_METADATA:
         raise ValueError(f"{len(data):,} bytes of metadata; at most {MAX_METADATA:,} can be kept")
-    return zlib.compress(data, 9) if data else b""
+    return zlib.compress(data, 9)
+
+
+def _rows(palette):
+    """Bytes of colours -> array (N, 3)."""
+    return np.frombuffer(palette, np.uint8).reshape(-1, 3)
 
 
 def unpack_metadata(packed, mode):
@@ -139,18 +212,29 @@ def unpack_metadata(packed, mode):
             start = position + 5
             position = start + int.from_bytes(data[position + 1 : start], "big")
             info[name] = data[start:position]
-    palette, colour = len(info.get("palette", b"")), len(info.get("transparency", b""))
+    palettes = [len(info[name]) for name in PALETTES if name in info]
+    colour = len(info.get("transparency", b"-"))
     if mode == "P":
-        sound = 3 <= palette <= 768 and palette % 3 == 0 and colour <= palette // 3
+        sound = len(palettes) == 1 and palettes[0] in range(3, 769, 3) and 1 <= colour <= palettes[0] // 3
     else:
-        sound = not palette and colour in (0, 2 * CHANNELS[mode])
-    if not sound or position != len(data) or len(info.get("gamma", bytes(4))) != 4:
+        sound = not palettes and ("transparency" not in info or colour == 2 * CHANNELS[mode])
+    lengths = len(info.get("gamma", bytes(4))), len(info.get("dpi", bytes(8)))
+    if not sound or position != len(data) or lengths != (4, 8):
         raise ValueError("corrupt file: its metadata make no sense")
-    if colour and mode != "P":
+    if "steps" in info:
+        info["palette"] = np.cumsum(_rows(info.pop("steps")), axis=0, dtype=np.uint8).tobytes()
+    if "transparency" in info and mode != "P":
         values = struct.unpack(f">{CHANNELS[mode]}H", info["transparency"])
         info["transparency"] = values if len(values) > 1 else values[0]
     if "gamma" in info:
         info["gamma"] = int.from_bytes(info["gamma"], "big") / GAMMA
+    if "dpi" in info:
+        info["dpi"] = tuple(n * INCH for n in struct.unpack(">II", info["dpi"]))
+    if "text" in info:
+        *parts, rest = info["text"].decode(errors="replace").split("\0")
+        if rest or len(parts) % 2:
+            raise ValueError("corrupt file: its texts make no sense")
+        info["text"] = dict(zip(parts[::2], parts[1::2]))
     return info
 
 
@@ -163,72 +247,6 @@ def attach(picture, info):
     picture.info = {name: value for name, value in info.items() if name != "palette"}
 
 
-def _bits(mode, colours):
-    """Bits for each sample: as few as PNG has for a palette."""
-    return {"1": 1, "P": next(n for n in (1, 2, 4, 8) if colours <= 1 << n)}.get(mode, 8)
-
-
-def pack_pixels(picture):
-    """The pixels as a zlib stream of filtered rows, as in PNG's IDAT chunks. Inverse: unpack_pixels."""
-    png, parts, position = BytesIO(), [], len(SIGNATURE)
-    picture.save(png, "PNG", compress_level=9)
-    data = png.getbuffer()
-    while position < len(data):
-        size, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
-        if kind == b"IDAT":
-            parts.append(data[position + 8 : position + 8 + size])
-        position += size + 12
-    return b"".join(parts)
-
-
-def unpack_pixels(data, mode, size, colours=0):
-    """The picture of (width, height) whose pixels were packed; colours: those in its palette, of mode P.
-
-    Raises ValueError if there are not exactly so many.
-    """
-    width, height = size
-    bits = _bits(mode, colours)
-    length = height * (1 + (width * bits * CHANNELS[mode] + 7) // 8)
-    if length > DEFLATE_LIMIT * len(data) or len(inflate(data, length)) != length:
-        raise ValueError(f"corrupt file: {len(data)} bytes do not hold {width}x{height} pixels")
-    header = struct.pack(">IIBBBBB", width, height, bits, COLOUR_TYPES[mode], 0, 0, 0)
-    palette = [(b"PLTE", bytes(3 << bits))] if mode == "P" else []
-    chunks = [(b"IHDR", header), *palette, (b"IDAT", data), (b"IEND", b"")]
-    png = SIGNATURE + b"".join(
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        for name, body in chunks
-    )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(BytesIO(png), formats=("PNG",))
-            picture.load()
-            picture = picture.copy()
-    except (OSError, SyntaxError) as error:
-        raise ValueError("corrupt file: its pixels cannot be unpacked") from error
-    picture.info = {}
-    return picture
-
-
-def inflate(data, limit):
-    """Decompress one whole zlib stream. Raises ValueError if it is damaged or gives more than limit bytes."""
-    stream = zlib.decompressobj()
-    try:
-        content = stream.decompress(data, limit + 1)
-    except zlib.error as error:
-        raise ValueError(f"corrupt file: {error}") from None
-    if len(content) > limit or not stream.eof or stream.unused_data:
-        raise ValueError("corrupt file: a compressed part has another length")
-    return content
-
-
 def colours(picture):
     """The colours of a picture without a palette, as an array (H, W, 3); grey three times."""
     return np.array(picture.convert("RGB"))
-
-
-def subsample(picture, step):
-    """Every step-th pixel of every step-th row, from the first."""
-    size = (-(-picture.width // step), -(-picture.height // step))
-    start = 0.5 - step / 2  # Pillow looks up the middle of each step
-    return picture.transform(size, Image.Transform.AFFINE, (step, 0, start, 0, step, start))

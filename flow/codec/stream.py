@@ -5,6 +5,7 @@ the prior's order, each under its distribution given what is already known. The 
 smaller image: the coarse band of a level.
 """
 
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -16,14 +17,19 @@ from source.rans import Encoder, Truncated
 from source.tables import Mixture
 from utils.arithmetic.crew import TILE, crew, in_crew, submit
 from utils.arithmetic.fixed import EXACT
+from utils.arithmetic.integers import MIDDLE
 from utils.arithmetic.polyphase import channels_last, depth, level_sizes
 
 
 class Settings(NamedTuple):
-    """How probabilities become integers: both sides must agree. See source/tables.py."""
+    """How probabilities become integers, and what is coded: both sides must agree. See source/tables.py.
+
+    luma: the first channel alone, where `has_luma_alone`: the others are MIDDLE in every band.
+    """
 
     nbins: int = 4096
     precision: int = 24
+    luma: bool = False
 
 
 DEFAULT = Settings()
@@ -38,7 +44,37 @@ def _integers(x):
 
 def _tables(distribution, settings):
     """The coder's distribution of one image of a batch after the other."""
-    return Mixture(*map(_integers, distribution), *settings).each()
+    return Mixture(*map(_integers, distribution), settings.nbins, settings.precision).each()
+
+
+@torch.no_grad()
+@crew()
+def has_luma_alone(model, images):
+    """Whether the first channel of grey images (B, 3, H, W) is all there is to code: others are MIDDLE."""
+    x = model.from_images(images)
+    bands = (band for _, coarse, detail in model.pyramid.analyse(x) for band in (coarse, *detail))
+    return all(bool((band[:, 1:] == MIDDLE).all()) for band in chain([x], bands))
+
+
+def _coded(settings, channels=slice(None)):
+    """Which of the channels of a part are coded, of its own."""
+    return slice(None) if not settings.luma else slice(0, 0) if channels.start else slice(0, 1)
+
+
+def _channels(model, height):
+    """The channels of the parts of a level, in turn; height: that of its coarse band."""
+    return [part.channels for part in model.detail.parts(height)]
+
+
+def coded_channels(model, sizes, settings):
+    """Yield which of its channels are coded, of the top and of each part after it.
+
+    sizes: (height, width) of all levels, as level_sizes has them.
+    """
+    yield _coded(settings)
+    for height, _ in reversed(sizes[1:]):
+        for channels in _channels(model, height):
+            yield _coded(settings, channels)
 
 
 @torch.no_grad()
@@ -59,7 +95,7 @@ def encode(model, images, settings=DEFAULT, watch=None, progress=None):
         if watch:
             watch(level + 1, coarse)
     encoders = [Encoder() for _ in images]
-    _push(encoders, model.top(len(top), top.shape[-2:]), top, settings)
+    _push(encoders, model.top(len(top), top.shape[-2:]), top, settings, _coded(settings))
     if progress:
         progress(top[0].numel())
     # where its bands are no larger than a tile, a level is one thread's work, beside the larger ones
@@ -83,37 +119,51 @@ def encode(model, images, settings=DEFAULT, watch=None, progress=None):
 def _encode_level(model, level, coarse, detail, settings, progress):
     """The Encoders of one level's details."""
     encoders = [Encoder() for _ in coarse]
-    for distribution, values in given_parts(model.detail, coarse, level, detail):
-        _push(encoders, distribution, values, settings)
+    parts = given_parts(model.detail, coarse, level, detail)
+    for (distribution, values), channels in zip(parts, _channels(model, coarse.shape[-2])):
+        _push(encoders, distribution, values, settings, _coded(settings, channels))
         if progress:
             progress(values[0].numel())
     return encoders
 
 
-def _push(encoders, distribution, values, settings):
-    """Give each encoder the values of its image."""
+def _push(encoders, distribution, values, settings, coded):
+    """Give each encoder the values of its image, of the channels that are coded."""
+    distribution, values = _of(distribution, coded), values[:, coded]
+    if not values.shape[1]:
+        return
     for encoder, table, symbols in zip(encoders, _tables(distribution, settings), _integers(values)):
         encoder.push(table, symbols)
 
 
-def _pop(decoders, distribution, settings, partial, shift):
-    """A band (B, C, h, w) from a batch of decoders, and how many values of every image were there.
+def _of(distribution, channels):
+    """The distribution of some channels."""
+    return type(distribution)(*(field[..., channels, :, :] for field in distribution))
 
+
+def pop_band(decoders, distribution, settings, partial, coded, shift=0):
+    """A band (B, C, h, w) from a batch of decoders, and how many values some image lacks.
+
+    coded: its channels in the streams; others are MIDDLE.
     partial: what a stream lacks is the mode, and `shift` more, in place of raising Truncated.
     """
-    bands, counts = [], []
+    bands, lacking = [], 0
+    whole, distribution = distribution.mean[0], _of(distribution, coded)
+    if not distribution.mean.shape[-3]:
+        return torch.full(whole.shape, MIDDLE), 0
     for image, (decoder, table) in enumerate(zip(decoders, _tables(distribution, settings))):
         try:
             bands.append(decoder.pop(table))
-            counts.append(bands[-1].size)
         except Truncated as cut:
             if not partial:
                 raise
             band = _integers(distribution.mode()[image]) + np.int32(shift)
             band.reshape(-1)[: len(cut.symbols)] = cut.symbols
             bands.append(band)
-            counts.append(len(cut.symbols))
-    return torch.from_numpy(np.stack(bands)).movedim(-1, -3), min(counts)
+            lacking = max(lacking, band.size - len(cut.symbols))
+    band = torch.from_numpy(np.stack(bands)).movedim(-1, -3)
+    others = band.new_full((len(band), whole.shape[-3] - band.shape[1], *band.shape[2:]), MIDDLE)
+    return torch.cat([band, others], 1), lacking
 
 
 @torch.no_grad()
@@ -129,12 +179,14 @@ def decode_levels(model, decoders, size, settings=DEFAULT, skip=0, partial=False
     """
     sizes, complete = level_sizes(*size, depth(*size)), True
 
+    coded = coded_channels(model, sizes, settings)
+
     def pop(distribution):
         nonlocal complete
-        values, there = _pop(decoders, distribution, settings, partial, shift)
-        complete = complete and there == values[0].numel()
+        values, lacking = pop_band(decoders, distribution, settings, partial, next(coded), shift)
+        complete = complete and not lacking
         if progress:
-            progress(there)
+            progress(values[0].numel() - lacking)
         return channels_last(values.to(device=model.device, dtype=model.dtype))
 
     with crew():

@@ -1,0 +1,135 @@
+"""A .nwf file that comes in pieces: each level as soon as its bytes are there."""
+
+import numpy as np
+import torch
+
+from flow.codec.container import CutHead, check_model, plausible, read_head
+from flow.codec.planes import FLOW
+from flow.codec.stream import coded_channels, pop_band
+from source.distribution import cropped
+from source.prior import part_of
+from source.rans import Decoder, Truncated
+from utils.arithmetic.crew import crew
+from utils.arithmetic.polyphase import band_sizes, channels_last, depth, level_sizes
+
+
+class Reader:
+    """Pieces of one file -> the levels that are complete.
+
+    codec: the Codec of the model that made it. For example
+
+        reader = Reader(codec)
+        for piece in pieces:
+            for level, picture in reader.feed(piece):     halved `level` times; 0: the picture itself, checked
+
+    To know what is complete, every symbol is decoded once; a picture then costs what decompress takes for it.
+    """
+
+    def __init__(self, codec):
+        self.codec, self._data, self._walk = codec, bytearray(), None
+        self._done = False
+
+    def feed(self, piece):
+        """Take the next bytes; returns a list of (level, picture), coarsest first, often an empty one.
+
+        Raises ValueError for what is no such file, as soon as it shows.
+        """
+        if self._done and piece:
+            raise ValueError("corrupt file: it does not end where it should")
+        self._data += piece
+        data = bytes(self._data)
+        if self._walk is None:
+            try:
+                self._walk = self._begin(read_head(data))
+            except CutHead:
+                return []
+        with crew(self.codec.threads), torch.no_grad():
+            complete = list(iter(lambda: self._walk.send(data), None)) if not self._done else []
+        self._done = self._done or 0 in complete
+        return [(level, self.codec.decompress(data, level, partial=level > 0)) for level in complete]
+
+    def _begin(self, head):
+        """The walk through the levels of a file, ready to be sent its data."""
+        if head.method == FLOW:
+            check_model(head, self.codec.model, self.codec.identity)
+            walk = _levels(self.codec.model, head)
+        else:
+            walk = _at_once()
+        next(walk)
+        return walk
+
+
+def _at_once():
+    """See _levels: of a file whose head is all."""
+    yield
+    yield 0
+    yield
+
+
+def _levels(model, head):
+    """Yield levels, coarsest first, as they are complete, and None where data lack: all so far are sent."""
+    width, height = head.size
+    sizes, decoder = level_sizes(height, width, depth(height, width)), _Growing()
+
+    def tell(level=None):
+        decoder.grow((yield level)[head.end :])
+
+    def pop(distribution, coded):
+        while True:
+            try:
+                band, _ = pop_band([decoder], distribution, head.settings, False, coded)
+            except Truncated:
+                yield from tell()
+            else:
+                return channels_last(band.to(device=model.device, dtype=model.dtype))
+
+    yield from tell()
+    coded = coded_channels(model, sizes, head.settings)
+    coarse = yield from pop(model.top(1, sizes[-1]), next(coded))
+    for level in reversed(range(len(sizes))):
+        if level < len(sizes) - 1:
+            while not plausible(sizes[level], decoder.data):
+                yield from tell()
+            shapes = [(*coarse.shape[:2], *band) for band in band_sizes(*sizes[level])[1:]]
+            detail, known = tuple(channels_last(coarse.new_empty(shape)) for shape in shapes), []
+            given = model.detail(coarse, level)
+            for part in model.detail.parts(coarse.shape[-2]):
+                values = part_of(detail, part)
+                values.copy_((yield from pop(cropped(given(known), values.shape[-2:]), next(coded))))
+                known.append(values)
+            coarse = model.pyramid.level(level).merge(coarse, detail)
+        while not level and decoder.lacks_seal():
+            yield from tell()
+        yield from tell(level)
+    yield
+
+
+class _Growing(Decoder):
+    """A Decoder of what there is so far; a group that is cut is left for later."""
+
+    def __init__(self):
+        super().__init__(b"")
+        self.data = b""
+
+    def grow(self, data):
+        """Take all data so far."""
+        state, position = self._state, self._position
+        self.data = data
+        super().__init__(data)
+        if state:
+            self._state, self._position = state, position
+
+    def pop(self, distribution, shape=None):
+        """See Decoder."""
+        if not self._state:
+            raise Truncated(np.empty(0, np.int32), 0)
+        state, position = self._state, self._position
+        try:
+            return super().pop(distribution, shape)
+        except Truncated:
+            self._state, self._position = state, position
+            raise
+
+    def lacks_seal(self):
+        """Whether the word is still to come that the seal needs."""
+        return int(self._state) >> 32 == 0 and self._position == self._words.size

@@ -1,0 +1,195 @@
+"""The pixels of a picture in one piece, and back: as they are, deflated, or as lossless WebP.
+
+Metadata and palette are not among them; the pixels of mode P are numbers of colours.
+"""
+
+import struct
+import warnings
+import zlib
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+
+RAW, DEFLATE, FLOW, WEBP = METHODS = range(4)
+CHANNELS = {"1": 1, "L": 1, "LA": 2, "P": 1, "RGB": 3, "RGBA": 4}
+COLOUR_TYPES = {"1": 0, "L": 0, "LA": 4, "P": 3, "RGB": 2, "RGBA": 6}  # PNG's
+MAX_PIXELS = 1 << 27
+DEFLATE_LIMIT = 1032  # bytes that a byte can become: no memory for more than this
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# WebP: what it admits, what begins its bitstream, how many pixels a byte may become, and how many are free.
+WEBP_SIDE, WEBP_MARK = 1 << 14, b"\x2f"
+WEBP_LIMIT, WEBP_FREE_PIXELS = 1 << 12, 1 << 22
+# Its search: a look, within some percent of the best, which takes up to a hundred times as long.
+LOOK, BEST = dict(method=4, quality=50), dict(method=6, quality=100)
+# It is made where the look comes so near to the smallest, in pictures of fewer pixels always, and by default
+# only where so many pixels are as their left neighbours are: in drawings and screenshots.
+NEAR, TINY, FLAT = 1.5, 1 << 10, 0.5
+DEFAULT_EFFORT = 5
+
+
+def pack_planes(picture):
+    """The pixels by each method but the flow, WebP by a look: method -> bytes. See searched."""
+    planes = {RAW: picture.tobytes(), DEFLATE: pack_deflate(picture), WEBP: pack_webp(picture)}
+    return {method: plane for method, plane in planes.items() if plane is not None}
+
+
+def searched(picture, planes, smallest, effort=DEFAULT_EFFORT):
+    """Those planes with WebP at its best, where it may beat so many bytes and is worth its time."""
+    tiny = picture.width * picture.height < TINY
+    if WEBP in planes and (tiny or len(planes[WEBP]) < NEAR * smallest):
+        if tiny or effort > DEFAULT_EFFORT or _flatness(picture) > FLAT:
+            return planes | {WEBP: min(planes[WEBP], pack_webp(picture, best=True), key=len)}
+    return planes
+
+
+def smallest_plane(picture, effort=DEFAULT_EFFORT):
+    """The smallest of the planes, of equal ones the raw one. Inverse: unmarked_plane."""
+    planes = pack_planes(picture)
+    return min(searched(picture, planes, min(map(len, planes.values())), effort).values(), key=len)
+
+
+def _flatness(picture):
+    """The share of pixels that are as their left neighbours are."""
+    pixels = np.asarray(picture).reshape(picture.height, picture.width, -1)
+    same = (pixels[:, 1:] == pixels[:, :-1]).all(-1)
+    return same.mean() if same.size else 1.0
+
+
+def raw_length(mode, size):
+    """The bytes of a raw plane."""
+    width, height = size
+    return height * ((width + 7) // 8 if mode == "1" else width * CHANNELS[mode])
+
+
+def unpack_raw(data, mode, size):
+    """The picture whose bytes, picture.tobytes(), these are. Raises ValueError if they are not as many."""
+    if len(data) != raw_length(mode, size):
+        raise ValueError(f"corrupt file: {len(data)} bytes do not hold {size[0]}x{size[1]} pixels")
+    return Image.frombytes(mode, size, data)
+
+
+def _bits(mode, colours):
+    """Bits for each sample: as few as PNG has for a palette."""
+    return {"1": 1, "P": next(n for n in (1, 2, 4, 8) if colours <= 1 << n)}.get(mode, 8)
+
+
+def pack_deflate(picture):
+    """The pixels as a zlib stream of filtered rows, as in PNG's IDAT chunks. Inverse: unpack_deflate."""
+    png = BytesIO()
+    picture.save(png, "PNG", compress_level=9)
+    return b"".join(body for name, body in chunks(png.getvalue()) if name == b"IDAT")
+
+
+def unpack_deflate(data, mode, size, colours=0):
+    """The picture of (width, height) whose pixels were packed; colours: those in its palette, of mode P.
+
+    Raises ValueError if there are not exactly so many.
+    """
+    width, height = size
+    bits = _bits(mode, colours)
+    length = height * (1 + (width * bits * CHANNELS[mode] + 7) // 8)
+    if length > DEFLATE_LIMIT * len(data) or len(inflate(data, length)) != length:
+        raise ValueError(f"corrupt file: {len(data)} bytes do not hold {width}x{height} pixels")
+    header = struct.pack(">IIBBBBB", width, height, bits, COLOUR_TYPES[mode], 0, 0, 0)
+    palette = [(b"PLTE", bytes(3 << bits))] if mode == "P" else []
+    png = png_of([(b"IHDR", header), *palette, (b"IDAT", data), (b"IEND", b"")])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(BytesIO(png), formats=("PNG",))
+            picture.load()
+            picture = picture.copy()
+    except (OSError, SyntaxError) as error:
+        raise ValueError("corrupt file: its pixels cannot be unpacked") from error
+    picture.info = {}
+    return picture
+
+
+def chunks(png):
+    """Yield name and body of each chunk of a PNG, as far as they are whole. Inverse: png_of."""
+    position = len(SIGNATURE)
+    while position + 12 <= len(png):
+        size = int.from_bytes(png[position : position + 4], "big")
+        yield png[position + 4 : position + 8], png[position + 8 : position + 8 + size]
+        position += size + 12
+
+
+def png_of(chunks):
+    """The PNG of these chunks."""
+    return SIGNATURE + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
+    )
+
+
+def inflate(data, limit):
+    """Decompress one whole zlib stream. Raises ValueError if it is damaged or gives more than limit bytes."""
+    stream = zlib.decompressobj()
+    try:
+        content = stream.decompress(data, limit + 1)
+    except zlib.error as error:
+        raise ValueError(f"corrupt file: {error}") from None
+    if len(content) > limit or not stream.eof or stream.unused_data:
+        raise ValueError("corrupt file: a compressed part has another length")
+    return content
+
+
+def pack_webp(picture, best=False):
+    """The pixels as the bitstream of a lossless WebP, or None if they are too many. Inverse: unpack_webp.
+
+    Grey, bits and numbers of colours are three equal channels.
+    """
+    if max(picture.size) >= WEBP_SIDE:
+        return None
+    if picture.mode == "P":
+        picture = Image.frombytes("L", picture.size, picture.tobytes())
+    form = "RGBA" if picture.mode in ("LA", "RGBA") else "RGB"
+    file, picture = BytesIO(), picture.convert(form)
+    picture.info = {}
+    picture.save(file, "WEBP", lossless=True, exact=True, **(BEST if best else LOOK))
+    data = file.getvalue()
+    data = data[20 : 20 + int.from_bytes(data[16:20], "little")]
+    return data if _webp_plausible(data, picture.size) else None
+
+
+def unpack_webp(data, mode, size):
+    """The picture of (width, height) whose pixels were packed. Raises ValueError for anything else."""
+    wrong = f"corrupt file: {len(data)} bytes do not hold {size[0]}x{size[1]} pixels"
+    # 14 bits each behind the mark, low ones first
+    sides = int.from_bytes(data[1:5], "little")
+    stated = (sides & WEBP_SIDE - 1) + 1, (sides >> 14 & WEBP_SIDE - 1) + 1
+    if data[:1] != WEBP_MARK or stated != size or not _webp_plausible(data, size):
+        raise ValueError(wrong)
+    chunk = b"VP8L" + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
+    file = BytesIO(b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            pixels = np.asarray(Image.open(file, formats=("WEBP",)).convert("RGBA"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError("corrupt file: its pixels cannot be unpacked") from error
+    bands = {"RGB": slice(0, 3), "RGBA": slice(0, 4), "LA": slice(1, 4, 2)}.get(mode, 1)
+    pixels = np.ascontiguousarray(pixels[..., bands])
+    if mode == "1":
+        pixels = np.packbits(pixels > 127, axis=1)
+    return Image.frombytes(mode, size, pixels.tobytes())
+
+
+def _webp_plausible(data, size):
+    """Whether a bitstream may become as many pixels."""
+    return size[0] * size[1] <= WEBP_FREE_PIXELS + WEBP_LIMIT * len(data)
+
+
+def unmarked_plane(data, mode, size):
+    """Inverse of smallest_plane: raw by its length, WebP by its mark, otherwise deflated."""
+    if len(data) == raw_length(mode, size):
+        return unpack_raw(data, mode, size)
+    return (unpack_webp if data[:1] == WEBP_MARK else unpack_deflate)(data, mode, size)
+
+
+def subsample(picture, step):
+    """Every step-th pixel of every step-th row, from the first."""
+    size = (-(-picture.width // step), -(-picture.height // step))
+    start = 0.5 - step / 2  # Pillow looks up the middle of each step
+    return picture.transform(size, Image.Transform.AFFINE, (step, 0, start, 0, step, start))

@@ -1,0 +1,233 @@
+"""Pictures of 16 bits a sample: through .nwf and PNG files and back, beside other libraries."""
+
+import io
+import random
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+
+from flow.codec.container import _head, _pack_flow, pack, read_head, unpack
+from flow.codec.deep import Deep, filtered, joined, parted, read_png, unfiltered
+from flow.codec.files import check_equal
+from flow.codec.formats import in_format
+from flow.codec.pictures import as_picture, read_picture, write_png
+from flow.codec.planes import WEBP, chunks, pack_deflate, pack_webp, png_of
+from flow.codec.stream import DEFAULT
+from tests.decoder import decode, open_model
+from tests.test_container import FIXTURES, MODEL, NAME, PHOTOGRAPH, edits, photo
+
+CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
+
+
+def smooth(channels, bits=12, size=(20, 30)):
+    """A slope with noise in its lowest bits, in the lowest bits of 16."""
+    rows, columns, c = np.indices((*size, channels))
+    noise = np.random.default_rng(0).integers(0, 4, rows.shape)
+    return ((rows * 37 + columns * 61 + c * 500 + noise) % (1 << bits)).astype(np.uint16)
+
+
+def noisy(channels):
+    return np.random.default_rng(0).integers(0, 1 << 16, (90, 80, channels), np.uint16)
+
+
+def same(back, array):
+    back = np.asarray(back)
+    assert back.dtype == np.uint16 and np.array_equal(back.reshape(array.shape), array)
+
+
+@pytest.mark.parametrize("channels", CHANNELS.values())
+@pytest.mark.parametrize("make", [smooth, noisy])
+def test_every_mode_comes_back(channels, make):
+    array = make(channels)
+    for given_array in (array, array[::2, ::-3], array[:1, :1], array << 4, array % 256 * 257):
+        data = pack(as_picture(given_array), MODEL, NAME)
+        back = unpack(data, MODEL, NAME)
+        same(back, given_array)
+        assert isinstance(back, Image.Image) == (channels == 1)
+        assert len(data) <= given_array.nbytes + 64
+
+
+@pytest.mark.parametrize("channels", CHANNELS.values())
+def test_the_flow_takes_the_high_bytes(channels):
+    picture = as_picture(smooth(channels))
+    high, low, values = parted(picture)
+    low = values, pack_deflate(low)
+    head, stream = _pack_flow(high, b"", MODEL, NAME, DEFAULT, low=low)
+    same(unpack(head + stream, MODEL, NAME), smooth(channels))
+    pixels, *_ = decode(head + stream, open_model(FIXTURES))
+    assert np.array_equal(pixels, smooth(channels))
+    with pytest.raises(ValueError, match="cut"):
+        unpack((head + stream)[:-5], MODEL, NAME)
+    for cut in (head + stream[:-90], head + stream[:9], head):  # where a number may have no value
+        part = np.asarray(unpack(cut, MODEL, NAME, partial=True))
+        assert part.dtype == np.uint16 and part.size == smooth(channels).size
+
+
+@pytest.mark.parametrize("channels", CHANNELS.values())
+def test_the_page_is_enough(channels):
+    for array in (smooth(channels), noisy(channels), noisy(channels)[:3, :4], smooth(channels) * 0):
+        picture = as_picture(array)
+        high, low, values = parted(picture)
+        planes = {_head(picture, method, b"", plane=plane) for method, plane in picture.planes().items()}
+        planes |= {_head(high, WEBP, b"", plane=pack_webp(high), low=(values, pack_webp(low)))}
+        for data in (*planes, pack(picture)):
+            assert np.array_equal(decode(data)[0], array)
+            same(unpack(data), array)
+
+
+def test_samples_of_fewer_bits_cost_nothing_for_their_gaps():
+    array = np.asarray(PHOTOGRAPH.crop((400, 300, 480, 380)))
+    small = len(pack(as_picture(array)))
+    for factor in (257, 256, 16, 1):
+        assert len(pack(as_picture(array.astype(np.uint16) * factor))) < small + 200
+
+
+@given(arrays.arrays(np.uint16, st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4))))
+def test_parted_and_joined_are_inverse(array):
+    parts = parted(Deep(array))
+    assert all(part.mode == Deep(array).mode for part in parts[:2])
+    same(joined(*parts), array)
+
+
+def test_values_by_hand():
+    array = np.array([[0, 300, 600]] * 300, np.uint16)
+    high, low, values = parted(Deep(array))
+    assert np.asarray(high)[0].tolist() == [0, 1, 2] and np.asarray(low).max() == 0
+    assert zlib.decompress(values)[0] == 128 and zlib.decompress(values)[37] == 8
+    assert np.asarray(joined(high, None, values))[0].tolist() == [0, 1, 2]  # 600 >> 8
+    with pytest.raises(ValueError, match="no value"):
+        joined(high.point(lambda v: v + 1), low, values)
+    with pytest.raises(ValueError, match="no value"):
+        joined(high, low.point(lambda v: v + 1), values)
+    for wrong in (zlib.compress(bytes(1 << 13)), zlib.compress(bytes([255] * 100)), b"wrong"):
+        with pytest.raises(ValueError, match="corrupt"):
+            joined(high, low, wrong)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_levels_are_of_8_bits(mode):
+    photograph = np.asarray(photo(64, 48, mode)).astype(np.uint16) * 257
+    for array in (photograph, smooth(CHANNELS[mode], 16, (48, 64)), noisy(CHANNELS[mode])[:48, :64]):
+        for data in (pack(as_picture(array), MODEL, NAME), pack(as_picture(array))):
+            small = unpack(data, MODEL, NAME, levels=2)
+            assert small.mode == mode and small.size == (16, 12)
+        every = (array >> 8)[::4, ::4].reshape(np.asarray(small).shape)
+        assert abs(np.asarray(small).astype(int) - every).max() <= 1
+
+
+@pytest.mark.parametrize("channels", CHANNELS.values())
+def test_png_there_and_back(channels, tmp_path):
+    picture = as_picture(smooth(channels))
+    picture.info = {"gamma": 0.5, "icc_profile": b"some profile"}
+    if channels in (1, 3):
+        picture.info["transparency"] = 300 if channels == 1 else (1, 300, 65535)
+    write_png(picture, tmp_path / "deep.png")
+    back = read_picture(tmp_path / "deep.png")
+    same(back, smooth(channels))
+    assert back.info == picture.info == unpack(pack(back)).info
+    file = io.BytesIO()
+    write_png(unpack(pack(back)), file)
+    assert file.getvalue() == (tmp_path / "deep.png").read_bytes()
+
+
+def test_grey_is_pillows_too(tmp_path):
+    array = smooth(1)[..., 0]
+    for suffix in ("png", "tif"):
+        Image.fromarray(array).save(tmp_path / f"grey.{suffix}")
+        same(read_picture(tmp_path / f"grey.{suffix}"), array)
+    with Image.open(tmp_path / "grey.tif") as image:
+        back = unpack(pack(as_picture(image)))
+    assert back.mode == "I;16" and np.array_equal(back, array)
+
+
+@pytest.mark.parametrize("channels", CHANNELS.values())
+def test_other_libraries_read_our_png_and_we_theirs(channels):
+    imagecodecs = pytest.importorskip("imagecodecs")
+    array, file = smooth(channels, 16)[..., : channels if channels > 1 else None], io.BytesIO()
+    write_png(as_picture(array), file)
+    assert np.array_equal(imagecodecs.png_decode(file.getvalue()).reshape(array.shape), array)
+    theirs = imagecodecs.png_encode(np.ascontiguousarray(array.squeeze()))
+    same(read_picture(io.BytesIO(theirs)), array)
+
+
+def test_interlaced_png():
+    """Adam7, less the two passes that a picture of 3x3 pixels does not have."""
+    array = np.arange(9, dtype=np.uint16).reshape(3, 3) * 5000
+    parts = array[::8, ::8], array[::4, 2::4], array[2::4, ::2], array[::2, 1::2], array[1::2]
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for part in parts for row in part)
+    header = (3).to_bytes(4, "big") * 2 + bytes([16, 0, 0, 0, 1])
+    png = png_of([(b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")])
+    same(read_picture(io.BytesIO(png)), array)
+    with Image.open(io.BytesIO(png)) as image:
+        assert np.array_equal(np.asarray(image), array)
+
+
+@given(arrays.arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 12))), st.integers(1, 8))
+def test_filters_are_undone(rows, step):
+    assert np.array_equal(unfiltered(filtered(rows, step), step), rows)
+    lines = np.concatenate([np.arange(len(rows), dtype=np.uint8)[:, None] % 5, rows], 1)
+    header = rows.shape[1].to_bytes(4, "big") + len(rows).to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
+    png = png_of([(b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")])
+    assert np.array_equal(unfiltered(lines, 1), np.asarray(Image.open(io.BytesIO(png))))
+
+
+def test_wrong_files_are_refused():
+    """What is no .nwf file, and PNGs that are damaged behind right checksums."""
+    draw = random.Random(0)
+    for array in (smooth(3), noisy(1)[:9, :9]):
+        data = pack(as_picture(array), MODEL, NAME)
+        for _ in range(300):
+            wrong = edits(data, draw)
+            if wrong != data:
+                with pytest.raises(ValueError):
+                    unpack(wrong, MODEL, NAME)
+        end = read_head(data).end
+        for _ in range(500):
+            head = edits(data[: end - 4], draw)
+            try:
+                unpack(head + zlib.crc32(head).to_bytes(4, "big") + data[end:], MODEL, NAME)
+            except ValueError as error:
+                assert "\n" not in str(error)
+    file = io.BytesIO()
+    write_png(as_picture(smooth(3)), file)
+    for change in (lambda body: body[:-9], lambda body: zlib.compress(b"\7" + zlib.decompress(body)[1:])):
+        png = png_of((n, change(b) if n == b"IDAT" else b) for n, b in chunks(file.getvalue()))
+        with pytest.raises(ValueError):
+            read_png(png)
+
+
+def test_16_bits_of_other_files_are_refused_by_name():
+    for header in (b"P6 2 1 65535\n", b"P5 2 1 1023\n"):
+        with pytest.raises(ValueError, match="16 of PNG"):
+            read_picture(io.BytesIO(header + bytes(12)))
+    file = io.BytesIO()
+    Image.new("F", (2, 1)).save(file, "TIFF")
+    with pytest.raises(ValueError, match="16 of PNG"):
+        read_picture(io.BytesIO(file.getvalue()))
+
+
+def test_sixteen_bits_as_files_of_other_formats():
+    values = np.arange(600, dtype=np.uint16) * 97
+    grey, colour = (as_picture(values.reshape(shape)) for shape in ((20, 30), (10, 20, 3)))
+    data, dropped = in_format(grey, "tif")
+    back = Image.open(io.BytesIO(data))
+    assert back.mode == "I;16" and np.array_equal(np.asarray(back), grey.array) and not dropped
+    assert np.array_equal(
+        as_picture(read_picture(io.BytesIO(in_format(colour, "png")[0]))).array, colour.array
+    )
+    for picture, name in ((grey, "webp"), (grey, "ppm"), (colour, "tif"), (colour, "webp"), (colour, "ppm")):
+        with pytest.raises(ValueError, match="16 bits a sample"):
+            in_format(picture, name)
+
+
+def test_what_came_back_changed_is_not_kept():
+    deep = as_picture(np.arange(600, dtype=np.uint16).reshape(10, 20, 3))
+    other = as_picture(deep.array ^ 1)
+    check_equal(deep, deep)
+    with pytest.raises(ValueError, match="came back changed"):
+        check_equal(other, deep)
