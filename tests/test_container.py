@@ -15,7 +15,21 @@ from PIL import Image, PngImagePlugin
 
 from flow.codec.container import _pack_flow, pack, read_head, unpack
 from flow.codec.pictures import as_picture, pack_metadata, read_picture, unpack_metadata, write_png
-from flow.codec.planes import CHANNELS, DEFLATE, FLOW, RAW, WEBP, pack_deflate, pack_webp, png_of, unpack_webp
+from flow.codec.planes import (
+    BEST,
+    CHANNELS,
+    DEFLATE,
+    FLOW,
+    GOOD,
+    LOOK,
+    RAW,
+    WEBP,
+    pack_deflate,
+    pack_webp,
+    png_of,
+    searched,
+    unpack_webp,
+)
 from flow.codec.stream import DEFAULT, Settings
 from flow.folder import identity
 from flow.model import build
@@ -81,7 +95,7 @@ def round_trip(picture, settings=DEFAULT):
 @pytest.fixture
 def without_webp(monkeypatch):
     """For the model here, which is no match for it."""
-    monkeypatch.setattr("flow.codec.planes.pack_webp", lambda picture, best=False: None)
+    monkeypatch.setattr("flow.codec.planes.pack_webp", lambda picture, search=None: None)
 
 
 @pytest.mark.parametrize("mode", CHANNELS)
@@ -131,7 +145,7 @@ def drawing(mode):
 @pytest.mark.parametrize("mode", CHANNELS)
 def test_a_drawing_is_no_larger_than_its_png_and_its_webp(mode):
     picture = drawing(mode)
-    plane = pack_webp(picture, best=True)
+    plane = pack_webp(picture, BEST)
     assert unpack_webp(plane, mode, picture.size).tobytes() == picture.tobytes()
     data = round_trip(picture)
     palette = 27 if mode == "P" else 0
@@ -184,17 +198,19 @@ def test_wrong_webp_is_refused(mode):
 def test_photographs_are_not_searched_but_at_high_effort(monkeypatch):
     tried = []
 
-    def look(picture, best=False):
-        tried.append(best)
+    def look(picture, search=LOOK):
+        tried.append(search)
         return pack_webp(picture)
 
     monkeypatch.setattr("flow.codec.planes.pack_webp", look)
-    pack(photo(), MODEL, NAME)
-    assert tried == [False]
+    planes = {WEBP: b"six by"}
+    assert searched(photo(), planes, 5) == planes and tried == []
+    pack(photo())  # without the flow, WebP is the smallest
+    assert tried == [LOOK, GOOD]
     pack(photo(), effort=9)
-    assert tried == [False, False, True]
+    assert tried[2:] == [LOOK, BEST]
     pack(drawing("RGB"))
-    assert tried[3:] == [False, True]
+    assert tried[4:] == [LOOK, BEST]
 
 
 @pytest.mark.usefixtures("without_webp")

@@ -6,6 +6,7 @@ pictures   picture files with palette, ICC profile, EXIF, gamma; metadata as byt
 planes     pixels as bytes in one piece: raw, deflated, lossless WebP
 deep       pictures of 16 bits a sample, and PNG files of them
 stream     images <-> streams under a frozen model, coarse to fine
+dataset    a folder of .nwf files as a data set of torch's
 feed       a file that comes in pieces: its levels as they are complete
 histogram  the same by symbol frequencies in place of the learned scales
 jobs       many files at once, and a table of them
