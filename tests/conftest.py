@@ -42,4 +42,4 @@ def photo():
 @pytest.fixture
 def without_webp(monkeypatch):
     """Pictures are not stored as WebP: for models that are small, and no match for it."""
-    monkeypatch.setattr("flow.codec.planes.pack_webp", lambda picture, best=False: None)
+    monkeypatch.setattr("flow.codec.planes.pack_webp", lambda picture, search=None: None)

@@ -16,7 +16,21 @@ from PIL import Image, PngImagePlugin
 
 from flow.codec.container import MODES, _pack_flow, pack, read_head, unpack
 from flow.codec.pictures import as_picture, pack_metadata, read_picture, unpack_metadata, write_png
-from flow.codec.planes import CHANNELS, DEFLATE, FLOW, RAW, WEBP, pack_deflate, pack_webp, png_of, unpack_webp
+from flow.codec.planes import (
+    BEST,
+    CHANNELS,
+    DEFLATE,
+    FLOW,
+    GOOD,
+    LOOK,
+    RAW,
+    WEBP,
+    pack_deflate,
+    pack_webp,
+    png_of,
+    searched,
+    unpack_webp,
+)
 from flow.codec.stream import DEFAULT, Settings
 from flow.folder import identity
 from flow.model import build
@@ -126,7 +140,7 @@ def drawing(mode):
 @pytest.mark.parametrize("mode", CHANNELS)
 def test_a_drawing_is_no_larger_than_its_png_and_its_webp(mode):
     picture = drawing(mode)
-    plane = pack_webp(picture, best=True)
+    plane = pack_webp(picture, BEST)
     assert unpack_webp(plane, mode, picture.size).tobytes() == picture.tobytes()
     data = round_trip(picture)
     palette = 27 if mode == "P" else 0
@@ -179,17 +193,19 @@ def test_wrong_webp_is_refused(mode):
 def test_photographs_are_not_searched_but_at_high_effort(monkeypatch):
     tried = []
 
-    def look(picture, best=False):
-        tried.append(best)
+    def look(picture, search=LOOK):
+        tried.append(search)
         return pack_webp(picture)
 
     monkeypatch.setattr("flow.codec.planes.pack_webp", look)
-    pack(photo(), MODEL, NAME)
-    assert tried == [False]
+    planes = {WEBP: b"six by"}
+    assert searched(photo(), planes, 5) == planes and tried == []
+    pack(photo())  # without the flow, WebP is the smallest
+    assert tried == [LOOK, GOOD]
     pack(photo(), effort=9)
-    assert tried == [False, False, True]
+    assert tried[2:] == [LOOK, BEST]
     pack(drawing("RGB"))
-    assert tried[3:] == [False, True]
+    assert tried[4:] == [LOOK, BEST]
 
 
 @pytest.mark.usefixtures("without_webp")

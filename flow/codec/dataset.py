@@ -1,0 +1,54 @@
+"""A folder of .nwf files as a data set of torch's, at a size of one's choice."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from flow.codec.api import Codec
+from flow.codec.pictures import as_picture, colours
+
+
+class NwfFolder(torch.utils.data.Dataset):
+    """The pictures of the .nwf files under a folder, by path: uint8 tensors (3, h, w).
+
+    level: how many of the finest levels to leave out; 2: a quarter as wide, from the first part of each file.
+    codec: of the model that made them; None: that of the model in the box, on one thread, for a worker each.
+    transform: tensor -> what an item is.
+    Raises ValueError if there are no such files.
+    """
+
+    def __init__(self, folder, level=0, codec=None, transform=None):
+        self.files = sorted(path for path in Path(folder).rglob("*.nwf") if not path.name.startswith("."))
+        if not self.files:
+            raise ValueError(f"{folder}: no .nwf files in this folder")
+        self.level, self.transform = level, transform
+        self.codec = codec or Codec(threads=1)
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, index):
+        """Item `index`. Raises ValueError, with its name, for a file that is damaged or of fewer levels."""
+        path = self.files[index]
+        try:
+            picture, _ = read_part(self.codec, path, self.level)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        if np.asarray(picture).dtype == np.uint16:
+            picture = as_picture(picture).high()
+        image = torch.from_numpy(colours(picture)).permute(2, 0, 1).contiguous()
+        return self.transform(image) if self.transform else image
+
+
+def read_part(codec, path, level=0):
+    """A picture, `level` times halved, and how many bytes of its file were read: ever more until they do."""
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        data = file.read(max(size >> level, 256))
+        while len(data) < size:
+            try:
+                return codec.decompress(data, level), len(data)
+            except ValueError:  # cut, most likely; if not, the whole file will tell
+                data += file.read(len(data))
+        return codec.decompress(data, level), size
