@@ -16,6 +16,9 @@ class CouplingLevel(nn.Module):
     exactly as many coefficients as pixels. Source: method 2.
     """
 
+    # details of an even grey, where couplings leave it as it is: pixels
+    flat = MIDDLE
+
     def __init__(self, repeat, hchnl, nhidden, channels=3):
         super().__init__()
         self.networks = nn.ModuleList(

@@ -25,8 +25,8 @@ INTERPOLATING = (
     ((0, -1 / 16, 9 / 16, 9 / 16, -1 / 16), -1 / 4),
     ((-1 / 32, 9 / 32, 9 / 32, -1 / 32, 0), 1 / 8),
 )
-# What trainable lifting starts as; of "wavelet", see lifting_level.
-STARTS = CLASSICAL | {"wavelet": INTERPOLATING}
+# What trainable lifting starts as; of the last two, see lifting_level.
+STARTS = CLASSICAL | {"linear": INTERPOLATING, "wavelet": INTERPOLATING}
 
 # Networks of "wavelet" see differences of 16 tones as 1, and move slowly: what the prior learns beside them
 # must not be thrown back by every step.
@@ -119,6 +119,9 @@ class LiftingLevel(nn.Module):
     Source: method 4; Le Gall and Tabatabai (1988); ITU-T T.800, annex F (reversible 5/3).
     """
 
+    # details of an even grey, where predictions keep it: differences
+    flat = 0
+
     def __init__(self, lifts, mirrored=True):
         super().__init__()
         self.lifts, self.mirrored = nn.ModuleList(lifts), mirrored
@@ -179,21 +182,22 @@ def lifting_level(wavelet, repeat, hchnl, nhidden, channels=3):
     """A trainable LiftingLevel of 2 * repeat steps, in pairs of predict and update.
 
     "haar", "legall": every step has a network of rows; started as that classical wavelet, free to leave it.
-    "wavelet": started as 13/7-T, and a wavelet whatever it learns. Predictions are taps that sum to 1 and
-    networks that see differences along rows alone: what is constant along rows does not change details.
-    Updates are taps that sum to 1/2, which a constant, with d = 0, passes unchanged, and the highest
-    frequency, with d = -2 even, not at all. So the low pass is 1 at frequency 0 and 0 at pi, the high pass 0
-    at 0.
+    "linear": started as 13/7-T, and a wavelet whatever it learns. Predictions are taps that sum to 1: where
+    rows are constant, details are 0. Updates are taps that sum to 1/2, which a constant, with d = 0, passes
+    unchanged, and the highest frequency, with d = -2 even, not at all. So the low pass is 1 at frequency 0
+    and 0 at pi, the high pass 0 at 0.
+    "wavelet": the same with networks beside the predictions, which see differences along rows alone, so that
+    all this remains true of the slopes.
     """
     steps = STARTS[wavelet]
     steps += (((0,) * len(steps[0][0]), 0),) * (2 * repeat - 2)
-    if wavelet != "wavelet":
+    if wavelet in CLASSICAL:
         networks = (ConvNet(channels, channels, hchnl, nhidden, kernel=(1, 3)) for _ in steps)
         lifts = (Lift(taps, bias, network) for (taps, bias), network in zip(steps, networks))
         return LiftingLevel(lifts, wavelet != "haar")
     lifts = []
     for i, (taps, bias) in enumerate(steps):
-        if i % 2:
+        if i % 2 or wavelet == "linear":
             lifts.append(Lift(taps, bias, total=sum(taps)))
         else:
             network = ConvNet(channels, channels, hchnl, nhidden, differences=INPUT_GAIN)

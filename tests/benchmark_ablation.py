@@ -12,7 +12,7 @@ Adam with a cosine rate, and measured on the same test images. Rows:
     full    with all of them; -PART: without this one; +couplings: behind couplings; +wide: without couplings,
             but widened to as many multiply-adds; +drfirst: the diagonal band first
     paper+ycocg and full with +haar, +legall, +interpolating: behind that wavelet, fixed; +learnedhaar,
-            +learnedlegall: lifting that starts so, free to leave it; +wavelet: -lifting wavelet
+            +learnedlegall: lifting that starts so, free to leave it; +linear, +wavelet: -lifting so
 Parts, and what stands in their place:
     bands     sight of the detail bands before; the coarse band alone
     channels  sight of the channels before, in the same band; none
@@ -105,9 +105,10 @@ ALL, COLOUR = frozenset(PARTS), frozenset({"ycocg"})
 WAVELETS = {
     "haar": ("haar", True),
     "legall": ("legall", True),
-    "interpolating": ("wavelet", True),
+    "interpolating": ("linear", True),
     "learnedhaar": ("haar", False),
     "learnedlegall": ("legall", False),
+    "linear": ("linear", False),
     "wavelet": ("wavelet", False),
 }
 ROWS = {

@@ -252,7 +252,7 @@ class Stream:
 
         Its mixtures have these axes behind K, or longer ones.
         """
-        z = np.full(shape, 128, np.int64)
+        z = np.full(shape, self.flat, np.int64)
         channels = shape[0] if not self.luma_alone else int(first == 0)
         for y, x, c in np.ndindex(*shape[1:], channels):
             z[c, y, x] = self.mixture(*(f[:, c, y, x].tolist() for f in (weights, means, scales)))
@@ -473,9 +473,11 @@ def decode(data, model=None):
         return whole(pixels, mode, head), head, metadata, None
     assert head["model"][2] == model.identity()[:8]
     stream = Stream(data[at:], *head["settings"][2] if "settings" in head else (4096, 24))
-    stream.luma_alone = kind & 7 in LUMA_ALONE
+    stream.luma_alone, stream.flat = kind & 7 in LUMA_ALONE, 128
     levels = depth(height, width)
     image = model.top(stream, *halved(height, width, levels))
+    if model.options.get("lifting", "none") != "none":
+        stream.flat = 0
     for i in reversed(range(levels)):
         h, w = halved(height, width, i)
         sizes = (h + 1 >> 1, w >> 1), (h >> 1, w + 1 >> 1), (h >> 1, w >> 1)

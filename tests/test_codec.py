@@ -27,6 +27,7 @@ OPTIONS = {
     "simple": dict(hchnl=4, simplePrior=True),
     "legall": dict(hchnl=4, lifting="legall"),
     "wavelet": dict(hchnl=4, lifting="wavelet", prior="bands", width=4, HUE=True),
+    "linear": dict(lifting="linear", prior="bands", width=4, HUE=True),
     "haar": dict(hchnl=4, lifting="haar", simplePrior=True, HUE=True),
     "heavy": dict(hchnl=4, heavy=True, size=16),
     "no couplings": dict(hchnl=4, repeat=0),

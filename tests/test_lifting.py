@@ -182,11 +182,12 @@ def test_trainable_lifting_learns_its_taps():
         assert lift.taps.grad.abs().min() > 0 and lift.network.last.weight.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("lifting", ["linear", "wavelet"])
 @pytest.mark.parametrize("repeat", [1, 2])
-def test_a_wavelet_whatever_it_learns(repeat):
+def test_a_wavelet_whatever_it_learns(lifting, repeat):
     """Responses of wild networks: to a constant, and to the highest frequency, across and down."""
     level = (
-        make_wild(build({"lifting": "wavelet", "hchnl": 8, "repeat": repeat}), 0.2).double().pyramid.level(0)
+        make_wild(build({"lifting": lifting, "hchnl": 8, "repeat": repeat}), 0.2).double().pyramid.level(0)
     )
     x = noise(1, 3, 24, 20).double().requires_grad_()
     ul, details = level.split(x)

@@ -5,7 +5,6 @@ the prior's order, each under its distribution given what is already known. The 
 smaller image: the coarse band of a level.
 """
 
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +23,8 @@ from utils.arithmetic.polyphase import channels_last, depth, level_sizes
 class Settings(NamedTuple):
     """How probabilities become integers, and what is coded: both sides must agree. See source/tables.py.
 
-    luma: the first channel alone, where `has_luma_alone`: the others are MIDDLE in every band.
+    luma: the first channel alone, where `has_luma_alone`: others are MIDDLE in coarse bands, `flat` of their
+    level in details.
     """
 
     nbins: int = 4096
@@ -50,10 +50,13 @@ def _tables(distribution, settings):
 @torch.no_grad()
 @crew()
 def has_luma_alone(model, images):
-    """Whether the first channel of grey images (B, 3, H, W) is all there is to code: others are MIDDLE."""
+    """Whether the first channel of grey images (B, 3, H, W) is all there is to code: others are even."""
     x = model.from_images(images)
-    bands = (band for _, coarse, detail in model.pyramid.analyse(x) for band in (coarse, *detail))
-    return all(bool((band[:, 1:] == MIDDLE).all()) for band in chain([x], bands))
+    even = (x[:, 1:] == MIDDLE).all()
+    for level, coarse, detail in model.pyramid.analyse(x):
+        flat = model.pyramid.level(level).flat
+        even = even and (coarse[:, 1:] == MIDDLE).all() and all((d[:, 1:] == flat).all() for d in detail)
+    return bool(even)
 
 
 def _coded(settings, channels=slice(None)):
@@ -67,14 +70,14 @@ def _channels(model, height):
 
 
 def coded_channels(model, sizes, settings):
-    """Yield which of its channels are coded, of the top and of each part after it.
+    """Yield which of its channels are coded, of the top and of each part after it, and what others are.
 
     sizes: (height, width) of all levels, as level_sizes has them.
     """
-    yield _coded(settings)
-    for height, _ in reversed(sizes[1:]):
-        for channels in _channels(model, height):
-            yield _coded(settings, channels)
+    yield _coded(settings), MIDDLE
+    for level in reversed(range(len(sizes) - 1)):
+        for channels in _channels(model, sizes[level + 1][0]):
+            yield _coded(settings, channels), model.pyramid.level(level).flat
 
 
 @torch.no_grad()
@@ -144,13 +147,14 @@ def _of(distribution, channels):
 def pop_band(decoders, distribution, settings, partial, coded, shift=0):
     """A band (B, C, h, w) from a batch of decoders, and how many values some image lacks.
 
-    coded: its channels in the streams; others are MIDDLE.
+    coded: its channels in the streams, and what others are.
     partial: what a stream lacks is the mode, and `shift` more, in place of raising Truncated.
     """
     bands, lacking = [], 0
-    whole, distribution = distribution.mean[0], _of(distribution, coded)
+    whole, (channels, flat) = distribution.mean[0], coded
+    distribution = _of(distribution, channels)
     if not distribution.mean.shape[-3]:
-        return torch.full(whole.shape, MIDDLE), 0
+        return torch.full(whole.shape, flat), 0
     for image, (decoder, table) in enumerate(zip(decoders, _tables(distribution, settings))):
         try:
             bands.append(decoder.pop(table))
@@ -162,7 +166,7 @@ def pop_band(decoders, distribution, settings, partial, coded, shift=0):
             bands.append(band)
             lacking = max(lacking, band.size - len(cut.symbols))
     band = torch.from_numpy(np.stack(bands)).movedim(-1, -3)
-    others = band.new_full((len(band), whole.shape[-3] - band.shape[1], *band.shape[2:]), MIDDLE)
+    others = band.new_full((len(band), whole.shape[-3] - band.shape[1], *band.shape[2:]), flat)
     return torch.cat([band, others], 1), lacking
 
 
