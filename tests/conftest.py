@@ -37,3 +37,9 @@ def photo():
     x = read_rgb(PHOTOS / "casa-mila.png")
     top, left = (x.shape[1] - 512) // 2, (x.shape[2] - 512) // 2
     return x[None, :, top : top + 512, left : left + 512].float()
+
+
+@pytest.fixture
+def without_webp(monkeypatch):
+    """For models of tests, which are no match for it."""
+    monkeypatch.setattr("flow.codec.planes.pack_webp", lambda picture, search=None: None)

@@ -92,12 +92,6 @@ def round_trip(picture, settings=DEFAULT):
     return data
 
 
-@pytest.fixture
-def without_webp(monkeypatch):
-    """For the model here, which is no match for it."""
-    monkeypatch.setattr("flow.codec.planes.pack_webp", lambda picture, search=None: None)
-
-
 @pytest.mark.parametrize("mode", CHANNELS)
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (300, 2), (33, 57), (64, 64)])
 def test_every_mode_and_size(mode, size):

@@ -110,6 +110,7 @@ def test_a_failed_item_is_reported_and_the_rest_done(folder, pictures, tmp_path,
     assert written == ["grey.nwf", "photo.nwf", "photo.nwf"]
 
 
+@pytest.mark.usefixtures("without_webp")
 def test_corrupt_and_cut_files(folder, pictures, tmp_path, capsys):
     run(capsys, "-folder", folder, "-img", pictures / "photo.png", "-out", tmp_path)
     file = tmp_path / "photo.nwf"
