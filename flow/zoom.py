@@ -76,7 +76,7 @@ def load_file(model, name, data):
     """
     head = read_head(data)
     if head.method != FLOW:
-        raise ValueError("a .nwf file without levels: deflate was smaller than the flow")
+        raise ValueError("a .nwf file without levels: another method was smaller than the flow")
     stream, size = data[head.end :], head.size[::-1]
     for level, count in prefixes(model, stream, size, head.settings):
         count += head.end

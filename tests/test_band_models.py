@@ -256,6 +256,7 @@ def test_residuals_and_means_make_the_bands(scheme, photo):
     assert torch.equal(model.to_images(again), x)
 
 
+@pytest.mark.usefixtures("without_webp")
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_pictures_to_files_and_back(mode, learnt, photo):
     model, name = learnt[0].freeze(), "ab" * 32

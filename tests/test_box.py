@@ -63,6 +63,7 @@ def test_photographs_kept_for_testing_take_less_than_by_other_codecs(photo):
     assert all(len(data) < others[codec] for codec in others if not codec.startswith("JPEG XL")), others
 
 
+@pytest.mark.usefixtures("without_webp")
 def test_files_of_a_band_wise_prior_decode_as_when_it_was_made():
     model, name = tiny_model(BANDS)
     data, picture = (BANDS / "flow.nwf").read_bytes(), Image.open(BANDS / "flow.png").convert("RGB")

@@ -157,6 +157,7 @@ def test_no_byte_less_will_do(image):
     assert list(prefixes(model, stream[:-1], size)) == list(prefixes(model, stream, size))[:-1]
 
 
+@pytest.mark.usefixtures("without_webp")
 def test_files_load_as_images_do(image):
     model, name = legall().freeze(), "0123456789abcdef"
     image = image // 2 + (noise(3, 64, 48) / 8).to(torch.uint8)  # grainy, lest deflate be smaller
