@@ -110,7 +110,7 @@ def tell(rows):
 def main(argv=None):
     """Differentiate, transform, average, draw and save."""
     options, _ = parse(__doc__, OPTIONS, argv)
-    folder, device = find_folder(options["folder"]), pick_device(options["cuda"])
+    folder, device = find_folder(options["folder"], "wavelet"), pick_device(options["cuda"])
     model, _ = open_model(folder, device=device)
     if next(model.pyramid.parameters(), None) is None:
         raise ValueError(f"{folder}: no filters to draw: a model with -repeat 0 only splits pixels")

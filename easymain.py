@@ -2,7 +2,7 @@
 
     python easymain.py                                          the photographs in etc/photos, on the CPU
     python easymain.py -cuda 0 -epoch 600 -hchnl 350 -repeat 3 -nhidden 3 -target ImageNet32
-    python easymain.py -config etc/model/plan.json -folder opt/NAME    as a file of options plans it
+    python easymain.py -config etc/wavelet/plan.json -folder opt/NAME    as a file of options plans it
     python easymain.py -folder opt/NAME -load -epoch 800        go on with a training
     torchrun --nproc-per-node 4 easymain.py -cuda 0 -target CIFAR    four GPUs, from the first
 
@@ -59,7 +59,7 @@ DATA = DATA_FOLDER | {
 }
 FOLDER = {
     "config": Option(
-        None, "JSON file of options, under those that are typed: a plan such as etc/model/plan.json"
+        None, "JSON file of options, under those that are typed: a plan such as etc/wavelet/plan.json"
     ),
     "folder": Option(None, "model folder (default: opt/default_easyMera_TARGET and the architecture)"),
     "load": Option(False, "go on with the training in the folder; architecture and data set are its own"),

@@ -116,7 +116,7 @@ def main(argv=None):
     """Split into low and high, transform, draw and save."""
     options, typed = parse(__doc__, OPTIONS, argv)
     refuse(typed, ["data"] if options["img"] != "target" else [], "without -img target")
-    folder, device = find_folder(options["folder"]), pick_device(options["cuda"])
+    folder, device = find_folder(options["folder"], "wavelet"), pick_device(options["cuda"])
     model, trained_with = open_model(folder, device=device)
     image, stem = choose(options, trained_with)
     levels = options["deltaDepth"]

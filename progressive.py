@@ -210,7 +210,8 @@ def main(argv=None):
     refuse(typed, ["exsize", "exBaseScale"] if options["exdepth"] == 0 else [], "beside -exdepth 0")
     device = pick_device(options["cuda"])
     generator = torch.Generator(device).manual_seed(options["seed"])
-    folder = find_folder(options["folder"])
+    files = any(path.endswith(".nwf") for path in options["img"] or ())
+    folder = find_folder(options["folder"], "model" if files else "wavelet")
     model, architecture, name = open_frozen(folder, device=device)
     out, size = picture_folder(options["out"], folder), architecture["patch"]
     origin = f"\nmodel: {trained(folder)}"

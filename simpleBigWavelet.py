@@ -152,7 +152,7 @@ def draw_bits(tables, caption):
 def main(argv=None):
     """Decompose, measure, draw and save."""
     options, _ = parse(__doc__, OPTIONS, argv)
-    folder, device = find_folder(options["folder"]), pick_device(options["cuda"])
+    folder, device = find_folder(options["folder"], "wavelet"), pick_device(options["cuda"])
     image = picture(options["img"])[None].to(device)
     check_levels("depth", options["depth"], image)
     model, _, _ = open_frozen(folder, device=device)

@@ -19,7 +19,7 @@ from flow.codec.planes import DEFAULT_EFFORT
 from flow.folder import find_folder
 
 FORMAT = "NWF"
-BOX = "model", "cifar", "paper"
+BOX = "model", "cifar", "paper", "wavelet"
 _folders = []
 
 
