@@ -125,11 +125,11 @@ def main(argv=None):
     reading = {name: options[name] for name in ("data", "workers", "scales")} | {"size": options["patch"]}
     with workers.joined(device):
         with workers.leader_first():
-            test = load(options["target"], "test", **reading)
             if options["crops"]:
                 train = Pictures(options["target"], **reading)
             else:
                 train = load(options["target"], "train", **reading)
+            test = load(options["target"], "test", **reading)
         trainer = Trainer(model, train, test, options, folder, device, workers)
         if not workers.rank:
             remove_unfinished_files(folder)

@@ -175,7 +175,7 @@ def test_standard_input_to_standard_output(folder, pictures, tmp_path, monkeypat
     assert status == 0 and coded.startswith(b"NWF") and "bits/dim" in lines[0] and len(lines) == 2
     status, back, _ = piped(monkeypatch, capsysbinary, coded, *argv, "-", "-decode", "-")
     assert status == 0 and equal(io.BytesIO(back), pictures / "photo.png")
-    status, none, lines = piped(monkeypatch, capsysbinary, coded, *argv, "-", "-img", "-")
+    status, none, lines = piped(monkeypatch, capsysbinary, coded[4:], *argv, "-", "-img", "-")
     assert (status, none, lines) == (2, b"", ["standard input: not an image that Pillow can read"])
     assert piped(monkeypatch, capsysbinary, source, *argv, tmp_path / "a.nwf", "-img", "-")[0] == 0
     assert (tmp_path / "a.nwf").read_bytes() == coded
