@@ -87,10 +87,9 @@ def read_plan(path):
 def resolve(argv):
     """The options of a training: typed, over -config's, over the folder's (-load), over the defaults."""
     options, typed = parse(__doc__, OPTIONS, argv)
-    config = options.pop("config")
-    if config is not None:
-        plan = read_plan(config)
-        options, typed = options | plan, plan | {name: typed[name] for name in typed.keys() - {"config"}}
+    if config := options.pop("config"):
+        del typed["config"]
+        typed = read_plan(config) | typed
         options |= typed
     refuse(typed, CROPS_ALONE if not options["crops"] and "load" not in typed else (), "without -crops")
     folder = options.pop("folder") or default_folder(options)

@@ -168,7 +168,7 @@ class Trainer:
     def run_epoch(self, stop, show):
         """Do the steps of an epoch that are left. Returns False if a stop was requested before the last."""
         p, workers = self.state.progress, self.workers
-        batches = batches_of(self.train, self.options, p.epoch, workers)
+        batches = self.batches = batches_of(self.train, self.options, p.epoch, workers)
         started, shown = time.monotonic() - p.seconds, 0.0
         pending = torch.zeros((), dtype=torch.float64, device=self.device)
         with self.progress_bar(batches, show) as bar:
@@ -236,7 +236,7 @@ class Trainer:
         self.record(always=last)
         # at last: a run that is killed before goes on from the epoch's start and writes the others again
         self.save()
-        images = batches_of(self.train, self.options, p.epoch, self.workers).images() / max(p.seconds, 1e-9)
+        images = self.batches.images() / max(p.seconds, 1e-9)
         tqdm.write(f"epoch {p.epoch + 1}: train {train:.4f}, test {test:.4f} bits/dim, {images:.0f} images/s")
 
     def run(self, show=True):

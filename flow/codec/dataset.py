@@ -1,12 +1,11 @@
 """A folder of .nwf files as a data set of torch's, at a size of one's choice."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 
 from flow.codec.api import Codec
 from flow.codec.pictures import as_picture, colours
+from utils.data.images import image_files
 
 
 class NwfFolder(torch.utils.data.Dataset):
@@ -19,7 +18,7 @@ class NwfFolder(torch.utils.data.Dataset):
     """
 
     def __init__(self, folder, level=0, codec=None, transform=None):
-        self.files = sorted(path for path in Path(folder).rglob("*.nwf") if not path.name.startswith("."))
+        self.files = nwf_files(folder)
         if not self.files:
             raise ValueError(f"{folder}: no .nwf files in this folder")
         self.level, self.transform = level, transform
@@ -39,6 +38,11 @@ class NwfFolder(torch.utils.data.Dataset):
             picture = as_picture(picture).high()
         image = torch.from_numpy(colours(picture)).permute(2, 0, 1).contiguous()
         return self.transform(image) if self.transform else image
+
+
+def nwf_files(folder):
+    """The .nwf files under a folder, as image_files has them."""
+    return image_files(folder, {".nwf"})
 
 
 def read_part(codec, path, level=0):

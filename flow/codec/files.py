@@ -11,6 +11,8 @@ import torch
 
 from flow.codec.api import Codec
 from flow.codec.container import FLOW, Corrupt, read_head
+from flow.codec.dataset import nwf_files
+from flow.codec.deep import Deep
 from flow.codec.formats import SUFFIXES, in_format
 from flow.codec.info import describe
 from flow.codec.jobs import STREAM, Made, Sizes, of_all, plan, progress_of, run, share
@@ -44,7 +46,8 @@ def encode_files(options):
 
 def check_equal(back, picture):
     """Raise ValueError unless a picture came back as it was, with all that it shows by."""
-    back, picture = as_picture(back), as_picture(picture)
+    if isinstance(picture, Deep):
+        back = as_picture(back)
     same = all(getattr(back, part) == getattr(picture, part) for part in ("mode", "size", "info"))
     if picture.mode == "P":
         same = same and back.getpalette() == picture.getpalette()
@@ -157,11 +160,6 @@ def open_codec(options, threads=None, settings=DEFAULT):
 def count_values(picture):
     """The dimensions in bits per dimension."""
     return picture.width * picture.height * len(picture.getbands())
-
-
-def nwf_files(folder):
-    """The .nwf files under a folder, sorted."""
-    return sorted(path for path in folder.rglob("*.nwf") if not path.name.startswith("."))
 
 
 class _StandardInput(BytesIO):

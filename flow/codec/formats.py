@@ -4,6 +4,7 @@ from io import BytesIO
 
 from flow.codec.deep import Deep
 from flow.codec.pictures import as_picture, write_png
+from flow.codec.planes import WEBP_SIDE
 
 SUFFIXES = {
     ".png": "png",
@@ -23,7 +24,6 @@ SAVED = {
     "tif": ("TIFF", {"compression": "tiff_adobe_deflate"}),
     "webp": ("WEBP", {"lossless": True, "exact": True, "quality": 100}),
 }
-WEBP_SIDE = 16383
 
 
 def in_format(picture, name):
@@ -35,9 +35,9 @@ def in_format(picture, name):
     if name == "png":
         write_png(picture, file)
         return file.getvalue(), []
-    if name == "webp" and max(picture.size) > WEBP_SIDE:
+    if name == "webp" and max(picture.size) >= WEBP_SIDE:
         raise ValueError(
-            f"{picture.width}x{picture.height} pixels: a WebP file has {WEBP_SIDE} a side at most"
+            f"{picture.width}x{picture.height} pixels: a WebP file has {WEBP_SIDE - 1} a side at most"
         )
     if isinstance(picture, Deep) or picture.mode == "I;16":
         picture = as_picture(picture).image()

@@ -52,11 +52,13 @@ def _tables(distribution, settings):
 def has_luma_alone(model, images):
     """Whether the first channel of grey images (B, 3, H, W) is all there is to code: others are even."""
     x = model.from_images(images)
-    even = (x[:, 1:] == MIDDLE).all()
+    if (x[:, 1:] != MIDDLE).any():
+        return False
     for level, coarse, detail in model.pyramid.analyse(x):
         flat = model.pyramid.level(level).flat
-        even = even and (coarse[:, 1:] == MIDDLE).all() and all((d[:, 1:] == flat).all() for d in detail)
-    return bool(even)
+        if (coarse[:, 1:] != MIDDLE).any() or any((band[:, 1:] != flat).any() for band in detail):
+            return False
+    return True
 
 
 def _coded(settings, channels=slice(None)):
@@ -182,7 +184,6 @@ def decode_levels(model, decoders, size, settings=DEFAULT, skip=0, partial=False
     (B, 3, h, w), and whether all of it was in the streams. Its `pixels` are a picture of it.
     """
     sizes, complete = level_sizes(*size, depth(*size)), True
-
     coded = coded_channels(model, sizes, settings)
 
     def pop(distribution):

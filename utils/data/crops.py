@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
 from utils.data.datasets import pictures_of, weighted_names
 from utils.data.origins import imitate
@@ -52,8 +53,7 @@ class Pictures:
         crop = picture[:, top : top + size[0], left : left + size[1]]
         crop = crop.permute(1, 2, 0).numpy()
         if rng.random() < augment.grey:
-            red, green, blue = (crop[..., c].astype(np.float32) for c in range(3))
-            luma = np.round(0.299 * red + 0.587 * green + 0.114 * blue).astype(np.uint8)
+            luma = np.asarray(Image.fromarray(np.ascontiguousarray(crop)).convert("L"))
             crop = np.repeat(luma[..., None], 3, -1)
         if rng.random() < augment.origins:
             crop = imitate(np.ascontiguousarray(crop), rng)

@@ -13,12 +13,12 @@ IN_THE_BOX, BOX_SIDE = PHOTOS / "roman-colosseum.png", 512
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
-def image_files(folder):
+def image_files(folder, suffixes=SUFFIXES):
     """List the image files under a folder, subfolders included, sorted by path.
 
-    Files are known by their suffix; hidden ones are left out.
+    Files are known by their suffix, large or small letters; hidden ones are left out.
     """
-    files = (path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
+    files = (path for path in Path(folder).rglob("*") if path.suffix.lower() in suffixes)
     return sorted(path for path in files if path.is_file() and not path.name.startswith("."))
 
 
