@@ -21,6 +21,7 @@ from flow.folder import (
     default_folder,
     find_saving,
     freeze,
+    open_model,
     options_file,
     read_options,
     read_table,
@@ -29,6 +30,7 @@ from flow.folder import (
     write_options,
 )
 from flow.model import ARCHITECTURE, build
+from flow.start import inherit
 from flow.training import TRAINING, Trainer
 from utils.data.crops import Pictures
 from utils.data.datasets import choose_sides, load
@@ -62,6 +64,10 @@ FOLDER = {
         None, "JSON file of options, under those that are typed: a plan such as etc/wavelet/plan.json"
     ),
     "folder": Option(None, "model folder (default: opt/default_easyMera_TARGET and the architecture)"),
+    "start": Option(
+        None,
+        "model folder whose weights to begin with; this model may have more -ownLevels and -components",
+    ),
     "load": Option(False, "go on with the training in the folder; architecture and data set are its own"),
 }
 OPTIONS = (
@@ -85,7 +91,10 @@ def read_plan(path):
 
 
 def resolve(argv):
-    """The options of a training: typed, over -config's, over the folder's (-load), over the defaults."""
+    """The options of a training: typed, over -config's, over the folder's (-load), over the defaults.
+
+    Also its folder, whether it goes on, and the folder whose weights it begins with, or None.
+    """
     options, typed = parse(__doc__, OPTIONS, argv)
     if config := options.pop("config"):
         del typed["config"]
@@ -93,7 +102,8 @@ def resolve(argv):
         options |= typed
     refuse(typed, CROPS_ALONE if not options["crops"] and "load" not in typed else (), "without -crops")
     folder = options.pop("folder") or default_folder(options)
-    resume = options.pop("load")
+    resume, start = options.pop("load"), options.pop("start")
+    refuse(typed, ("start",) if resume else (), "with -load")
     if resume:
         saved = read_options(folder)
         check_values(saved, DATA | TRAINING, options_file(folder))
@@ -109,18 +119,20 @@ def resolve(argv):
     sides = choose_sides(options["target"], typed.get("size"))
     if not resume:
         options["patch"], options["size"] = sides
-    return options, folder, resume
+    return options, folder, resume, start
 
 
 @script
 def main(argv=None):
     """Train, and leave the model folder."""
-    options, folder, resume = resolve(argv)
+    options, folder, resume, start = resolve(argv)
     workers = Workers()
     device = pick_device(options["cuda"] + (workers.local_rank if options["cuda"] >= 0 else 0))
     torch.manual_seed(options["seed"])
     torch.set_float32_matmul_precision("high")
     model = build(options)
+    if start is not None:
+        inherit(model, open_model(start)[0])
     reading = {name: options[name] for name in ("data", "workers", "scales")} | {"size": options["patch"]}
     with workers.joined(device):
         with workers.leader_first():

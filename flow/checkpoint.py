@@ -5,13 +5,23 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
+from flow.muon import Muon
 from utils.files import load_tensors, save_tensors
 
-# Class, settings, and what it keeps of each weight's gradients, under torch's names. Source: method 5.
+# Module, learning rate -> its optimiser. Source: method 5.
 OPTIMIZERS = {
-    "adamax": (torch.optim.Adamax, {"eps": 1e-7}, ("exp_avg", "exp_inf")),
-    "adam": (torch.optim.Adam, {"betas": (0.9, 0.99)}, ("exp_avg", "exp_avg_sq")),
+    "adamax": lambda module, lr: torch.optim.Adamax(module.parameters(), lr, eps=1e-7),
+    "adam": lambda module, lr: torch.optim.Adam(module.parameters(), lr, betas=(0.9, 0.99)),
+    "muon": Muon,
 }
+
+
+def moments(optimizer, parameter):
+    """What an optimiser keeps of the gradients of a parameter, under torch's names."""
+    if isinstance(optimizer, torch.optim.Adamax):
+        return "exp_avg", "exp_inf"
+    of_layer = isinstance(optimizer, Muon) and any(parameter is p for p in optimizer.layers)
+    return ("exp_avg",) if of_layer else ("exp_avg", "exp_avg_sq")
 
 
 @dataclass
@@ -37,8 +47,7 @@ class TrainingState:
 
     def __init__(self, model, options):
         self.model, self.progress = model, Progress()
-        kind, settings, self.moments = OPTIMIZERS[options["optimizer"]]
-        self.optimizer = kind(model.parameters(), lr=options["lr"], **settings)
+        self.optimizer = OPTIMIZERS[options["optimizer"]](model, options["lr"])
         self.decay, self.average = options["ema"], None
         if self.decay:
             self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -88,7 +97,7 @@ class TrainingState:
                 p.data.copy_(tensors[f"model.{n}"])
                 if self.average:
                     self.average[n].copy_(tensors.get(f"average.{n}", p))
-                saved = {key: f"optimizer.{key}.{n}" for key in ("step", *self.moments)}
+                saved = {key: f"optimizer.{key}.{n}" for key in ("step", *moments(self.optimizer, p))}
                 if saved["step"] in tensors:
                     state = {key: tensors[name].to(p.device) for key, name in saved.items()}
                     self.optimizer.state[p] = state | {"step": state["step"].cpu()}

@@ -10,6 +10,7 @@ from source.bands import MAX_BLOCKS, BandPrior
 from source.distribution import concatenated, drawing, flattened
 from source.prior import (
     ConditionalPrior,
+    LevelPriors,
     PositionPrior,
     SimplePrior,
     TopPrior,
@@ -53,8 +54,12 @@ ARCHITECTURE = {
         1, "residual blocks of -prior bands for each band; twice as many before", least=0, most=MAX_BLOCKS
     ),
     "components": Option(3, "logistic components of the mixtures of -prior bands", least=1, most=32),
+    "ownLevels": Option(
+        0, "finest levels that have networks of -prior bands of their own; all others share one set",
+        least=0, most=16,
+    ),
 }  # fmt: skip
-BAND_PRIOR_OPTIONS = "width", "blocks", "components"
+BAND_PRIOR_OPTIONS = "width", "blocks", "components", "ownLevels"
 # Images whose activations are observed together.
 OBSERVED_AT_ONCE = 4
 
@@ -192,7 +197,11 @@ def build(options):
     elif simple:
         detail = SimplePrior(start)
     elif o["prior"] == "bands":
-        detail = BandPrior(o["width"], o["blocks"], o["components"], start=start)
+        priors = [
+            BandPrior(o["width"], o["blocks"], o["components"], start=start)
+            for _ in range(1 + o["ownLevels"])
+        ]
+        detail = LevelPriors(priors) if o["ownLevels"] else priors[0]
     else:
         detail = ConditionalPrior(o["hchnl"], o["nhidden"], start)
     return NeuralWavelet(pyramid, TopPrior(o["nMixing"], o["clamp"]), detail, o["HUE"])

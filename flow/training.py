@@ -32,7 +32,11 @@ TRAINING = {
     "epoch": Option(400, "epochs to train, from the start", least=1),
     "batch": Option(200, "images a step, over all processes", least=1, most=10**6),
     "lr": Option(0.001, "learning rate", above=0),
-    "optimizer": Option("adamax", "adamax, the paper's, or adam", tuple(OPTIMIZERS)),
+    "optimizer": Option(
+        "adamax",
+        "adamax, the paper's; adam; muon, which makes the steps of layers orthogonal and learns faster",
+        tuple(OPTIMIZERS),
+    ),
     "clipNorm": Option(0.0, "limit of the gradient's norm, in bits per dimension; 0: none", least=0),
     "lrSchedule": Option(
         "paper",

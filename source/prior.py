@@ -237,6 +237,26 @@ class SimplePrior(_IndependentPrior):
         return self._given(self.mean.expand(*shape), self.logscale.expand(*shape))
 
 
+class LevelPriors(nn.Module):
+    """Priors of the finest levels, one each; the last of them serves all deeper levels too."""
+
+    def __init__(self, levels):
+        super().__init__()
+        self.levels = nn.ModuleList(levels)
+
+    def parts(self, height):
+        """See this module's docstring."""
+        return self.levels[0].parts(height)
+
+    def forward(self, coarse, level, detail=None):
+        """See this module's docstring."""
+        return self.levels[min(level, len(self.levels) - 1)](coarse, level, detail)
+
+    def freeze(self, peaks):
+        """The same of frozen priors; peaks: see utils/arithmetic/fixed.py, observe."""
+        return LevelPriors(prior.freeze(peaks) for prior in self.levels)
+
+
 class PositionPrior(_IndependentPrior):
     """One mean and logscale for each level, channel, band and position (-simplePrior -diffDetail).
 

@@ -24,7 +24,7 @@ LUMA_ALONE = {6: "L", 7: "LA"}
 CHANNELS_OF_WEBP = {"1": [1], "L": [1], "LA": [1, 3], "P": [1], "RGB": [0, 1, 2], "RGBA": [0, 1, 2, 3]}
 METHODS = RAW, DEFLATE, FLOW, WEBP = "raw", "deflate", "flow", "WebP"
 OPTIONS = "repeat hchnl nhidden nMixing simplePrior diffDetail HUE clamp heavy lifting size".split()
-LATER_OPTIONS = {"prior": "paper", "width": 64, "blocks": 1, "components": 3}
+LATER_OPTIONS = {"prior": "paper", "width": 64, "blocks": 1, "components": 3, "ownLevels": 0}
 
 
 class Reader:
@@ -393,7 +393,10 @@ class Model:
     def details(self, stream, coarse, sizes, i):
         """The bands ur, dl, dr of level i, of these (height, width)."""
         if self.has("detail.level"):
-            return self.details_by_band(stream, coarse, sizes, i)
+            return self.details_by_band(stream, coarse, sizes, i, "detail")
+        if self.has("detail.levels.0.level"):
+            last = max(n for n in range(20) if self.has(f"detail.levels.{n}.level"))
+            return self.details_by_band(stream, coarse, sizes, i, f"detail.levels.{min(i, last)}")
         means, scales = (self.constants_or_network(f"detail.{name}", coarse, i) for name in ("mean", "scale"))
         fields = ((m[None], s[None]) for m, s in zip(np.split(means, 3), np.split(scales, 3)))
         return [stream.maps((3, *size), np.ones_like(m), m, s) for size, (m, s) in zip(sizes, fields)]
@@ -404,13 +407,13 @@ class Model:
         values = self.tensors[f"{name}.level{i}" if self.has(f"{name}.level1") else f"{name}.level0"]
         return np.broadcast_to(values, (9, *coarse.shape[1:]))
 
-    def details_by_band(self, stream, coarse, sizes, i):
+    def details_by_band(self, stream, coarse, sizes, i, prior):
         (_, height, width), entering = coarse.shape, (-16384, 16383, 2**20)
         known = samples(coarse)
-        trunk = companded(self.wide("detail.enter", known, *entering))
-        trunk = self.blocks("detail.trunk", trunk + column(self.tensors["detail.level"][min(i, 4)]))
+        trunk = companded(self.wide(f"{prior}.enter", known, *entering))
+        trunk = self.blocks(f"{prior}.trunk", trunk + column(self.tensors[f"{prior}.level"][min(i, 4)]))
         bands = []
-        for size, name in zip(sizes, (f"detail.bands.{band}" for band in range(3))):
+        for size, name in zip(sizes, (f"{prior}.bands.{band}" for band in range(3))):
             base = self.wide(f"{name}.base", known, *entering)
             entered = self.wide(f"{name}.enter", np.concatenate([known, base + 32 >> 6]), *entering)
             f = self.narrow(f"{name}.trunk", trunk, onto=companded(entered))

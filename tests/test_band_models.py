@@ -30,6 +30,7 @@ SCHEMES = {
     "couplings HUE": {"HUE": True, "blocks": 0, "components": 1},
     "lifting": {"lifting": "legall", "blocks": 2},
     "wavelet": {"lifting": "wavelet", "repeat": 2, "HUE": True},
+    "own levels": {"repeat": 0, "HUE": True, "ownLevels": 2},
 }
 
 

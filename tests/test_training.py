@@ -348,7 +348,8 @@ def test_bfloat16_on_the_cpu(command, whole, tmp_path):
 @pytest.mark.parametrize(
     "options",
     ["-heavy -HUE", "-simplePrior -diffDetail -clamp 0.1", "-lifting legall -repeat 2", "-repeat 0"]
-    + ["-prior bands -width 6 -repeat 0 -HUE -optimizer adam -amp"],
+    + ["-prior bands -width 6 -repeat 0 -HUE -optimizer adam -amp"]
+    + ["-prior bands -width 8 -repeat 0 -ownLevels 1 -optimizer muon"],
 )
 def test_other_architectures_learn(command, tmp_path, options):
     easymain.main([*command, "-folder", str(tmp_path), *options.split()])
@@ -492,6 +493,7 @@ def test_load_of_a_folder_from_before_some_options(trained, command, whole, tmp_
         "width",
         "blocks",
         "components",
+        "ownLevels",
     ):
         del options[name]
     path.write_text(json.dumps(options))
@@ -511,7 +513,7 @@ def test_load_of_a_finished_training_changes_nothing(trained, whole):
     [
         "-ema 0",
         "-ema 0.9 -flip -optimizer adam -clipNorm 1 -noise 2",
-        "-crops 32 -transpose -origins 0.5 -grey 0.1 -noise 1",
+        "-crops 32 -transpose -origins 0.5 -grey 0.1 -noise 1 -optimizer muon",
     ],
 )
 @pytest.mark.parametrize(("when", "number"), [(1, signal.SIGTERM), (6, signal.SIGINT), (12, signal.SIGINT)])

@@ -1,0 +1,120 @@
+"""Trainings that begin with another model's weights; Muon's steps."""
+
+import copy
+
+import pytest
+import torch
+from conftest import make_wild, noise
+from PIL import Image
+
+import easymain
+from flow.folder import open_model
+from flow.model import build
+from flow.muon import STEP_SIZE, Muon, orthogonal
+from flow.start import inherit
+from utils.arithmetic.integers import bits_per_dimension
+
+SMALL = {"prior": "bands", "repeat": 0, "HUE": True, "width": 6, "components": 2}
+
+
+def wild(**options):
+    return make_wild(build(SMALL | options), 0.05)
+
+
+@pytest.mark.parametrize("before, after", [(0, 0), (0, 1), (0, 3), (1, 1), (1, 3)])
+def test_levels_begin_as_what_served_them(before, after):
+    parent, model = wild(ownLevels=before), build(SMALL | {"ownLevels": after})
+    images = noise(2, 3, 37, 50)
+    inherit(model, parent)
+    assert torch.equal(model.log_prob(images), parent.log_prob(images))
+    # weights of their own from then on
+    with torch.no_grad():
+        next(model.detail.parameters()).add_(1)
+    fresh = build(SMALL | {"ownLevels": after})
+    inherit(fresh, parent)
+    assert torch.equal(fresh.log_prob(images), parent.log_prob(images))
+
+
+@pytest.mark.parametrize("before, after", [(1, 2), (3, 5), (2, 4), (4, 4)])
+def test_components_that_split_keep_the_rate(before, after, photo):
+    parent, model = (build(SMALL | {"components": n, "ownLevels": n - before}) for n in (before, after))
+    with torch.no_grad():
+        for p in parent.parameters():
+            p.add_(0.003 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    inherit(model, parent)
+    images = photo[..., :64, :64]
+    bits = [bits_per_dimension(-m.log_prob(images), images.numel()).item() for m in (parent, model)]
+    assert bits[1] < bits[0] + (0.02 if after > before else 1e-6)
+    for out in model.detail.levels[0].bands[0].out if after > before else ():
+        means = out.bias.view(3, after)
+        assert len({tuple(component.tolist()) for component in means.T}) == after
+
+
+@pytest.mark.parametrize(
+    "change", [{"width": 8}, {"components": 5}, {"components": 1}, {"lifting": "haar", "repeat": 1}]
+)
+def test_what_does_not_fit_is_refused(change):
+    with pytest.raises(ValueError, match="does not fit"):
+        inherit(build(SMALL | change), wild())
+
+
+def test_fewer_levels_of_their_own_are_refused():
+    with pytest.raises(ValueError, match="does not fit"):
+        inherit(build(SMALL), wild(ownLevels=1))
+
+
+def test_start_is_an_option(tmp_path, capsys):
+    for n in range(10):
+        Image.fromarray(noise(16, 32, 3, seed=n).byte().numpy()).save(tmp_path / f"{n}.png")
+    small = ["-target", str(tmp_path), *"-prior bands -repeat 0 -width 6 -batch 8 -epoch 1 -size 16".split()]
+    easymain.main([*small, "-folder", str(tmp_path / "parent")])
+    start = ["-start", str(tmp_path / "parent")]
+    grown = [
+        *small,
+        *start,
+        *"-ownLevels 1 -lr 1e-9 -optimizer muon -folder".split(),
+        str(tmp_path / "grown"),
+    ]
+    easymain.main(grown)
+    images = noise(2, 3, 20, 20)
+    parent, model = (open_model(tmp_path / name)[0] for name in ("parent", "grown"))
+    torch.testing.assert_close(model.log_prob(images), parent.log_prob(images), rtol=1e-4, atol=0)
+    capsys.readouterr()
+    for argv in ([*grown[:-1], str(tmp_path / "grown"), "-load"], [*small, "-width", "8", *start]):
+        with pytest.raises(SystemExit) as stop:
+            easymain.main(argv)
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and "-start" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("shape", [(64, 27), (8, 8), (8, 300), (300, 8), (1, 5)])
+def test_steps_are_nearly_orthogonal(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    # the same singular vectors, values near 1
+    values = (u.T @ orthogonal(matrix) @ v.T).diagonal()
+    assert 0.6 < values.min() and values.max() < 1.3
+    assert not orthogonal(torch.zeros(shape)).any()
+
+
+def test_muon_steps():
+    layers = torch.nn.Sequential(
+        torch.nn.Conv2d(8, 12, 3), torch.nn.Conv2d(12, 12, 3, groups=12), torch.nn.Conv2d(12, 4, 1)
+    )
+    plain = copy.deepcopy(layers)
+    muon, adam = Muon(layers, 0.01), torch.optim.Adam(plain.parameters(), 0.01, (0.9, 0.99))
+    mean = torch.zeros_like(plain[0].weight)
+    for seed in range(3):
+        for p, q in zip(layers.parameters(), plain.parameters()):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
+            q.grad = p.grad.clone()
+        gradient, first = plain[0].weight.grad, plain[0].weight.detach().clone()
+        muon.step()
+        adam.step()
+        mean = 0.95 * mean + 0.05 * gradient
+        ahead = (0.05 * gradient + 0.95 * mean).flatten(1)
+        first -= 0.01 * STEP_SIZE * 72**0.5 * orthogonal(ahead).view_as(first)
+        plain[0].weight.data.copy_(first)
+        for p, q in zip(layers.parameters(), plain.parameters()):
+            torch.testing.assert_close(p, q)
+            assert p.grad is not None
