@@ -29,6 +29,12 @@ ENCODE = {
     "img": Option(
         None, "encode these image files, and those in these folders; - is standard input", many=True
     ),
+    "effort": Option(
+        5,
+        "1, fastest, to 9, smallest: how much to adapt to each picture; above 5 a minute a megapixel",
+        least=1,
+        most=9,
+    ),
     "verify": Option(
         False, "decode what was made, compare, and only then keep it: the default with a folder"
     ),

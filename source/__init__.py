@@ -6,6 +6,7 @@ bands         the prior that codes band by band and channel by channel
 networks      the networks of couplings and priors, and how each is frozen
 mixing        from networks' integers to those of the coder
 units         what the coder's integers count
+corrections   what a picture corrects of its distributions
 tables        distributions as intervals of integers, which the coder shares out
 kernels       the coder's compiled loops
 rans          the entropy coder: integers <-> bytes

@@ -276,3 +276,55 @@ def _pop_bits(words, position, state, width, precision):
     value = slot >> (precision - width)
     start, frequency = _bits_interval(value, width, precision)
     return position, _advance(state, slot, start, start + frequency, precision), value
+
+
+@_compiled
+def centre_mixtures(weight, mean, scale, centre, spread):
+    """The mean of each mixture and of its scales, rounded down, in their units; all (K, N) or (N,) int32."""
+    for i in range(centre.size):
+        total = np.int64(0)
+        for k in range(weight.shape[0]):
+            total += weight[k, i]
+        running, before, m, s = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+        for k in range(weight.shape[0]):
+            running += weight[k, i]
+            after = (running << WEIGHT_SUM_BITS) // total
+            m += (after - before) * mean[k, i]
+            s += (after - before) * scale[k, i]
+            before = after
+        centre[i], spread[i] = m >> WEIGHT_SUM_BITS, s >> WEIGHT_SUM_BITS
+
+
+@_compiled
+def normal_equations(features, errors, weights):
+    """Of weighted least squares: X W X^T and X W e for features X (F, N) and errors e (N,)."""
+    count = features.shape[0]
+    matrix, vector, x = np.zeros((count, count)), np.zeros(count), np.empty(count)
+    for i in range(errors.size):
+        for a in range(count):
+            x[a] = features[a, i]
+        for a in range(count):
+            weighted = weights[i] * x[a]
+            vector[a] += weighted * errors[i]
+            for b in range(count):
+                matrix[a, b] += weighted * x[b]
+    return matrix, vector
+
+
+@_compiled
+def shifted_costs(symbols, classes, mixtures, tables, shifts, costs):
+    """Add the bits of symbols with each of the shifts of all scales: costs (classes, shifts) float64."""
+    precision, top = mixtures.precision, tables.inverse.size - 1
+    scale = np.empty((mixtures.scale.shape[0], 1), np.int32)
+    weight, mean, low = np.empty_like(scale), np.empty_like(scale), np.empty(1, np.int32)
+    for i in range(symbols.size):
+        low[0] = mixtures.low[i]
+        z = min(max(np.int64(symbols[i]), np.int64(low[0]) - 1), np.int64(low[0]) + mixtures.nbins)
+        for j in range(shifts.size):
+            for k in range(scale.shape[0]):
+                weight[k, 0], mean[k, 0] = mixtures.weight[k, i], mixtures.mean[k, i]
+                scale[k, 0] = min(max(mixtures.scale[k, i] + shifts[j], 0), top)
+            one = Mixtures(low, mixtures.nbins, precision, weight, mean, scale)
+            start, end = _bounds(z, 0, one, tables)
+            costs[classes[i], j] += precision - np.log2(end - start)
+    return costs

@@ -244,6 +244,11 @@ class LevelPriors(nn.Module):
         super().__init__()
         self.levels = nn.ModuleList(levels)
 
+    @property
+    def order(self):
+        """That of the bands: see source/bands.py."""
+        return self.levels[0].order
+
     def parts(self, height):
         """See this module's docstring."""
         return self.levels[0].parts(height)

@@ -115,7 +115,7 @@ class Mixture:
         normalised, low = np.empty_like(weight), np.empty(weight.shape[1], np.int32)
         if not kernels.prepare_mixtures(weight, mean, nbins, normalised, low):
             raise ValueError("weight: need a positive sum for every symbol")
-        self._mixtures = kernels.Mixtures(low, int(nbins), int(precision), normalised, mean, scale)
+        self.fields = kernels.Mixtures(low, int(nbins), int(precision), normalised, mean, scale)
 
     @classmethod
     def logistic(cls, mean, scale, nbins=4096, precision=24):
@@ -126,12 +126,12 @@ class Mixture:
     def each(self):
         """Yield a Mixture for each index of the first axis of the shape, such as each image of a batch."""
         count, *shape = self.shape
-        m = self._mixtures
+        m = self.fields
         low = m.low.reshape(count, prod(shape))
         fields = (f.reshape(len(f), count, low.shape[1]).swapaxes(0, 1) for f in (m.weight, m.mean, m.scale))
         for i, three in enumerate(zip(*map(np.ascontiguousarray, fields))):
             part = copy(self)
-            part.shape, part._mixtures = tuple(shape), kernels.Mixtures(low[i], m.nbins, m.precision, *three)
+            part.shape, part.fields = tuple(shape), kernels.Mixtures(low[i], m.nbins, m.precision, *three)
             yield part
 
     def intervals(self, symbols):
@@ -140,15 +140,15 @@ class Mixture:
         if symbols.shape != self.shape:
             raise ValueError(f"symbols of shape {symbols.shape}: need {self.shape}")
         symbols = symbols.reshape(-1)
-        low, nbins = self._mixtures.low, self._mixtures.nbins
+        low, nbins = self.fields.low, self.fields.nbins
         outside = np.count_nonzero((symbols < low) | (symbols >= low + nbins)) if symbols.size else 0
         start, frequency = np.empty((2, symbols.size + 3 * outside), np.uint32)
-        kernels.mixture_intervals(symbols, self._mixtures, TABLES, start, frequency)
+        kernels.mixture_intervals(symbols, self.fields, TABLES, start, frequency)
         return start, frequency
 
     def pop(self, words, position, state, symbols):
         """Read symbols, (N,): see kernels.Popped for what it returns. Inverse: intervals."""
-        return kernels.pop_mixtures(words, position, state, symbols, self._mixtures, TABLES)
+        return kernels.pop_mixtures(words, position, state, symbols, self.fields, TABLES)
 
 
 class Histogram:

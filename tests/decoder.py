@@ -242,6 +242,21 @@ class Stream:
             z = high + self.distance()
         return z
 
+    def logistic(self, count, scale):
+        """`count` symbols around 0, of the usual settings."""
+        usual = self.nbins, self.precision
+        self.nbins, self.precision = 4096, 24
+        symbols = [self.mixture([1], [0], [scale]) for _ in range(count)]
+        self.nbins, self.precision = usual
+        self.trace = self.trace[:-count]
+        return symbols
+
+    def corrections(self, count):
+        """Scales of the eight classes, and coefficients or None."""
+        kind = min(max(self.logistic(1, 192)[0], 0), 2)
+        scales = clamp(np.cumsum(self.logistic(8, 192)), 8) if kind else [0] * 8
+        return scales, clamp(np.array(self.logistic(count, 288)), 4096) if kind == 2 else None
+
     def distance(self):
         length = self.uniform(5)
         lower = min(length, 16)
@@ -412,6 +427,8 @@ class Model:
         known = samples(coarse)
         trunk = companded(self.wide(f"{prior}.enter", known, *entering))
         trunk = self.blocks(f"{prior}.trunk", trunk + column(self.tensors[f"{prior}.level"][min(i, 4)]))
+        corrected = stream.corrected and height * width >= 4096
+        errors, sets = np.zeros((3, *coarse.shape), int), {}
         bands = []
         for size, name in zip(sizes, (f"{prior}.bands.{band}" for band in range(3))):
             base = self.wide(f"{name}.base", known, *entering)
@@ -425,7 +442,19 @@ class Model:
                     before = samples(extend(band[:c], height, width, 128))[:, rows]
                     fields = self.channel(name, c, base[:, rows], g[c][:, rows], before)
                     part = band[c : c + 1, rows]
+                    corrigible = corrected and part.size and not (c and stream.luma_alone)
+                    if corrigible:
+                        fields = [f[:, 0, : part.shape[1], : part.shape[2]] for f in fields]
+                        m, s = (share(fields[0], f) for f in fields[1:])
+                        x = features([coarse, *bands, band], errors, c, top, m)
+                        if top % (max(65536 // (64 * width), 1) * 64) == 0:
+                            sets[c] = stream.corrections(len(x))
+                        fields = [f[:, None] for f in corrected_fields(fields, s, x, *sets[c])]
                     part[:] = stream.maps(part.shape, *fields, first=c)
+                    if corrigible:
+                        rows_of_m, columns = m.shape
+                        error = clamp(64 * part[0] - m, 2**20)
+                        errors[len(bands), c, top : top + rows_of_m, :columns] = error
             bands.append(band)
             known = np.concatenate([known, samples(extend(band, height, width, 128))])
         return bands
@@ -449,6 +478,42 @@ class Model:
             if not self.has(f"{name}.{n}.wide.weight"):
                 return h
             h = self.narrow(f"{name}.{n}.last", self.narrow(f"{name}.{n}.wide", h), onto=h)
+
+
+def share(weights, values):
+    """The mean of values by weight, as the page has it."""
+    sums = np.concatenate([np.zeros_like(weights[:1]), np.cumsum(weights, 0)])
+    shares = np.diff((sums << 16) // sums[-1], axis=0)
+    return (shares * values).sum(0) >> 16
+
+
+def features(bands, errors, c, top, m):
+    """X of the page, for the strip from row `top` on, of means m: (features, rows, columns)."""
+    _, height, width = bands[0].shape
+    rows, columns = m.shape
+
+    def at(band, y, x):
+        band = extend(128 + clamp(band[c : c + 1] - 128, 2**14), height, width, 128)[0]
+        ys, xs = np.arange(top + y, top + y + rows), np.arange(x, x + columns)
+        return 64 * band[np.clip(ys, 0, height - 1)][:, np.clip(xs, 0, width - 1)]
+
+    before = len(bands) - 2
+    middle = at(bands[0], 0, 0)
+    found = [at(bands[0], y, x) - middle for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x]
+    found.append(middle - m)
+    for band in bands[1:-1]:
+        found += [at(band, y, x) - m for y, x in ((0, 0), (-1, 0), (0, -1), (0, 1), (1, 0))]
+    here = slice(top, top + rows), slice(columns)
+    found += [errors[(before, b, *here)] for b in range(c)] + [errors[(b, c, *here)] for b in range(before)]
+    return clamp(np.array([*found, np.full_like(m, 64)]), 2**20)
+
+
+def corrected_fields(fields, s, x, scales, coefficients):
+    weights, means, old = fields
+    new = old + 4 * np.array(scales)[np.clip(s - 144 >> 5, 0, 7)]
+    if coefficients is not None:
+        means = clamp(means + (np.einsum("f,fyx->yx", coefficients, x) + 32 >> 6), 2**30)
+    return weights, means, new
 
 
 def samples(v):
@@ -475,8 +540,10 @@ def decode(data, model=None):
         pixels = read_plane(method, plane, mode, height, width, colours, deep)
         return whole(pixels, mode, head), head, metadata, None
     assert head["model"][2] == model.identity()[:8]
-    stream = Stream(data[at:], *head["settings"][2] if "settings" in head else (4096, 24))
-    stream.luma_alone, stream.flat = kind & 7 in LUMA_ALONE, 128
+    nbins, precision = head["settings"][2] if "settings" in head else (4096, 24)
+    corrected, precision = precision >= 32, precision % 32
+    stream = Stream(data[at:], nbins, precision)
+    stream.luma_alone, stream.flat, stream.corrected = kind & 7 in LUMA_ALONE, 128, corrected
     levels = depth(height, width)
     image = model.top(stream, *halved(height, width, levels))
     if model.options.get("lifting", "none") != "none":

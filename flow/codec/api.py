@@ -44,7 +44,7 @@ class Codec:
     def compress(self, picture, effort=DEFAULT_EFFORT, progress=None):
         """A picture -> the bytes of the smallest .nwf file that holds it. Inverse: decompress.
 
-        effort: 1 .. 9; above 5, a photograph may take a minute a megapixel.
+        effort: 1 .. 9: how much to adapt to the picture; above 5, it may take a minute a megapixel.
         progress: called with how many of three values for each pixel are done since, by any thread.
         """
         picture = as_picture(picture)

@@ -32,7 +32,15 @@ from flow.codec.planes import (
     unpack_raw,
     unpack_webp,
 )
-from flow.codec.stream import DEFAULT, Settings, decode_levels, encode, has_luma_alone, pixels
+from flow.codec.stream import (
+    DEFAULT,
+    Settings,
+    can_correct,
+    decode_levels,
+    encode,
+    has_luma_alone,
+    pixels,
+)
 from flow.pyramid import finest
 from source.distribution import drawing
 from source.rans import Decoder
@@ -44,6 +52,8 @@ MODES = tuple(CHANNELS)
 # Grey whose stream holds luma alone; beside the numbers of MODES.
 LUMA = {6: "L", 7: "LA"}
 HAS_METADATA, HAS_SETTINGS, IS_DEEP = 1 << 5, 1 << 6, 1 << 7
+# Beside the precision of the probabilities: the stream has corrections.
+CORRECTED = 1 << 5
 IDENTITY_BYTES = 8
 # What a stream may promise for each of its bytes, lest a few bytes claim memory and hours: as deflate has it.
 VALUES_PER_BYTE = 1032
@@ -85,7 +95,8 @@ def pack(picture, model=None, identity="", settings=DEFAULT, effort=DEFAULT_EFFO
     """A picture, as flow.codec.pictures reads them -> the bytes of the smallest .nwf file. Inverse: unpack.
 
     model, identity: frozen, and the hash of its integers in hex; without them the flow is no choice.
-    effort: 1 .. 9; above 5, what takes a minute a megapixel is tried for photographs too.
+    effort: 1 .. 9: how much to adapt to the picture, from 1, nothing, and 2 on with corrections looked for at
+    twice as many positions with each; above 5, WebP is searched for photographs too, a minute a megapixel.
     progress: called with how many of the flow's values (three for each pixel) are done since.
     """
     _check_size(*picture.size)
@@ -172,8 +183,10 @@ def read_head(data):
         raise ValueError(f"corrupt file: mode {mode} does not go through the flow")
     size = reader.varint(), reader.varint()
     _check_size(*size)
-    settings = Settings(reader.varint(), reader.varint()) if kind & HAS_SETTINGS else DEFAULT
-    settings = settings._replace(luma=luma)
+    settings = DEFAULT._replace(luma=luma)
+    if kind & HAS_SETTINGS:
+        nbins, precision = reader.varint(), reader.varint()
+        settings = Settings(nbins, precision & ~CORRECTED, luma, bool(precision & CORRECTED))
     model = reader.take(IDENTITY_BYTES).hex() if flow else ""
     metadata = reader.block() if kind & HAS_METADATA else b""
     checked = _checked_levels(*size) if flow else ()
@@ -235,7 +248,8 @@ def _block(data):
 
 def _head(picture, method, metadata, settings=DEFAULT, model=b"", checksums=b"", plane=None, low=()):
     """The head of a file, checksum included."""
-    numbers, other = settings[:2], settings[:2] != DEFAULT[:2]
+    numbers = settings.nbins, settings.precision | CORRECTED * settings.corrected
+    other = numbers != DEFAULT[:2]
     mode = 5 + CHANNELS[picture.mode] if settings.luma else MODES.index(picture.mode)
     kind = mode | method << 3 | HAS_METADATA * bool(metadata) | HAS_SETTINGS * other
     kind |= IS_DEEP * (bool(low) or isinstance(picture, Deep))
@@ -297,8 +311,11 @@ def _pack_flow(picture, metadata, model, identity, settings, effort=DEFAULT_EFFO
         checksums[level] = _level_checksum(model, x)
 
     images = torch.from_numpy(array).permute(2, 0, 1)[None].to(model.device)
-    settings = settings._replace(luma=picture.mode in ("L", "LA") and has_luma_alone(model, images))
-    (encoder,) = encode(model, images, settings, watch, progress)
+    settings = settings._replace(
+        luma=picture.mode in ("L", "LA") and has_luma_alone(model, images),
+        corrected=effort > 1 and can_correct(model, array.shape[:2]),
+    )
+    (encoder,) = encode(model, images, settings, watch, progress, effort)
     checksums = b"".join(checksums[level].to_bytes(4, "big") for level in _checked_levels(*picture.size))
     identity = bytes.fromhex(identity)[:IDENTITY_BYTES]
     head = _head(picture, FLOW, metadata, settings, identity, checksums, alpha, low)

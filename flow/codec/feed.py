@@ -5,12 +5,10 @@ import torch
 
 from flow.codec.container import CutHead, check_model, plausible, read_head
 from flow.codec.planes import FLOW
-from flow.codec.stream import coded_channels, pop_band
-from source.distribution import cropped
-from source.prior import part_of
+from flow.codec.stream import Wanted, walk
 from source.rans import Decoder, Truncated
 from utils.arithmetic.crew import crew
-from utils.arithmetic.polyphase import band_sizes, channels_last, depth, level_sizes
+from utils.arithmetic.polyphase import depth, level_sizes
 
 
 class Reader:
@@ -70,37 +68,27 @@ def _levels(model, head):
     """Yield levels, coarsest first, as they are complete, and None where data lack: all so far are sent."""
     width, height = head.size
     sizes, decoder = level_sizes(height, width, depth(height, width)), _Growing()
+    walking, symbols, level = walk(model, 1, (height, width), head.settings), None, len(sizes)
 
     def tell(level=None):
         decoder.grow((yield level)[head.end :])
 
-    def pop(distribution, coded):
-        while True:
+    yield from tell()
+    while level:
+        item = walking.send(symbols)
+        while isinstance(item, Wanted):
             try:
-                band, _ = pop_band([decoder], distribution, head.settings, False, coded)
+                symbols = decoder.pop(item.table)
             except Truncated:
                 yield from tell()
             else:
-                return channels_last(band.to(device=model.device, dtype=model.dtype))
-
-    yield from tell()
-    coded = coded_channels(model, sizes, head.settings)
-    coarse = yield from pop(model.top(1, sizes[-1]), next(coded))
-    for level in reversed(range(len(sizes))):
-        if level < len(sizes) - 1:
-            while not plausible(sizes[level], decoder.data):
-                yield from tell()
-            shapes = [(*coarse.shape[:2], *band) for band in band_sizes(*sizes[level])[1:]]
-            detail, known = tuple(channels_last(coarse.new_empty(shape)) for shape in shapes), []
-            given = model.detail(coarse, level)
-            for part in model.detail.parts(coarse.shape[-2]):
-                values = part_of(detail, part)
-                values.copy_((yield from pop(cropped(given(known), values.shape[-2:]), next(coded))))
-                known.append(values)
-            coarse = model.pyramid.level(level).merge(coarse, detail)
+                item = walking.send(symbols)
+        symbols, level = None, item[0]
         while not level and decoder.lacks_seal():
             yield from tell()
         yield from tell(level)
+        while level and not plausible(sizes[level - 1], decoder.data):
+            yield from tell()
     yield
 
 

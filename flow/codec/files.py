@@ -35,7 +35,7 @@ def encode_files(options):
         file = _StandardInput(_read(source)) if source == STREAM else source
         picture = read_picture(file)
         with progress_of(3 * picture.width * picture.height * (1 + verify), len(jobs) == 1) as progress:
-            data = codec.compress(picture, progress=progress)
+            data = codec.compress(picture, options["effort"], progress)
             if verify:
                 check_equal(codec.decompress(data, progress=progress), picture)
         size = len(file.getbuffer()) if source == STREAM else source.stat().st_size
@@ -124,7 +124,10 @@ def told(path, about):
         side.append(f"in it {'alpha' if about['method'] == 'flow' else 'pixels'} {about['plane']:,}")
     if about["method"] == "flow":
         side.append(f"checksums of levels {about['checksums']}")
-        lines.append(f"  model {about['model']}, nbins {about['nbins']}, precision {about['precision']}")
+        lines.append(
+            f"  model {about['model']}, nbins {about['nbins']}, precision {about['precision']}"
+            + ", corrected" * about["corrected"]
+        )
     lines.append("  " + ", ".join(side))
     if about["metadata"]:
         found = ", ".join(f"{name} {value}" for name, value in about["metadata"].items())

@@ -32,7 +32,8 @@ def describe(data, model=None, identity=""):
     }
     if head.method == FLOW:
         about |= {"model": head.model, "checksums": 4 * len(head.level_checksums)}
-        about |= dict(zip(("nbins", "precision"), head.settings)) | {"levels": None}
+        about |= dict(zip(("nbins", "precision"), head.settings))
+        about |= {"corrected": head.settings.corrected, "levels": None}
         if model is not None and identity[: len(head.model)] == head.model:
             about["levels"] = _levels(head, data[head.end :], model)
     return about

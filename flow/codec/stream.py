@@ -5,36 +5,46 @@ the prior's order, each under its distribution given what is already known. The 
 smaller image: the coarse band of a level.
 """
 
+from collections.abc import Callable
+from functools import partial as partial_of
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+import source.bands
+from flow.codec.planes import DEFAULT_EFFORT
 from flow.pyramid import finest
-from source.prior import given_parts
+from source import corrections
+from source.corrections import Known
+from source.distribution import cropped
+from source.prior import given_parts, part_of
 from source.rans import Encoder, Truncated
 from source.tables import Mixture
-from utils.arithmetic.crew import TILE, crew, in_crew, submit
+from utils.arithmetic.crew import TILE, crew, submit
 from utils.arithmetic.fixed import EXACT
 from utils.arithmetic.integers import MIDDLE
-from utils.arithmetic.polyphase import channels_last, depth, level_sizes
+from utils.arithmetic.polyphase import band_sizes, channels_last, depth, level_sizes
 
 
 class Settings(NamedTuple):
     """How probabilities become integers, and what is coded: both sides must agree. See source/tables.py.
 
     luma: the first channel alone, where `has_luma_alone`: others are MIDDLE in coarse bands, `flat` of their
-    level in details.
+    level in details. corrected: large levels have corrections, see source/corrections.py.
     """
 
     nbins: int = 4096
     precision: int = 24
     luma: bool = False
+    corrected: bool = False
 
 
 DEFAULT = Settings()
 # Rows whose colours are turned at a time.
 ROWS = 256
+# Positions of a group at which effort 0 would look for corrections.
+LEAST_LOOK = 1 << 9
 
 
 def _integers(x):
@@ -61,34 +71,28 @@ def has_luma_alone(model, images):
     return True
 
 
+def can_correct(model, size):
+    """Whether an image of this (height, width) has levels to correct: large ones, of a band-wise prior."""
+    return hasattr(model.detail, "order") and _is_large(level_sizes(*size, 1)[-1])
+
+
+def _is_large(size):
+    return size[0] * size[1] >= corrections.LEAST
+
+
 def _coded(settings, channels=slice(None)):
     """Which of the channels of a part are coded, of its own."""
     return slice(None) if not settings.luma else slice(0, 0) if channels.start else slice(0, 1)
 
 
-def _channels(model, height):
-    """The channels of the parts of a level, in turn; height: that of its coarse band."""
-    return [part.channels for part in model.detail.parts(height)]
-
-
-def coded_channels(model, sizes, settings):
-    """Yield which of its channels are coded, of the top and of each part after it, and what others are.
-
-    sizes: (height, width) of all levels, as level_sizes has them.
-    """
-    yield _coded(settings), MIDDLE
-    for level in reversed(range(len(sizes) - 1)):
-        for channels in _channels(model, sizes[level + 1][0]):
-            yield _coded(settings, channels), model.pyramid.level(level).flat
-
-
 @torch.no_grad()
 @crew()
-def encode(model, images, settings=DEFAULT, watch=None, progress=None):
+def encode(model, images, settings=DEFAULT, watch=None, progress=None, effort=DEFAULT_EFFORT):
     """Images (B, 3, H, W) of one size -> a list of B Encoders, still open; `finish` makes their bytes.
 
     model: frozen. watch: called with (level, coarse band) on the way, as decode_levels has them.
     progress: called with how many values of an image are done since, by any thread.
+    effort: 1 .. 9: at how many positions to look for corrections, twice as many with each.
     Inverse: decode.
     """
     top, levels = model.from_images(images), []
@@ -106,11 +110,13 @@ def encode(model, images, settings=DEFAULT, watch=None, progress=None):
     # where its bands are no larger than a tile, a level is one thread's work, beside the larger ones
     small = [n for n, (_, coarse, _) in enumerate(levels) if max(coarse.shape[-2:]) <= TILE]
     coded = {
-        n: submit(_encode_level, model, *levels[n], settings, progress, pixels=levels[n][1][:, 0].numel())
+        n: submit(
+            _encode_level, model, *levels[n], settings, progress, effort, pixels=levels[n][1][:, 0].numel()
+        )
         for n in small
     }
     large = {
-        n: _encode_level(model, *level, settings, progress)
+        n: _encode_level(model, *level, settings, progress, effort)
         for n, level in enumerate(levels)
         if n not in coded
     }
@@ -121,15 +127,106 @@ def encode(model, images, settings=DEFAULT, watch=None, progress=None):
 
 
 @torch.no_grad()
-def _encode_level(model, level, coarse, detail, settings, progress):
+def _encode_level(model, level, coarse, detail, settings, progress, effort):
     """The Encoders of one level's details."""
-    encoders = [Encoder() for _ in coarse]
-    parts = given_parts(model.detail, coarse, level, detail)
-    for (distribution, values), channels in zip(parts, _channels(model, coarse.shape[-2])):
-        _push(encoders, distribution, values, settings, _coded(settings, channels))
+    encoders, parts = [Encoder() for _ in coarse], model.detail.parts(coarse.shape[-2])
+    group = None
+    if settings.corrected and _is_large(coarse.shape[-2:]):
+        bands = zip(*detail)
+        group = [
+            _Encoded(encoder, LEAST_LOOK << effort, one, model.detail.order, bands_of_one, settings)
+            for encoder, one, bands_of_one in zip(encoders, coarse, bands)
+        ]
+    for part, (distribution, values) in zip(parts, given_parts(model.detail, coarse, level, detail)):
+        coded = _coded(settings, part.channels)
+        if group is None or not values[:, coded].numel():
+            _push(encoders, distribution, values, settings, coded)
+        else:
+            for one, *fields, symbols in zip(group, *map(_fields, distribution), _integers(values)):
+                one.take(part, fields, symbols[..., 0])
         if progress:
             progress(values[0].numel())
+    for one in group or ():
+        one.flush()
     return encoders
+
+
+def _fields(field):
+    """(K, B, 1, H, W) -> B arrays (K, H * W), int32."""
+    return field[..., 0, :, :].to(torch.int32).flatten(-2).movedim(0, 1).contiguous().cpu().numpy()
+
+
+class _Corrected:
+    """An image's strips at one level whose distributions are corrected, channel by channel."""
+
+    def __init__(self, coarse, order, detail, settings):
+        self.order, self.settings = order, settings
+        self.known = Known(_integers(coarse), [detail[band].shape[-2:] for band in order])
+        strips = corrections.GROUP // (coarse.shape[-1] * source.bands.STRIP)
+        self.rows = max(strips, 1) * source.bands.STRIP
+
+    def starts(self, part):
+        """Whether a group starts with this part."""
+        return part.rows.start % self.rows == 0
+
+
+class _Encoded(_Corrected):
+    """Keeps strips until their group is complete and its corrections can be chosen."""
+
+    def __init__(self, encoder, look, *arguments):
+        super().__init__(*arguments)
+        self.encoder, self.look, self.strips = encoder, look, []
+
+    def take(self, part, fields, values):
+        """Take a strip of a channel: weight, mean and scale, (K, N), and values (h, w)."""
+        if self.starts(part) and not part.channels.start:
+            self.flush()
+        mixture = corrections.Corrigible(*fields)
+        place = self.known.place(self.order.index(part.band), part, values.shape)
+        features = self.known.features(place, mixture.centre)
+        self.known.learn(place, values, mixture.centre)
+        self.strips.append((part.channels.start, mixture, features, values.reshape(-1)))
+
+    def flush(self):
+        """Push the strips there are, with their corrections."""
+        sets, settings = {}, self.settings[:2]
+        for channel, mixture, features, values in self.strips:
+            if channel not in sets:
+                alike = [strip[1:] for strip in self.strips if strip[0] == channel]
+                sets[channel] = corrections.choose(alike, settings, self.look)
+                sets[channel].push(self.encoder)
+            fields = sets[channel].apply(mixture, lambda features=features: features)
+            self.encoder.push(Mixture(*fields, *settings), values)
+        self.strips = []
+
+
+class _Decoded(_Corrected):
+    """Reads strips; a generator of Wanted: see walk."""
+
+    def __init__(self, image, *arguments):
+        super().__init__(*arguments)
+        self.image, self.sets = image, {}
+
+    def read(self, part, fields, shape, likely):
+        """The values, (h, w), of a strip of a channel with the mixtures weight, mean and scale, (K, N)."""
+        channel = part.channels.start
+        place = self.known.place(self.order.index(part.band), part, shape)
+        if self.starts(part):
+            self.sets[channel] = yield from self._set(place)
+        mixture = corrections.Corrigible(*fields)
+        fields = self.sets[channel].apply(mixture, lambda: self.known.features(place, mixture.centre))
+        values = yield Wanted(self.image, Mixture(*fields, *self.settings[:2]), likely)
+        self.known.learn(place, values.reshape(shape), mixture.centre)
+        return values.reshape(*shape, 1)
+
+    def _set(self, place):
+        reading, symbols = corrections.read(self.known.count(place)), None
+        while True:
+            try:
+                table = reading.send(symbols)
+            except StopIteration as done:
+                return done.value
+            symbols = yield Wanted(self.image, table, None)
 
 
 def _push(encoders, distribution, values, settings, coded):
@@ -146,30 +243,85 @@ def _of(distribution, channels):
     return type(distribution)(*(field[..., channels, :, :] for field in distribution))
 
 
-def pop_band(decoders, distribution, settings, partial, coded, shift=0):
-    """A band (B, C, h, w) from a batch of decoders, and how many values some image lacks.
+class Wanted(NamedTuple):
+    """A group of symbols that is to be read from the stream of an image, the coder's distribution of them.
 
-    coded: its channels in the streams, and what others are.
-    partial: what a stream lacks is the mode, and `shift` more, in place of raising Truncated.
+    likely: gives what they may be if the stream is cut; None: 0.
     """
-    bands, lacking = [], 0
-    whole, (channels, flat) = distribution.mean[0], coded
-    distribution = _of(distribution, channels)
+
+    image: int
+    table: Mixture
+    likely: Callable | None
+
+
+def walk(model, batch, size, settings, skip=0, progress=None):
+    """What decoding takes, as a generator of Wanted, whose symbols are to be sent, and of (level, band).
+
+    batch: of how many images; others as in decode_levels. Bands come coarsest first.
+    """
+    sizes = level_sizes(*size, depth(*size))
+    coarse = yield from _band(model, model.top(batch, sizes[-1]), settings, _coded(settings), MIDDLE)
+    if progress:
+        progress(coarse[0].numel())
+    yield len(sizes) - 1, coarse
+    for level in reversed(range(skip, len(sizes) - 1)):
+        layer = model.pyramid.level(level)
+        detail = yield from _details(model, coarse, level, sizes[level], settings, layer.flat, progress)
+        coarse = layer.merge(coarse, detail)
+        yield level, coarse
+
+
+def _details(model, coarse, level, size, settings, flat, progress):
+    """The details (ur, dl, dr) of a level; a generator of Wanted."""
+    shapes = [(*coarse.shape[:2], *band) for band in band_sizes(*size)[1:]]
+    detail = tuple(channels_last(coarse.new_empty(shape)) for shape in shapes)
+    readers = None
+    if settings.corrected and _is_large(coarse.shape[-2:]):
+        order = model.detail.order
+        readers = [
+            _Decoded(n, one, order, bands, settings)
+            for n, (one, bands) in enumerate(zip(coarse, zip(*detail)))
+        ]
+    given, known = model.detail(coarse, level), []
+    for part in model.detail.parts(coarse.shape[-2]):
+        values, coded = part_of(detail, part), _coded(settings, part.channels)
+        distribution = cropped(given(known), values.shape[-2:])
+        if readers is None or not values[:, coded].numel():
+            band = yield from _band(model, distribution, settings, coded, flat)
+        else:
+            band = []
+            for reader, *fields in zip(readers, *map(_fields, distribution)):
+                likely = partial_of(_mode, distribution, reader.image)
+                band.append((yield from reader.read(part, fields, values.shape[-2:], likely)))
+            band = _on_device(model, band)
+        values.copy_(band)
+        known.append(values)
+        if progress:
+            progress(values[0].numel())
+    return detail
+
+
+def _band(model, distribution, settings, coded, flat):
+    """A band (B, C, h, w) of these distributions: `coded` channels from the streams, others `flat`."""
+    whole, distribution = distribution.mean[0], _of(distribution, coded)
     if not distribution.mean.shape[-3]:
-        return torch.full(whole.shape, flat), 0
-    for image, (decoder, table) in enumerate(zip(decoders, _tables(distribution, settings))):
-        try:
-            bands.append(decoder.pop(table))
-        except Truncated as cut:
-            if not partial:
-                raise
-            band = _integers(distribution.mode()[image]) + np.int32(shift)
-            band.reshape(-1)[: len(cut.symbols)] = cut.symbols
-            bands.append(band)
-            lacking = max(lacking, band.size - len(cut.symbols))
-    band = torch.from_numpy(np.stack(bands)).movedim(-1, -3)
+        return torch.full_like(whole, flat, dtype=model.dtype)
+    bands = []
+    for image, table in enumerate(_tables(distribution, settings)):
+        bands.append((yield Wanted(image, table, partial_of(_mode, distribution, image))))
+    band = _on_device(model, bands)
     others = band.new_full((len(band), whole.shape[-3] - band.shape[1], *band.shape[2:]), flat)
-    return torch.cat([band, others], 1), lacking
+    return channels_last(torch.cat([band, others], 1))
+
+
+def _mode(distribution, image):
+    return _integers(distribution.mode()[image])
+
+
+def _on_device(model, bands):
+    """Arrays (h, w, C) -> a batch (B, C, h, w), as the model takes it."""
+    band = torch.from_numpy(np.stack(bands)).movedim(-1, -3)
+    return channels_last(band.to(device=model.device, dtype=model.dtype))
 
 
 @torch.no_grad()
@@ -183,21 +335,35 @@ def decode_levels(model, decoders, size, settings=DEFAULT, skip=0, partial=False
     Yields the level (how many times halved the band is; 0: the images as the pyramid sees them), the band
     (B, 3, h, w), and whether all of it was in the streams. Its `pixels` are a picture of it.
     """
-    sizes, complete = level_sizes(*size, depth(*size)), True
-    coded = coded_channels(model, sizes, settings)
+    walking, symbols, complete = walk(model, len(decoders), size, settings, skip, progress), None, True
+    while True:
+        with crew():
+            try:
+                item = walking.send(symbols)
+            except StopIteration:
+                return
+            if isinstance(item, Wanted):
+                symbols, lacking = _popped(decoders[item.image], item, partial, shift)
+                complete = complete and not lacking
+                if lacking and progress and item.likely:
+                    progress(-lacking)
+                continue
+        symbols = None
+        yield *item, complete
 
-    def pop(distribution):
-        nonlocal complete
-        values, lacking = pop_band(decoders, distribution, settings, partial, next(coded), shift)
-        complete = complete and not lacking
-        if progress:
-            progress(values[0].numel() - lacking)
-        return channels_last(values.to(device=model.device, dtype=model.dtype))
 
-    with crew():
-        top = pop(model.top(len(decoders), sizes[-1]))
-    for level, x in in_crew(model.synthesise(top, sizes, pop, skip)):
-        yield level, x, complete
+def _popped(decoder, wanted, partial, shift):
+    """The symbols wanted, and how many of them the stream lacks; see decode_levels."""
+    try:
+        return decoder.pop(wanted.table), 0
+    except Truncated as cut:
+        if not partial:
+            raise
+        symbols = np.zeros(wanted.table.shape, np.int32)
+        if wanted.likely:
+            symbols += wanted.likely().reshape(symbols.shape) + np.int32(shift)
+        symbols.reshape(-1)[: len(cut.symbols)] = cut.symbols
+        return symbols, symbols.size - len(cut.symbols)
 
 
 @crew()

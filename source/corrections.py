@@ -1,0 +1,249 @@
+"""What a picture corrects of its distributions: their scales by classes, their means by least squares.
+
+A network serves all pictures; noise, sharpness and origin are each picture's own. So for every group of
+strips of a band, and each channel of it, the stream has a Set of small integers before the values:
+
+    kind            0: nothing is corrected; 1: scales; 2: scales and means
+    scales          for each of CLASSES, by the mean scale of a mixture: added to the scales of its components
+    coefficients    of the features of a position, whose weighted sum is added to the means
+
+Features are differences, in the units of means, within what is known: from the coarse sample of the channel
+to those around it, and from the mean of the mixture to it, and to the samples of bands before; how far the
+channels before, and this channel in bands before, were from the means of their mixtures; and a step.
+All that a decoder does is in integers. Source: least squares as in TMW and MRP, of what a network leaves.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from source import kernels
+from source.tables import TABLES, Mixture
+from source.units import MEAN_BITS, SCALES_PER_OCTAVE
+from utils.arithmetic.integers import MIDDLE
+
+# Levels whose coarse band has fewer positions are left as they are; a group has this many, of whole strips.
+LEAST, GROUP = 1 << 12, 1 << 16
+# Classes are octaves of the mean scale, from this one on; scales move by eighths of an octave.
+CLASSES, FIRST_CLASS, SCALE_STEP = 8, 144, SCALES_PER_OCTAVE // 8
+MAX_SHIFT = 8
+# Coefficients count 2^-6.
+COEFFICIENT_BITS, MAX_COEFFICIENT = 6, 1 << 12
+SAMPLE_MAX, FEATURE_MAX, MEAN_MAX = 1 << 14, 1 << 20, 1 << 30
+CROSS = (0, 0), (-1, 0), (0, -1), (0, 1), (1, 0)
+AROUND = (-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)
+NONE, SCALES, MEANS = range(3)
+# For scales an encoder looks at fewer positions than for coefficients, by this factor.
+SCALES_FEWER = 4
+TRIED = np.array([-8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8], np.int32)
+# Errors of so many scales count half; what the diagonal of the normal equations is raised by.
+OUTLIER, RIDGE, ROUNDS = 2.5, 1e-4, 4
+# Bits of a set, about: of a scale as far from the one before, of a coefficient.
+SCALE_COST, FARTHER_COST, COEFFICIENT_COST = 1.5, 1.0, 6.0
+
+
+class Corrigible:
+    """Mixtures to be corrected: weight, mean, scale (K, N) int32, and of each the centre, a mean, and spread.
+
+    centre, spread: (N,), the means of its components' means and scales by weight, rounded down.
+    """
+
+    def __init__(self, weight, mean, scale):
+        self.fields = weight, mean, scale
+        self.centre, self.spread = np.empty((2, weight.shape[1]), np.int32)
+        kernels.centre_mixtures(weight, mean, scale, self.centre, self.spread)
+
+    @property
+    def classes(self):
+        """The class of each by its spread."""
+        octaves = self.spread - FIRST_CLASS >> SCALES_PER_OCTAVE.bit_length() - 1
+        return np.clip(octaves, 0, CLASSES - 1)
+
+
+class Set:
+    """Corrections of one channel in a group: kind, scales (CLASSES,), coefficients (F,)."""
+
+    def __init__(self, kind, scales, coefficients):
+        self.kind, self.scales, self.coefficients = kind, scales, coefficients
+
+    def apply(self, mixtures, features):
+        """The fields of Corrigible mixtures, corrected; features: gives those of Known, where needed."""
+        weight, mean, scale = mixtures.fields
+        if self.kind != NONE:
+            scale = scale + (SCALE_STEP * self.scales)[mixtures.classes]
+        if self.kind == MEANS:
+            mean = np.clip(mean + moved(self.coefficients, features()), -MEAN_MAX, MEAN_MAX).astype(np.int32)
+        return weight, mean, scale
+
+    def push(self, encoder):
+        """Write it. Inverse: read."""
+        encoder.push(_KIND, np.array([self.kind]))
+        if self.kind:
+            encoder.push(_SCALES, np.diff(self.scales, prepend=0))
+        if self.kind == MEANS:
+            encoder.push(_coefficients(len(self.coefficients)), self.coefficients)
+
+
+def read(count):
+    """A generator of the coder's distributions, to which their symbols are sent; returns a Set. See Set.push.
+
+    count: that of the features.
+    """
+    (kind,), scales, coefficients = (yield _KIND), np.zeros(CLASSES, np.int32), np.zeros(count, np.int32)
+    kind = min(max(kind, NONE), MEANS)
+    if kind:
+        scales = np.clip(np.cumsum((yield _SCALES), dtype=np.int32), -MAX_SHIFT, MAX_SHIFT)
+    if kind == MEANS:
+        coefficients = np.clip((yield _coefficients(count)), -MAX_COEFFICIENT, MAX_COEFFICIENT)
+    return Set(kind, scales, coefficients)
+
+
+def _constant(count, scale):
+    return Mixture.logistic(
+        np.zeros(count, np.int32), np.full(count, SCALES_PER_OCTAVE * (MEAN_BITS + scale))
+    )
+
+
+_KIND, _SCALES = _constant(1, 0), _constant(CLASSES, 0)
+
+
+def _coefficients(count):
+    return _constant(count, 3)
+
+
+def moved(coefficients, features):
+    """What is added to means: (N,) int64."""
+    total = np.full(features.shape[1], 1 << COEFFICIENT_BITS - 1, np.int64)
+    for coefficient, feature in zip(coefficients.tolist(), features):
+        if coefficient:
+            total += coefficient * feature.astype(np.int64)
+    return total >> COEFFICIENT_BITS
+
+
+class Place(NamedTuple):
+    """Where a strip of a channel is: band by its number in the prior's order, channel, top row, size."""
+
+    band: int
+    channel: int
+    top: int
+    height: int
+    width: int
+
+
+class Known:
+    """What is known of one level of an image: samples of the coarse band and of bands, and errors of means.
+
+    coarse: (H, W, C) integers; sizes: (height, width) of the bands, in the prior's order.
+    """
+
+    def __init__(self, coarse, sizes):
+        height, width, channels = coarse.shape
+        self.bands = [coarse] + [np.empty((*size, channels), np.int32) for size in sizes]
+        self.errors = np.zeros((len(sizes), height, width, channels), np.int32)
+        self.size, self.padded = (height, width), [None] * len(self.bands)
+
+    def place(self, band, part, shape):
+        """The Place of a strip of a channel: of the band with this number in the prior's order, (h, w)."""
+        return Place(band, part.channels.start, part.rows.start, *shape)
+
+    def count(self, place):
+        """The number of features."""
+        return len(AROUND) + 1 + len(CROSS) * place.band + place.channel + place.band + 1
+
+    def features(self, place, centre):
+        """The features of the positions of a place, whose mixtures have the means `centre`: (F, N) int32."""
+        band, channel, top, height, width = place
+        centre = centre.reshape(height, width)
+
+        def sample(k, row, column):
+            rows, columns = (
+                slice(1 + top + row, 1 + top + row + height),
+                slice(1 + column, 1 + column + width),
+            )
+            return self._padded(k)[rows, columns, channel] << MEAN_BITS
+
+        middle, here = sample(0, 0, 0), (slice(top, top + height), slice(width))
+        features = [sample(0, *offset) - middle for offset in AROUND]
+        features.append(middle - centre)
+        features += [sample(1 + k, *offset) - centre for k in range(band) for offset in CROSS]
+        features += [self.errors[(band, *here, c)] for c in range(channel)]
+        features += [self.errors[(k, *here, channel)] for k in range(band)]
+        features.append(np.full_like(centre, 1 << MEAN_BITS))
+        return np.stack(features).clip(-FEATURE_MAX, FEATURE_MAX).reshape(len(features), -1)
+
+    def learn(self, place, values, centre):
+        """Take the values of a place, (h, w), whose mixtures had the means `centre`, (N,)."""
+        band, channel, top, height, width = place
+        self.bands[1 + band][top : top + height, :, channel] = values
+        errors = (values.astype(np.int64) << MEAN_BITS) - centre.reshape(values.shape)
+        errors = errors.clip(-FEATURE_MAX, FEATURE_MAX)
+        self.errors[band, top : top + height, :width, channel] = errors
+
+    def _padded(self, k):
+        """A band as large as the coarse one and a position more on each side, borders repeated."""
+        if self.padded[k] is None:
+            band = self.bands[k]
+            if band.size:
+                sides = [(1, 1 + most - side) for most, side in zip(self.size, band.shape)]
+                full = np.pad(band, (*sides, (0, 0)), "edge")
+            else:
+                full = np.full((self.size[0] + 2, self.size[1] + 2, band.shape[2]), MIDDLE, np.int32)
+            self.padded[k] = full.clip(MIDDLE - SAMPLE_MAX, MIDDLE + SAMPLE_MAX)
+        return self.padded[k]
+
+
+def choose(strips, settings, look):
+    """The Set that makes the values of a channel in a group cheapest, as far as a sample of them tells.
+
+    strips: (Corrigible, features (F, N), values (N,)) of each; settings: nbins and precision; look: how many
+    positions to look at, at most.
+    """
+    mixtures, features, values = zip(*strips)
+    fields = [np.concatenate(field, 1) for field in zip(*(m.fields for m in mixtures))]
+    features, values = np.concatenate(features, 1), np.concatenate(values)
+
+    def sample(most):
+        some = slice(None, None, -(-len(values) // most))
+        contiguous = [np.ascontiguousarray(a[..., some]) for a in (*fields, features, values)]
+        return Corrigible(*contiguous[:3]), *contiguous[3:]
+
+    fitted = _least_squares(*sample(look))
+    mixtures, features, looked_at = sample(look // SCALES_FEWER)
+    nothing = np.zeros(CLASSES, np.int32)
+    best, least = None, np.inf
+    for kind, coefficients in ((SCALES, np.zeros_like(fitted)), (MEANS, fitted)):
+        moved_only = Set(kind, nothing, coefficients).apply(mixtures, lambda: features)
+        costs = len(values) / len(looked_at) * _costs(moved_only, mixtures, looked_at, settings)
+        if kind == SCALES:
+            best, least = Set(NONE, nothing, coefficients), costs[:, np.flatnonzero(TRIED == 0)].sum()
+        price, scales = COEFFICIENT_COST * np.count_nonzero(coefficients), [0]
+        for cost in costs:
+            priced = cost + SCALE_COST + FARTHER_COST * abs(TRIED - scales[-1])
+            scales.append(TRIED[priced.argmin()])
+            price += priced.min()
+        if price < least:
+            best, least = Set(kind, np.array(scales[1:]), coefficients), price
+    return best
+
+
+def _costs(fields, mixtures, values, settings):
+    """The bits of values, by class, under each of the scales tried: (CLASSES, len(TRIED))."""
+    costs = np.zeros((CLASSES, len(TRIED)))
+    return kernels.shifted_costs(
+        values, mixtures.classes, Mixture(*fields, *settings).fields, TABLES, SCALE_STEP * TRIED, costs
+    )
+
+
+def _least_squares(mixtures, features, values):
+    """The coefficients with which features predict errors best, in scales, outliers counting less."""
+    errors = values * float(1 << MEAN_BITS) - mixtures.centre
+    variance, left = 4.0 ** (mixtures.spread / SCALES_PER_OCTAVE), errors
+    for _ in range(ROUNDS):
+        weights = 1 / (variance + (left / OUTLIER) ** 2)
+        matrix, vector = kernels.normal_equations(features, errors, weights)
+        matrix[np.diag_indices_from(matrix)] *= 1 + RIDGE
+        matrix[np.diag_indices_from(matrix)] += RIDGE
+        coefficients = np.rint(np.linalg.solve(matrix, vector) * (1 << COEFFICIENT_BITS))
+        coefficients = np.clip(coefficients, -MAX_COEFFICIENT, MAX_COEFFICIENT).astype(np.int32)
+        left = errors - moved(coefficients, features)
+    return coefficients
