@@ -1,10 +1,13 @@
 """The benchmarks: the smallest case of the codec's, and what it reads of the past."""
 
+import csv
 import json
 
 import benchmark_codec
+import benchmark_times
 import pytest
 from benchmark_codec import CONDITIONS, Case, Figures, Past, read_past, run_limited, spread, steady_program
+from PIL import Image
 
 PRINTED = """\
 paper  photograph  encode 18.9017 s an image, 0.042 MB/s, 99% networks; \
@@ -21,6 +24,16 @@ def test_smallest_case_as_the_table_shows_it(capsys):
     assert 0 < min(figures.encode + figures.decode) and all(0 < share < 1 for share in figures.networks)
     assert figures.memory >= 0 and figures.size > 32
     assert str(Case("small", 0)) == "small, 32x32"
+
+
+def test_times_and_rates_of_codecs(tmp_path):
+    picture = tmp_path / "small.png"
+    Image.open(benchmark_codec.PHOTOS / "casa-mila.png").crop((0, 200, 60, 250)).save(picture)
+    benchmark_times.main(["-img", str(picture), "-out", str(tmp_path), "-repeat", "1"])
+    rows = list(csv.DictReader((tmp_path / "times.csv").open()))
+    assert {"PNG", "WebP", "ours"} <= {row["codec"] for row in rows}
+    assert all(0 < float(row["bits"]) < 8 and float(row["decode"]) > 0 for row in rows)
+    assert (tmp_path / "times.pdf").exists()
 
 
 def test_lines_of_the_past():
