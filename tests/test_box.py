@@ -62,9 +62,10 @@ def test_photographs_kept_for_testing_take_less_than_by_other_codecs(photo):
 
 
 @pytest.mark.usefixtures("without_webp")
-def test_files_of_a_band_wise_prior_decode_as_when_it_was_made():
+@pytest.mark.parametrize("made", ["flow", "corrected"])
+def test_files_of_a_band_wise_prior_decode_as_when_it_was_made(made):
     model, name = tiny_model(BANDS)
-    data, picture = (BANDS / "flow.nwf").read_bytes(), Image.open(BANDS / "flow.png").convert("RGB")
+    data, picture = (BANDS / f"{made}.nwf").read_bytes(), Image.open(BANDS / f"{made}.png").convert("RGB")
     assert unpack(data, model, name).tobytes() == picture.tobytes()
     assert pack(picture, model, name) == data
     assert 8 * len(data) / math.prod(np.array(picture).shape) < 7

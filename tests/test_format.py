@@ -25,7 +25,9 @@ def pixels_of(picture):
     return np.asarray(picture).reshape(picture.height, picture.width, -1)
 
 
-@pytest.mark.parametrize("name", ["raw", "deflate", "webp", "flow", "alpha", "bands/flow", "bands/strips"])
+@pytest.mark.parametrize(
+    "name", ["raw", "deflate", "webp", "flow", "alpha", "bands/flow", "bands/strips", "bands/corrected"]
+)
 def test_the_page_is_enough_to_read_stored_files(name):
     path = FIXTURES / f"{name}.nwf"
     pixels, head, metadata, _ = decode(path.read_bytes(), open_model(path.parent))
