@@ -3,7 +3,7 @@
 A network serves all pictures; noise, sharpness and origin are each picture's own. So for every group of
 strips of a band, and each channel of it, the stream has a Set of small integers before the values:
 
-    kind            0: nothing is corrected; 1: scales; 2: scales and means
+    kind            which of the following are new; others are those of the group before, or 0
     scales          for each of CLASSES, by the mean scale of a mixture: added to the scales of its components
     coefficients    of the features of a position, whose weighted sum is added to the means
 
@@ -23,7 +23,7 @@ from source.units import MEAN_BITS, SCALES_PER_OCTAVE
 from utils.arithmetic.integers import MIDDLE
 
 # Levels whose coarse band has fewer positions are left as they are; a group has this many, of whole strips.
-LEAST, GROUP = 1 << 12, 1 << 16
+LEAST, GROUP = 1 << 12, 1 << 14
 # Classes are octaves of the mean scale, from this one on; scales move by eighths of an octave.
 CLASSES, FIRST_CLASS, SCALE_STEP = 8, 144, SCALES_PER_OCTAVE // 8
 MAX_SHIFT = 8
@@ -32,9 +32,13 @@ COEFFICIENT_BITS, MAX_COEFFICIENT = 6, 1 << 12
 SAMPLE_MAX, FEATURE_MAX, MEAN_MAX = 1 << 14, 1 << 20, 1 << 30
 CROSS = (0, 0), (-1, 0), (0, -1), (0, 1), (1, 0)
 AROUND = (-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)
-NONE, SCALES, MEANS = range(3)
+# Kinds of sets: as before; all new; new scales, the coefficients before; new scales alone; zeros.
+SAME, ALL, RESCALED, SCALES_ALONE, NOTHING = range(5)
+NEW_SCALES = ALL, RESCALED, SCALES_ALONE
 # For scales an encoder looks at fewer positions than for coefficients, by this factor.
 SCALES_FEWER = 4
+# A multiplier whose products' bits look random.
+SCATTER = 2654435761
 TRIED = np.array([-8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8], np.int32)
 # Errors of so many scales count half; what the diagonal of the normal equations is raised by.
 OUTLIER, RIDGE, ROUNDS = 2.5, 1e-4, 4
@@ -60,51 +64,57 @@ class Corrigible:
         return np.clip(octaves, 0, CLASSES - 1)
 
 
-class Set:
-    """Corrections of one channel in a group: kind, scales (CLASSES,), coefficients (F,)."""
+class Set(NamedTuple):
+    """Corrections of one channel in a group: scales (CLASSES,), coefficients (F,)."""
 
-    def __init__(self, kind, scales, coefficients):
-        self.kind, self.scales, self.coefficients = kind, scales, coefficients
+    scales: np.ndarray
+    coefficients: np.ndarray
+
+    @classmethod
+    def zero(cls, count):
+        """That of `count` features which corrects nothing."""
+        return cls(np.zeros(CLASSES, np.int32), np.zeros(count, np.int32))
 
     def apply(self, mixtures, features):
         """The fields of Corrigible mixtures, corrected; features: gives those of Known, where needed."""
         weight, mean, scale = mixtures.fields
-        if self.kind != NONE:
+        if self.scales.any():
             scale = scale + (SCALE_STEP * self.scales)[mixtures.classes]
-        if self.kind == MEANS:
+        if self.coefficients.any():
             mean = np.clip(mean + moved(self.coefficients, features()), -MEAN_MAX, MEAN_MAX).astype(np.int32)
         return weight, mean, scale
 
-    def push(self, encoder):
-        """Write it. Inverse: read."""
-        encoder.push(_KIND, np.array([self.kind]))
-        if self.kind:
+    def push(self, kind, encoder):
+        """Write it after one of which it has what the kind says. Inverse: read."""
+        encoder.push(_KIND, np.array([kind]))
+        if kind in NEW_SCALES:
             encoder.push(_SCALES, np.diff(self.scales, prepend=0))
-        if self.kind == MEANS:
+        if kind == ALL:
             encoder.push(_coefficients(len(self.coefficients)), self.coefficients)
 
 
-def read(count):
+def read(before):
     """A generator of the coder's distributions, to which their symbols are sent; returns a Set. See Set.push.
 
-    count: that of the features.
+    before: the Set of the group before.
     """
-    (kind,), scales, coefficients = (yield _KIND), np.zeros(CLASSES, np.int32), np.zeros(count, np.int32)
-    kind = min(max(kind, NONE), MEANS)
-    if kind:
+    (kind,), (scales, coefficients) = (yield _KIND), before
+    kind = min(max(kind, SAME), NOTHING)
+    if kind in (SCALES_ALONE, NOTHING):
+        scales, coefficients = Set.zero(len(coefficients))
+    if kind in NEW_SCALES:
         scales = np.clip(np.cumsum((yield _SCALES), dtype=np.int32), -MAX_SHIFT, MAX_SHIFT)
-    if kind == MEANS:
-        coefficients = np.clip((yield _coefficients(count)), -MAX_COEFFICIENT, MAX_COEFFICIENT)
-    return Set(kind, scales, coefficients)
+    if kind == ALL:
+        coefficients = np.clip((yield _coefficients(len(coefficients))), -MAX_COEFFICIENT, MAX_COEFFICIENT)
+    return Set(scales, coefficients)
 
 
-def _constant(count, scale):
-    return Mixture.logistic(
-        np.zeros(count, np.int32), np.full(count, SCALES_PER_OCTAVE * (MEAN_BITS + scale))
-    )
+def _constant(count, scale, mean=0):
+    mean = np.full(count, mean << MEAN_BITS)
+    return Mixture.logistic(mean, np.full(count, SCALES_PER_OCTAVE * (MEAN_BITS + scale)))
 
 
-_KIND, _SCALES = _constant(1, 0), _constant(CLASSES, 0)
+_KIND, _SCALES = _constant(1, 0, ALL), _constant(CLASSES, 0)
 
 
 def _coefficients(count):
@@ -192,38 +202,49 @@ class Known:
         return self.padded[k]
 
 
-def choose(strips, settings, look):
-    """The Set that makes the values of a channel in a group cheapest, as far as a sample of them tells.
+def choose(strips, settings, look, before):
+    """The kind and Set that make the values of a channel in a group cheapest, as far as a sample tells.
 
     strips: (Corrigible, features (F, N), values (N,)) of each; settings: nbins and precision; look: how many
-    positions to look at, at most.
+    positions to look at, at most; before: the Set of the group before.
     """
     mixtures, features, values = zip(*strips)
     fields = [np.concatenate(field, 1) for field in zip(*(m.fields for m in mixtures))]
     features, values = np.concatenate(features, 1), np.concatenate(values)
 
     def sample(most):
-        some = slice(None, None, -(-len(values) // most))
+        some = _spread_out(len(values), most)
         contiguous = [np.ascontiguousarray(a[..., some]) for a in (*fields, features, values)]
         return Corrigible(*contiguous[:3]), *contiguous[3:]
 
-    fitted = _least_squares(*sample(look))
+    fitted, zero = _least_squares(*sample(look)), Set.zero(len(features))
     mixtures, features, looked_at = sample(look // SCALES_FEWER)
-    nothing = np.zeros(CLASSES, np.int32)
-    best, least = None, np.inf
-    for kind, coefficients in ((SCALES, np.zeros_like(fitted)), (MEANS, fitted)):
-        moved_only = Set(kind, nothing, coefficients).apply(mixtures, lambda: features)
+    tries = [(NOTHING, SCALES_ALONE, zero), (None, ALL, Set(zero.scales, fitted))]
+    if before.coefficients.any() or before.scales.any():
+        tries.append((SAME, RESCALED, before))
+    least, best = np.inf, None
+    for unchanged, rescaled, (scales, coefficients) in tries:
+        moved_only = Set(zero.scales, coefficients).apply(mixtures, lambda: features)
         costs = len(values) / len(looked_at) * _costs(moved_only, mixtures, looked_at, settings)
-        if kind == SCALES:
-            best, least = Set(NONE, nothing, coefficients), costs[:, np.flatnonzero(TRIED == 0)].sum()
-        price, scales = COEFFICIENT_COST * np.count_nonzero(coefficients), [0]
+        if unchanged is not None:
+            price = costs[range(CLASSES), np.searchsorted(TRIED, scales)].sum()
+            if price < least:
+                least, best = price, (unchanged, Set(scales, coefficients))
+        price, scales = COEFFICIENT_COST * len(coefficients) * (rescaled == ALL), [0]
         for cost in costs:
             priced = cost + SCALE_COST + FARTHER_COST * abs(TRIED - scales[-1])
             scales.append(TRIED[priced.argmin()])
             price += priced.min()
         if price < least:
-            best, least = Set(kind, np.array(scales[1:]), coefficients), price
+            least, best = price, (rescaled, Set(np.array(scales[1:], np.int32), coefficients))
     return best
+
+
+def _spread_out(count, most):
+    """Indices below `count`, `most` at most: one of each stretch, where no pattern of a picture is."""
+    step = -(-count // most)
+    index = np.arange(0, count, step)
+    return np.minimum(index + (index * SCATTER >> 16) % step, count - 1)
 
 
 def _costs(fields, mixtures, values, settings):

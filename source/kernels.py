@@ -306,8 +306,11 @@ def normal_equations(features, errors, weights):
         for a in range(count):
             weighted = weights[i] * x[a]
             vector[a] += weighted * errors[i]
-            for b in range(count):
+            for b in range(a + 1):
                 matrix[a, b] += weighted * x[b]
+    for a in range(count):
+        for b in range(a):
+            matrix[b, a] = matrix[a, b]
     return matrix, vector
 
 

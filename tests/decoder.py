@@ -242,20 +242,25 @@ class Stream:
             z = high + self.distance()
         return z
 
-    def logistic(self, count, scale):
-        """`count` symbols around 0, of the usual settings."""
+    def logistic(self, count, scale, mean=0):
+        """`count` symbols around a mean, of the usual settings."""
         usual = self.nbins, self.precision
         self.nbins, self.precision = 4096, 24
-        symbols = [self.mixture([1], [0], [scale]) for _ in range(count)]
+        symbols = [self.mixture([1], [64 * mean], [scale]) for _ in range(count)]
         self.nbins, self.precision = usual
         self.trace = self.trace[:-count]
         return symbols
 
-    def corrections(self, count):
-        """Scales of the eight classes, and coefficients or None."""
-        kind = min(max(self.logistic(1, 192)[0], 0), 2)
-        scales = clamp(np.cumsum(self.logistic(8, 192)), 8) if kind else [0] * 8
-        return scales, clamp(np.array(self.logistic(count, 288)), 4096) if kind == 2 else None
+    def corrections(self, scales, coefficients):
+        """Scales of the eight classes, and coefficients; given: those of the group before."""
+        kind = min(max(self.logistic(1, 192, 1)[0], 0), 4)
+        if kind >= 3:
+            scales, coefficients = 0 * scales, 0 * coefficients
+        if 1 <= kind <= 3:
+            scales = clamp(np.cumsum(self.logistic(8, 192)), 8)
+        if kind == 1:
+            coefficients = clamp(np.array(self.logistic(len(coefficients), 288)), 4096)
+        return scales, coefficients
 
     def distance(self):
         length = self.uniform(5)
@@ -447,8 +452,10 @@ class Model:
                         fields = [f[:, 0, : part.shape[1], : part.shape[2]] for f in fields]
                         m, s = (share(fields[0], f) for f in fields[1:])
                         x = features([coarse, *bands, band], errors, c, top, m)
-                        if top % (max(65536 // (64 * width), 1) * 64) == 0:
-                            sets[c] = stream.corrections(len(x))
+                        if top == 0:
+                            sets[c] = np.zeros(8, int), np.zeros(len(x), int)
+                        if top % (max(16384 // (64 * width), 1) * 64) == 0:
+                            sets[c] = stream.corrections(*sets[c])
                         fields = [f[:, None] for f in corrected_fields(fields, s, x, *sets[c])]
                     part[:] = stream.maps(part.shape, *fields, first=c)
                     if corrigible:
@@ -510,8 +517,8 @@ def features(bands, errors, c, top, m):
 
 def corrected_fields(fields, s, x, scales, coefficients):
     weights, means, old = fields
-    new = old + 4 * np.array(scales)[np.clip(s - 144 >> 5, 0, 7)]
-    if coefficients is not None:
+    new = old + 4 * scales[np.clip(s - 144 >> 5, 0, 7)]
+    if coefficients.any():
         means = clamp(means + (np.einsum("f,fyx->yx", coefficients, x) + 32 >> 6), 2**30)
     return weights, means, new
 

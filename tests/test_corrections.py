@@ -11,7 +11,19 @@ from flow.codec.container import FLOW, pack, read_head, unpack
 from flow.codec.stream import DEFAULT, Settings, can_correct, decode, decode_levels, encode
 from flow.model import build
 from source import corrections
-from source.corrections import CLASSES, MEANS, NONE, SCALES, Corrigible, Known, Set, choose, read
+from source.corrections import (
+    ALL,
+    CLASSES,
+    NOTHING,
+    RESCALED,
+    SAME,
+    SCALES_ALONE,
+    Corrigible,
+    Known,
+    Set,
+    choose,
+    read,
+)
 from source.rans import Decoder, Encoder, Truncated
 from tests.decoder import Model
 from tests.decoder import decode as decode_by_the_page
@@ -68,15 +80,19 @@ def drawn_mixtures(count, shift, octaves, seed=0):
 def test_what_is_wrong_is_found(shift, octaves):
     mixtures, values = drawn_mixtures(20_000, shift, octaves)
     features = np.full((1, len(values)), 64, np.int32)
-    found = choose([(mixtures, features, values)], DEFAULT[:2], 2**14)
-    assert found.kind == (MEANS if shift else SCALES if octaves else NONE)
+    kind, found = choose([(mixtures, features, values)], DEFAULT[:2], 2**14, Set.zero(1))
+    assert kind == (ALL if shift else SCALES_ALONE if octaves else NOTHING)
     if shift:
         assert found.coefficients[0] == pytest.approx(64 * shift, abs=20)
-    if found.kind:
+    if shift or octaves:
         # eighths of an octave, in the classes that there are
         classes = sorted(set(mixtures.classes))
         assert np.abs(found.scales[classes] / 8 - octaves).max() <= 0.13
-    assert found.kind or not found.scales.any()
+    assert kind != NOTHING or not found.scales.any()
+    # what was right for the group before is kept
+    again, same = choose([(mixtures, features, values)], DEFAULT[:2], 2**14, found)
+    assert again == (SAME if shift or octaves else NOTHING)
+    assert all(map(np.array_equal, same, found))
 
 
 def test_corrections_follow_their_formulas():
@@ -84,21 +100,27 @@ def test_corrections_follow_their_formulas():
     rng = np.random.default_rng(1)
     features = rng.integers(-1000, 1000, (3, 500)).astype(np.int32)
     scales, coefficients = rng.integers(-8, 9, CLASSES), rng.integers(-64, 65, 3)
-    weight, mean, scale = Set(MEANS, scales, coefficients).apply(mixtures, lambda: features)
+    weight, mean, scale = Set(scales, coefficients).apply(mixtures, lambda: features)
     wanted = mixtures.fields[1] + np.floor(coefficients @ features / 64 + 0.5)
     assert np.array_equal(mean, wanted) and weight is mixtures.fields[0]
     octave = np.clip((mixtures.fields[2][0] - 144) // 32, 0, 7)
     assert np.array_equal(scale[0], mixtures.fields[2][0] + 4 * scales[octave])
 
 
-@pytest.mark.parametrize("kind", [NONE, SCALES, MEANS])
+@pytest.mark.parametrize("kind", range(5))
 def test_sets_come_back(kind):
     rng, encoder = np.random.default_rng(0), Encoder()
-    given = Set(
-        kind, rng.integers(-8, 9, CLASSES) * (kind > NONE), rng.integers(-4096, 4097, 20) * (kind == MEANS)
-    )
-    given.push(encoder)
-    decoder, reading, symbols = Decoder(encoder.finish()), read(20), None
+    before, new = (Set(rng.integers(-8, 9, CLASSES), rng.integers(-4096, 4097, 20)) for _ in range(2))
+    zero = Set.zero(20)
+    given = {
+        SAME: before,
+        ALL: new,
+        RESCALED: Set(new.scales, before.coefficients),
+        SCALES_ALONE: Set(new.scales, zero.coefficients),
+        NOTHING: zero,
+    }[kind]
+    given.push(kind, encoder)
+    decoder, reading, symbols = Decoder(encoder.finish()), read(before), None
     while True:
         try:
             symbols = decoder.pop(reading.send(symbols))
@@ -106,10 +128,7 @@ def test_sets_come_back(kind):
             found = done.value
             break
     decoder.finish()
-    assert found.kind == kind
-    assert np.array_equal(found.scales, given.scales) and np.array_equal(
-        found.coefficients, given.coefficients
-    )
+    assert all(map(np.array_equal, found, given))
 
 
 def test_features_are_of_what_is_known():

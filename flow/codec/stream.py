@@ -175,7 +175,7 @@ class _Encoded(_Corrected):
 
     def __init__(self, encoder, look, *arguments):
         super().__init__(*arguments)
-        self.encoder, self.look, self.strips = encoder, look, []
+        self.encoder, self.look, self.strips, self.sets = encoder, look, [], {}
 
     def take(self, part, fields, values):
         """Take a strip of a channel: weight, mean and scale, (K, N), and values (h, w)."""
@@ -183,19 +183,25 @@ class _Encoded(_Corrected):
             self.flush()
         mixture = corrections.Corrigible(*fields)
         place = self.known.place(self.order.index(part.band), part, values.shape)
+        if not place.top:
+            self.sets[place.channel] = corrections.Set.zero(self.known.count(place))
         features = self.known.features(place, mixture.centre)
         self.known.learn(place, values, mixture.centre)
-        self.strips.append((part.channels.start, mixture, features, values.reshape(-1)))
+        self.strips.append((place.channel, mixture, features, values.reshape(-1)))
 
     def flush(self):
         """Push the strips there are, with their corrections."""
-        sets, settings = {}, self.settings[:2]
+        chosen, settings = {}, self.settings[:2]
+        for channel in dict.fromkeys(strip[0] for strip in self.strips):
+            alike = [strip[1:] for strip in self.strips if strip[0] == channel]
+            pixels = sum(values.size for *_, values in alike)
+            before = self.sets[channel]
+            chosen[channel] = submit(corrections.choose, alike, settings, self.look, before, pixels=pixels)
         for channel, mixture, features, values in self.strips:
-            if channel not in sets:
-                alike = [strip[1:] for strip in self.strips if strip[0] == channel]
-                sets[channel] = corrections.choose(alike, settings, self.look)
-                sets[channel].push(self.encoder)
-            fields = sets[channel].apply(mixture, lambda features=features: features)
+            if channel in chosen:
+                kind, self.sets[channel] = chosen.pop(channel).result()
+                self.sets[channel].push(kind, self.encoder)
+            fields = self.sets[channel].apply(mixture, lambda features=features: features)
             self.encoder.push(Mixture(*fields, *settings), values)
         self.strips = []
 
@@ -211,16 +217,18 @@ class _Decoded(_Corrected):
         """The values, (h, w), of a strip of a channel with the mixtures weight, mean and scale, (K, N)."""
         channel = part.channels.start
         place = self.known.place(self.order.index(part.band), part, shape)
+        if not place.top:
+            self.sets[channel] = corrections.Set.zero(self.known.count(place))
         if self.starts(part):
-            self.sets[channel] = yield from self._set(place)
+            self.sets[channel] = yield from self._set(self.sets[channel])
         mixture = corrections.Corrigible(*fields)
         fields = self.sets[channel].apply(mixture, lambda: self.known.features(place, mixture.centre))
         values = yield Wanted(self.image, Mixture(*fields, *self.settings[:2]), likely)
         self.known.learn(place, values.reshape(shape), mixture.centre)
         return values.reshape(*shape, 1)
 
-    def _set(self, place):
-        reading, symbols = corrections.read(self.known.count(place)), None
+    def _set(self, before):
+        reading, symbols = corrections.read(before), None
         while True:
             try:
                 table = reading.send(symbols)
