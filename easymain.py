@@ -147,6 +147,10 @@ def main(argv=None):
         if resume:
             trainer.state.load(find_saving(folder, RESUMABLE))
         if not workers.rank:
+            before = read_options(folder) if resume else options
+            for name, value in options.items():
+                if before.get(name, value) != value:
+                    print(f"-{name} {value}, was {before[name]}")
             # in this order: a folder with options has what -load goes on from
             trainer.save()
             write_options(folder, options)

@@ -479,7 +479,7 @@ def test_load_goes_on_to_more_epochs(command, whole, tmp_path):
     assert json.loads((tmp_path / "model" / "parameter.json").read_text())["epoch"] == 3
 
 
-def test_load_of_a_folder_from_before_some_options(trained, command, whole, tmp_path):
+def test_load_of_a_folder_from_before_some_options(trained, command, whole, tmp_path, capsys):
     path = trained / "parameter.json"
     options = json.loads(path.read_text())
     for name in (
@@ -499,6 +499,7 @@ def test_load_of_a_folder_from_before_some_options(trained, command, whole, tmp_
     path.write_text(json.dumps(options))
     assert read_options(trained)["patch"] == 8
     easymain.main(["-folder", str(trained), *"-load -epoch 4 -size 8 -scales 1".split()])
+    assert "-epoch 4, was 3" in capsys.readouterr().out
     easymain.main([*command, "-epoch", "4", "-folder", str(tmp_path / "other")])
     assert_same_training(trained, tmp_path / "other")
 
