@@ -4,8 +4,9 @@ import numpy as np
 import torch
 
 from flow.codec.container import CutHead, check_model, plausible, read_head
+from flow.codec.corrected import Wanted
 from flow.codec.planes import FLOW
-from flow.codec.stream import Wanted, walk
+from flow.codec.stream import walk
 from source.rans import Decoder, Truncated
 from utils.arithmetic.crew import crew
 from utils.arithmetic.polyphase import depth, level_sizes

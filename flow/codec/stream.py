@@ -5,23 +5,20 @@ the prior's order, each under its distribution given what is already known. The 
 smaller image: the coarse band of a level.
 """
 
-from collections.abc import Callable
 from functools import partial as partial_of
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-import source.bands
+from flow.codec.corrected import DecodedStrips, EncodedStrips, Wanted, fields_of, integers, is_large
 from flow.codec.planes import DEFAULT_EFFORT
 from flow.pyramid import finest
-from source import corrections
-from source.corrections import Known
 from source.distribution import cropped
 from source.prior import given_parts, part_of
 from source.rans import Encoder, Truncated
 from source.tables import Mixture
-from utils.arithmetic.crew import TILE, crew, submit
+from utils.arithmetic.crew import TILE, crew, in_crew, submit
 from utils.arithmetic.fixed import EXACT
 from utils.arithmetic.integers import MIDDLE
 from utils.arithmetic.polyphase import band_sizes, channels_last, depth, level_sizes
@@ -43,18 +40,11 @@ class Settings(NamedTuple):
 DEFAULT = Settings()
 # Rows whose colours are turned at a time.
 ROWS = 256
-# Positions of a group at which effort 0 would look for corrections.
-LEAST_LOOK = 1 << 9
-
-
-def _integers(x):
-    """(..., C, H, W) integer-valued -> int32 array (..., H, W, C), as channels-last tensors lie in memory."""
-    return x.to(torch.int32).movedim(-3, -1).contiguous().cpu().numpy()
 
 
 def _tables(distribution, settings):
     """The coder's distribution of one image of a batch after the other."""
-    return Mixture(*map(_integers, distribution), settings.nbins, settings.precision).each()
+    return Mixture(*map(integers, distribution), settings.nbins, settings.precision).each()
 
 
 @torch.no_grad()
@@ -73,11 +63,7 @@ def has_luma_alone(model, images):
 
 def can_correct(model, size):
     """Whether an image of this (height, width) has levels to correct: large ones, of a band-wise prior."""
-    return hasattr(model.detail, "order") and _is_large(level_sizes(*size, 1)[-1])
-
-
-def _is_large(size):
-    return size[0] * size[1] >= corrections.LEAST
+    return hasattr(model.detail, "order") and is_large(level_sizes(*size, 1)[-1])
 
 
 def _coded(settings, channels=slice(None)):
@@ -131,10 +117,10 @@ def _encode_level(model, level, coarse, detail, settings, progress, effort):
     """The Encoders of one level's details."""
     encoders, parts = [Encoder() for _ in coarse], model.detail.parts(coarse.shape[-2])
     group = None
-    if settings.corrected and _is_large(coarse.shape[-2:]):
+    if settings.corrected and is_large(coarse.shape[-2:]):
         bands = zip(*detail)
         group = [
-            _Encoded(encoder, LEAST_LOOK << effort, one, model.detail.order, bands_of_one, settings)
+            EncodedStrips(encoder, effort, one, model.detail.order, bands_of_one, settings)
             for encoder, one, bands_of_one in zip(encoders, coarse, bands)
         ]
     for part, (distribution, values) in zip(parts, given_parts(model.detail, coarse, level, detail)):
@@ -142,7 +128,7 @@ def _encode_level(model, level, coarse, detail, settings, progress, effort):
         if group is None or not values[:, coded].numel():
             _push(encoders, distribution, values, settings, coded)
         else:
-            for one, *fields, symbols in zip(group, *map(_fields, distribution), _integers(values)):
+            for one, *fields, symbols in zip(group, *map(fields_of, distribution), integers(values)):
                 one.take(part, fields, symbols[..., 0])
         if progress:
             progress(values[0].numel())
@@ -151,115 +137,18 @@ def _encode_level(model, level, coarse, detail, settings, progress, effort):
     return encoders
 
 
-def _fields(field):
-    """(K, B, 1, H, W) -> B arrays (K, H * W), int32."""
-    return field[..., 0, :, :].to(torch.int32).flatten(-2).movedim(0, 1).contiguous().cpu().numpy()
-
-
-class _Corrected:
-    """An image's strips at one level whose distributions are corrected, channel by channel."""
-
-    def __init__(self, coarse, order, detail, settings):
-        self.order, self.settings = order, settings
-        self.known = Known(_integers(coarse), [detail[band].shape[-2:] for band in order])
-        strips = corrections.GROUP // (coarse.shape[-1] * source.bands.STRIP)
-        self.rows = max(strips, 1) * source.bands.STRIP
-
-    def starts(self, part):
-        """Whether a group starts with this part."""
-        return part.rows.start % self.rows == 0
-
-
-class _Encoded(_Corrected):
-    """Keeps strips until their group is complete and its corrections can be chosen."""
-
-    def __init__(self, encoder, look, *arguments):
-        super().__init__(*arguments)
-        self.encoder, self.look, self.strips, self.sets = encoder, look, [], {}
-
-    def take(self, part, fields, values):
-        """Take a strip of a channel: weight, mean and scale, (K, N), and values (h, w)."""
-        if self.starts(part) and not part.channels.start:
-            self.flush()
-        mixture = corrections.Corrigible(*fields)
-        place = self.known.place(self.order.index(part.band), part, values.shape)
-        if not place.top:
-            self.sets[place.channel] = corrections.Set.zero(self.known.count(place))
-        features = self.known.features(place, mixture.centre)
-        self.known.learn(place, values, mixture.centre)
-        self.strips.append((place.channel, mixture, features, values.reshape(-1)))
-
-    def flush(self):
-        """Push the strips there are, with their corrections."""
-        chosen, settings = {}, self.settings[:2]
-        for channel in dict.fromkeys(strip[0] for strip in self.strips):
-            alike = [strip[1:] for strip in self.strips if strip[0] == channel]
-            pixels = sum(values.size for *_, values in alike)
-            before = self.sets[channel]
-            chosen[channel] = submit(corrections.choose, alike, settings, self.look, before, pixels=pixels)
-        for channel, mixture, features, values in self.strips:
-            if channel in chosen:
-                kind, self.sets[channel] = chosen.pop(channel).result()
-                self.sets[channel].push(kind, self.encoder)
-            fields = self.sets[channel].apply(mixture, lambda features=features: features)
-            self.encoder.push(Mixture(*fields, *settings), values)
-        self.strips = []
-
-
-class _Decoded(_Corrected):
-    """Reads strips; a generator of Wanted: see walk."""
-
-    def __init__(self, image, *arguments):
-        super().__init__(*arguments)
-        self.image, self.sets = image, {}
-
-    def read(self, part, fields, shape, likely):
-        """The values, (h, w), of a strip of a channel with the mixtures weight, mean and scale, (K, N)."""
-        channel = part.channels.start
-        place = self.known.place(self.order.index(part.band), part, shape)
-        if not place.top:
-            self.sets[channel] = corrections.Set.zero(self.known.count(place))
-        if self.starts(part):
-            self.sets[channel] = yield from self._set(self.sets[channel])
-        mixture = corrections.Corrigible(*fields)
-        fields = self.sets[channel].apply(mixture, lambda: self.known.features(place, mixture.centre))
-        values = yield Wanted(self.image, Mixture(*fields, *self.settings[:2]), likely)
-        self.known.learn(place, values.reshape(shape), mixture.centre)
-        return values.reshape(*shape, 1)
-
-    def _set(self, before):
-        reading, symbols = corrections.read(before), None
-        while True:
-            try:
-                table = reading.send(symbols)
-            except StopIteration as done:
-                return done.value
-            symbols = yield Wanted(self.image, table, None)
-
-
 def _push(encoders, distribution, values, settings, coded):
     """Give each encoder the values of its image, of the channels that are coded."""
     distribution, values = _of(distribution, coded), values[:, coded]
     if not values.shape[1]:
         return
-    for encoder, table, symbols in zip(encoders, _tables(distribution, settings), _integers(values)):
+    for encoder, table, symbols in zip(encoders, _tables(distribution, settings), integers(values)):
         encoder.push(table, symbols)
 
 
 def _of(distribution, channels):
     """The distribution of some channels."""
     return type(distribution)(*(field[..., channels, :, :] for field in distribution))
-
-
-class Wanted(NamedTuple):
-    """A group of symbols that is to be read from the stream of an image, the coder's distribution of them.
-
-    likely: gives what they may be if the stream is cut; None: 0.
-    """
-
-    image: int
-    table: Mixture
-    likely: Callable | None
 
 
 def walk(model, batch, size, settings, skip=0, progress=None):
@@ -284,10 +173,10 @@ def _details(model, coarse, level, size, settings, flat, progress):
     shapes = [(*coarse.shape[:2], *band) for band in band_sizes(*size)[1:]]
     detail = tuple(channels_last(coarse.new_empty(shape)) for shape in shapes)
     readers = None
-    if settings.corrected and _is_large(coarse.shape[-2:]):
+    if settings.corrected and is_large(coarse.shape[-2:]):
         order = model.detail.order
         readers = [
-            _Decoded(n, one, order, bands, settings)
+            DecodedStrips(n, one, order, bands, settings)
             for n, (one, bands) in enumerate(zip(coarse, zip(*detail)))
         ]
     given, known = model.detail(coarse, level), []
@@ -298,7 +187,7 @@ def _details(model, coarse, level, size, settings, flat, progress):
             band = yield from _band(model, distribution, settings, coded, flat)
         else:
             band = []
-            for reader, *fields in zip(readers, *map(_fields, distribution)):
+            for reader, *fields in zip(readers, *map(fields_of, distribution)):
                 likely = partial_of(_mode, distribution, reader.image)
                 band.append((yield from reader.read(part, fields, values.shape[-2:], likely)))
             band = _on_device(model, band)
@@ -323,7 +212,7 @@ def _band(model, distribution, settings, coded, flat):
 
 
 def _mode(distribution, image):
-    return _integers(distribution.mode()[image])
+    return integers(distribution.mode()[image])
 
 
 def _on_device(model, bands):
@@ -343,21 +232,26 @@ def decode_levels(model, decoders, size, settings=DEFAULT, skip=0, partial=False
     Yields the level (how many times halved the band is; 0: the images as the pyramid sees them), the band
     (B, 3, h, w), and whether all of it was in the streams. Its `pixels` are a picture of it.
     """
-    walking, symbols, complete = walk(model, len(decoders), size, settings, skip, progress), None, True
+    walking = walk(model, len(decoders), size, settings, skip, progress)
+    yield from in_crew(_read(walking, decoders, partial, progress, shift))
+
+
+def _read(walking, decoders, partial, progress, shift):
+    """What decode_levels yields of a walk, which gets its symbols from the decoders."""
+    symbols, complete = None, True
     while True:
-        with crew():
-            try:
-                item = walking.send(symbols)
-            except StopIteration:
-                return
-            if isinstance(item, Wanted):
-                symbols, lacking = _popped(decoders[item.image], item, partial, shift)
-                complete = complete and not lacking
-                if lacking and progress and item.likely:
-                    progress(-lacking)
-                continue
+        try:
+            item = walking.send(symbols)
+        except StopIteration:
+            return
         symbols = None
-        yield *item, complete
+        if not isinstance(item, Wanted):
+            yield *item, complete
+            continue
+        symbols, lacking = _popped(decoders[item.image], item, partial, shift)
+        complete = complete and not lacking
+        if lacking and progress and item.likely:
+            progress(-lacking)
 
 
 def _popped(decoder, wanted, partial, shift):
