@@ -22,19 +22,14 @@ import utils.interrupt  # noqa: F401
 import sys
 
 from flow import __version__
-from flow.codec.options import CODER, DATA_SET, MODEL, PRECISION
+from flow.codec.options import CODER, DATA_SET, EFFORT, MODEL, PRECISION
 from utils.options import Option, grouped, parse, pick_device, refuse, script
 
 ENCODE = {
     "img": Option(
         None, "encode these image files, and those in these folders; - is standard input", many=True
     ),
-    "effort": Option(
-        5,
-        "1, fastest, to 9, smallest: how much to adapt to each picture; above 5 a minute a megapixel",
-        least=1,
-        most=9,
-    ),
+    "effort": EFFORT,
     "verify": Option(
         False, "decode what was made, compare, and only then keep it: the default with a folder"
     ),

@@ -13,13 +13,14 @@ channels before, and this channel in bands before, were from the means of their 
 All that a decoder does is in integers. Source: least squares as in TMW and MRP, of what a network leaves.
 """
 
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import numpy as np
 
 from source import kernels
 from source.tables import TABLES, Mixture
-from source.units import MEAN_BITS, SCALES_PER_OCTAVE
+from source.units import MEAN_BITS, MIN_OCTAVE, SCALES_PER_OCTAVE
 from utils.arithmetic.integers import MIDDLE
 
 # Levels whose coarse band has fewer positions are left as they are; a group has this many, of whole strips.
@@ -35,6 +36,8 @@ AROUND = (-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)
 # Kinds of sets: as before; all new; new scales, the coefficients before; new scales alone; zeros.
 SAME, ALL, RESCALED, SCALES_ALONE, NOTHING = range(5)
 NEW_SCALES = ALL, RESCALED, SCALES_ALONE
+# How they are coded: count, octaves and mean of _around.
+OF_KIND, OF_SCALES, COEFFICIENT_OCTAVES = (1, 0, ALL), (CLASSES, 0), 3
 # For scales an encoder looks at fewer positions than for coefficients, by this factor.
 SCALES_FEWER = 4
 # A multiplier whose products' bits look random.
@@ -57,7 +60,7 @@ class Corrigible:
         self.centre, self.spread = np.empty((2, weight.shape[1]), np.int32)
         kernels.centre_mixtures(weight, mean, scale, self.centre, self.spread)
 
-    @property
+    @cached_property
     def classes(self):
         """The class of each by its spread."""
         octaves = self.spread - FIRST_CLASS >> SCALES_PER_OCTAVE.bit_length() - 1
@@ -86,39 +89,36 @@ class Set(NamedTuple):
 
     def push(self, kind, encoder):
         """Write it after one of which it has what the kind says. Inverse: read."""
-        encoder.push(_KIND, np.array([kind]))
+        encoder.push(_around(*OF_KIND), np.array([kind]))
         if kind in NEW_SCALES:
-            encoder.push(_SCALES, np.diff(self.scales, prepend=0))
+            encoder.push(_around(*OF_SCALES), np.diff(self.scales, prepend=0))
         if kind == ALL:
-            encoder.push(_coefficients(len(self.coefficients)), self.coefficients)
+            encoder.push(_around(len(self.coefficients), COEFFICIENT_OCTAVES), self.coefficients)
 
 
-def read(before):
-    """A generator of the coder's distributions, to which their symbols are sent; returns a Set. See Set.push.
+def read(before, wanted=lambda table: table):
+    """A generator of what is wanted, to which its symbols are sent; returns a Set. Inverse: Set.push.
 
-    before: the Set of the group before.
+    before: the Set of the group before. wanted: the coder's distribution -> what to yield for it.
     """
-    (kind,), (scales, coefficients) = (yield _KIND), before
+    (kind,), (scales, coefficients) = (yield wanted(_around(*OF_KIND))), before
     kind = min(max(kind, SAME), NOTHING)
     if kind in (SCALES_ALONE, NOTHING):
         scales, coefficients = Set.zero(len(coefficients))
     if kind in NEW_SCALES:
-        scales = np.clip(np.cumsum((yield _SCALES), dtype=np.int32), -MAX_SHIFT, MAX_SHIFT)
+        steps = yield wanted(_around(*OF_SCALES))
+        scales = np.clip(np.cumsum(steps, dtype=np.int32), -MAX_SHIFT, MAX_SHIFT)
     if kind == ALL:
-        coefficients = np.clip((yield _coefficients(len(coefficients))), -MAX_COEFFICIENT, MAX_COEFFICIENT)
+        fresh = yield wanted(_around(len(coefficients), COEFFICIENT_OCTAVES))
+        coefficients = np.clip(fresh, -MAX_COEFFICIENT, MAX_COEFFICIENT)
     return Set(scales, coefficients)
 
 
-def _constant(count, scale, mean=0):
-    mean = np.full(count, mean << MEAN_BITS)
-    return Mixture.logistic(mean, np.full(count, SCALES_PER_OCTAVE * (MEAN_BITS + scale)))
-
-
-_KIND, _SCALES = _constant(1, 0, ALL), _constant(CLASSES, 0)
-
-
-def _coefficients(count):
-    return _constant(count, 3)
+@cache
+def _around(count, octaves, mean=0):
+    """The coder's distribution of `count` symbols: logistics around a mean, of scale 2^octaves."""
+    scale = SCALES_PER_OCTAVE * (octaves - MIN_OCTAVE)
+    return Mixture.logistic(np.full(count, mean << MEAN_BITS), np.full(count, scale))
 
 
 def moved(coefficients, features):
@@ -151,10 +151,6 @@ class Known:
         self.bands = [coarse] + [np.empty((*size, channels), np.int32) for size in sizes]
         self.errors = np.zeros((len(sizes), height, width, channels), np.int32)
         self.size, self.padded = (height, width), [None] * len(self.bands)
-
-    def place(self, band, part, shape):
-        """The Place of a strip of a channel: of the band with this number in the prior's order, (h, w)."""
-        return Place(band, part.channels.start, part.rows.start, *shape)
 
     def count(self, place):
         """The number of features."""

@@ -116,6 +116,23 @@ def pop_table(words, position, state, symbols, values, starts, precision):
     return Popped(symbols.size, position, state)
 
 
+@_inlined
+def _normalise(weight, i, normalised, j):
+    """Bring the weights of symbol i to a sum of 2^16, in column j. Returns False if all are 0."""
+    total, running, before = np.int64(0), np.int64(0), np.int64(0)
+    for k in range(weight.shape[0]):
+        total += weight[k, i]
+    if total == 0:
+        return False
+    # The running sums are rounded, not the weights: that keeps the total
+    for k in range(weight.shape[0]):
+        running += weight[k, i]
+        after = (running << WEIGHT_SUM_BITS) // total
+        normalised[k, j] = after - before
+        before = after
+    return True
+
+
 @_compiled
 def prepare_mixtures(weight, mean, nbins, normalised, low):
     """Bring weights to a sum of 2^16 (normalised), and find the first integers of the windows (low).
@@ -123,19 +140,11 @@ def prepare_mixtures(weight, mean, nbins, normalised, low):
     weight >= 0, mean, normalised: (K, N); low: (N,). Returns False if the weights of a symbol are all 0.
     """
     for i in range(low.size):
-        total = np.int64(0)
-        for k in range(weight.shape[0]):
-            total += weight[k, i]
-        if total == 0:
+        if not _normalise(weight, i, normalised, i):
             return False
-        # The running sums are rounded, not the weights: that keeps the total
-        running, before, centre = np.int64(0), np.int64(0), np.int64(0)
+        centre = np.int64(0)
         for k in range(weight.shape[0]):
-            running += weight[k, i]
-            after = (running << WEIGHT_SUM_BITS) // total
-            normalised[k, i] = after - before
-            centre += (after - before) * mean[k, i]
-            before = after
+            centre += np.int64(normalised[k, i]) * mean[k, i]
         low[i] = ((centre >> WEIGHT_SUM_BITS) + (1 << MEAN_BITS - 1) >> MEAN_BITS) - nbins // 2
     return True
 
@@ -281,17 +290,13 @@ def _pop_bits(words, position, state, width, precision):
 @_compiled
 def centre_mixtures(weight, mean, scale, centre, spread):
     """The mean of each mixture and of its scales, rounded down, in their units; all (K, N) or (N,) int32."""
+    shares = np.empty((weight.shape[0], 1), np.int32)
     for i in range(centre.size):
-        total = np.int64(0)
+        _normalise(weight, i, shares, 0)
+        m, s = np.int64(0), np.int64(0)
         for k in range(weight.shape[0]):
-            total += weight[k, i]
-        running, before, m, s = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
-        for k in range(weight.shape[0]):
-            running += weight[k, i]
-            after = (running << WEIGHT_SUM_BITS) // total
-            m += (after - before) * mean[k, i]
-            s += (after - before) * scale[k, i]
-            before = after
+            m += np.int64(shares[k, 0]) * mean[k, i]
+            s += np.int64(shares[k, 0]) * scale[k, i]
         centre[i], spread[i] = m >> WEIGHT_SUM_BITS, s >> WEIGHT_SUM_BITS
 
 

@@ -18,13 +18,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from flow.codec.api import Codec  # noqa: E402
 from flow.codec.deep import Deep  # noqa: E402
+from flow.codec.options import EFFORT  # noqa: E402
 from flow.codec.pictures import png_size, read_picture  # noqa: E402
 from utils.data.images import image_files  # noqa: E402
 from utils.options import Option, parse, script  # noqa: E402
 
 OPTIONS = {
     "img": Option(None, "folders of image files, and files", many=True),
-    "effort": Option(5, "ours", least=1, most=9),
+    "effort": EFFORT,
 }
 
 

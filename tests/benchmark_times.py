@@ -21,6 +21,7 @@ from flow.codec.api import Codec  # noqa: E402
 from utils.data.images import image_files, read_rgb  # noqa: E402
 from utils.options import FOLDER, Option, parse, script  # noqa: E402
 from utils.show.plots import plt, save_figure, save_rows  # noqa: E402
+from utils.show.rivals import pillow  # noqa: E402
 
 EFFORTS = 1, 5, 9  # ours
 OPTIONS = FOLDER | {
@@ -31,12 +32,6 @@ OPTIONS = FOLDER | {
 }
 
 
-def _save(name, how, pixels):
-    file = BytesIO()
-    Image.fromarray(pixels).save(file, name, **how)
-    return file.getvalue()
-
-
 def _open(data):
     return np.asarray(Image.open(BytesIO(data)).convert("RGB"))
 
@@ -44,13 +39,9 @@ def _open(data):
 def rivals():
     """Family -> [(effort, encode, decode)] of what is installed."""
     families = {
-        "PNG": [(e, partial(_save, "PNG", {"compress_level": e}), _open) for e in (1, 6, 9)],
+        "PNG": [(e, pillow("PNG", compress_level=e), _open) for e in (1, 6, 9)],
         "WebP": [
-            (
-                e,
-                partial(_save, "WEBP", {"lossless": True, "method": e, "quality": 100 if e == 6 else 75}),
-                _open,
-            )
+            (e, pillow("WEBP", lossless=True, method=e, quality=100 if e == 6 else 75), _open)
             for e in (0, 4, 6)
         ],
     }

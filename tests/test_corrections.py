@@ -135,15 +135,11 @@ def test_features_are_of_what_is_known():
     rng = np.random.default_rng(0)
     coarse, sizes = rng.integers(0, 256, (5, 4, 3)), [(5, 3), (4, 4), (4, 3)]
     known, bands = Known(coarse, sizes), [rng.integers(0, 256, (*size, 3)) for size in sizes]
-
-    class Strip:
-        band, channels, rows = 0, slice(1, 2), slice(2, 4)
-
     for k in (0, 1):
         for c in range(3):
             place = corrections.Place(k, c, 0, *sizes[k])
             known.learn(place, bands[k][..., c], np.full(sizes[k], 64 * 100).reshape(-1))
-    place = known.place(2, Strip, (2, 3))
+    place = corrections.Place(2, 1, 2, 2, 3)
     centre = rng.integers(0, 2**14, 6).astype(np.int32)
     features = known.features(place, centre).reshape(-1, 2, 3)
     assert len(features) == known.count(place) == 9 + 10 + 1 + 2 + 1

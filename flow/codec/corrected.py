@@ -4,13 +4,14 @@ What corrections are, source/corrections.py tells; where their sets stand in the
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
 import source.bands
 from source import corrections
-from source.corrections import Known
+from source.corrections import Corrigible, Known, Place
 from source.tables import Mixture
 from utils.arithmetic.crew import submit
 
@@ -51,7 +52,7 @@ class _Strips:
     """
 
     def __init__(self, coarse, order, detail, settings):
-        self.order, self.settings = order, settings
+        self.order, self.settings, self.sets = order, settings, {}
         self.known = Known(integers(coarse), [detail[band].shape[-2:] for band in order])
         strips = corrections.GROUP // (coarse.shape[-1] * source.bands.STRIP)
         self.rows = max(strips, 1) * source.bands.STRIP
@@ -60,22 +61,26 @@ class _Strips:
         """Whether a group starts with this part."""
         return part.rows.start % self.rows == 0
 
+    def place(self, part, shape):
+        """The Place of a part with values (h, w); where a band begins, nothing is corrected yet."""
+        place = Place(self.order.index(part.band), part.channels.start, part.rows.start, *shape)
+        if not place.top:
+            self.sets[place.channel] = corrections.Set.zero(self.known.count(place))
+        return place
+
 
 class EncodedStrips(_Strips):
     """Keeps strips until their group is complete and its corrections can be chosen."""
 
     def __init__(self, encoder, effort, *arguments):
         super().__init__(*arguments)
-        self.encoder, self.look, self.strips, self.sets = encoder, LEAST_LOOK << effort, [], {}
+        self.encoder, self.look, self.strips = encoder, LEAST_LOOK << effort, []
 
     def take(self, part, fields, values):
         """Take a strip of a channel: weight, mean and scale, (K, N), and values (h, w)."""
         if self.starts(part) and not part.channels.start:
             self.flush()
-        mixture = corrections.Corrigible(*fields)
-        place = self.known.place(self.order.index(part.band), part, values.shape)
-        if not place.top:
-            self.sets[place.channel] = corrections.Set.zero(self.known.count(place))
+        mixture, place = Corrigible(*fields), self.place(part, values.shape)
         features = self.known.features(place, mixture.centre)
         self.known.learn(place, values, mixture.centre)
         self.strips.append((place.channel, mixture, features, values.reshape(-1)))
@@ -102,27 +107,15 @@ class DecodedStrips(_Strips):
 
     def __init__(self, image, *arguments):
         super().__init__(*arguments)
-        self.image, self.sets = image, {}
+        self.image = image
 
     def read(self, part, fields, shape, likely):
         """The values, (h, w), of a strip of a channel with the mixtures weight, mean and scale, (K, N)."""
-        channel = part.channels.start
-        place = self.known.place(self.order.index(part.band), part, shape)
-        if not place.top:
-            self.sets[channel] = corrections.Set.zero(self.known.count(place))
+        mixture, place = Corrigible(*fields), self.place(part, shape)
         if self.starts(part):
-            self.sets[channel] = yield from self._set(self.sets[channel])
-        mixture = corrections.Corrigible(*fields)
-        fields = self.sets[channel].apply(mixture, lambda: self.known.features(place, mixture.centre))
+            wanted = partial(Wanted, self.image, likely=None)
+            self.sets[place.channel] = yield from corrections.read(self.sets[place.channel], wanted)
+        fields = self.sets[place.channel].apply(mixture, lambda: self.known.features(place, mixture.centre))
         values = yield Wanted(self.image, Mixture(*fields, *self.settings[:2]), likely)
         self.known.learn(place, values.reshape(shape), mixture.centre)
         return values.reshape(*shape, 1)
-
-    def _set(self, before):
-        reading, symbols = corrections.read(before), None
-        while True:
-            try:
-                table = reading.send(symbols)
-            except StopIteration as done:
-                return done.value
-            symbols = yield Wanted(self.image, table, None)

@@ -28,6 +28,12 @@ CODER = grouped(
         )
     },
 )
+EFFORT = Option(
+    5,
+    "1, fastest, to 9, smallest: how much to adapt to each picture; above 5 a minute a megapixel",
+    least=1,
+    most=9,
+)
 DATA_SET = grouped(
     "data set",
     DATA_FOLDER

@@ -11,6 +11,8 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
+from flow.codec.options import EFFORT
+
 RAW, DEFLATE, FLOW, WEBP = METHODS = range(4)
 CHANNELS = {"1": 1, "L": 1, "LA": 2, "P": 1, "RGB": 3, "RGBA": 4}
 COLOUR_TYPES = {"1": 0, "L": 0, "LA": 4, "P": 3, "RGB": 2, "RGBA": 6}  # PNG's
@@ -26,7 +28,7 @@ LOOK, GOOD, BEST = (dict(method=m, quality=q) for m, q in ((1, 0), (4, 50), (6, 
 # The best is for where the look comes so near to the smallest, always in pictures of fewer pixels, and by
 # default only where so many pixels are as their left neighbours are: in drawings and screenshots.
 NEAR, TINY, FLAT = 2, 1 << 10, 0.5
-DEFAULT_EFFORT = 5
+DEFAULT_EFFORT = EFFORT.default
 
 
 def pack_planes(picture):

@@ -10,7 +10,9 @@ from tqdm import tqdm
 SLOW = {"JPEG XL 9"}  # three to five times as long as effort 7, for two percent at most
 
 
-def _pillow(name, **options):
+def pillow(name, **options):
+    """A function: (H, W, 3) uint8 -> the bytes of the file that Pillow makes of it."""
+
     def encode(pixels):
         file = BytesIO()
         Image.fromarray(pixels).save(file, name, **options)
@@ -47,7 +49,7 @@ def _pillow_jxl():
         import pillow_jxl  # noqa: F401
     except ImportError:
         return {}
-    return {f"JPEG XL {effort}": _pillow("JXL", lossless=True, effort=effort) for effort in (7, 9)}
+    return {f"JPEG XL {effort}": pillow("JXL", lossless=True, effort=effort) for effort in (7, 9)}
 
 
 def _works(encode):
@@ -63,8 +65,8 @@ def rivals():
 
     The number of JPEG XL is its effort. JPEG-LS has no transform of colours.
     """
-    png = _pillow("PNG", optimize=True)
-    webp = _pillow("WEBP", lossless=True, quality=100, method=6)
+    png = pillow("PNG", optimize=True)
+    webp = pillow("WEBP", lossless=True, quality=100, method=6)
     return {"PNG": png, "WebP": webp} | _pillow_jxl() | _imagecodecs()
 
 
