@@ -8,7 +8,6 @@ import time
 
 import torch
 from torch.func import functional_call
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from flow.batches import batches_of, select, to_device
@@ -109,8 +108,7 @@ class Trainer:
         self.train = [to_device(part, device) for part in train] if fixed else train
         self.test = [to_device(part, device) for part in test]
         self.device, self.workers, self.state = device, workers, TrainingState(self.model, options)
-        call = torch.compile(model) if options["compile"] else model
-        self.call = DistributedDataParallel(call) if workers.distributed else call
+        self.call = torch.compile(model) if options["compile"] else model
         self.saved = self.drawn = time.monotonic()
 
     def step(self, images, total):
@@ -118,8 +116,8 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options["amp"]):
             nats = -self.call(images).sum()
         self.state.optimizer.zero_grad(set_to_none=True)
-        # DistributedDataParallel takes the mean over processes: scaled so that it is the mean over the batch
-        (nats * (self.workers.count / total)).backward()
+        (nats / total).backward()
+        self.workers.add_up([p.grad for p in self.model.parameters() if p.grad is not None])
         if self.options["clipNorm"]:
             limit = self.options["clipNorm"] * images[0].numel() * math.log(2)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)

@@ -1,5 +1,6 @@
 """The processes of a run and what stops them."""
 
+import importlib
 import os
 import signal
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ class Workers:
             return
         if device.type == "cuda":
             torch.cuda.set_device(device)
+        # optimisers import it; its functions keep the group that there is then as a default, and its threads,
+        # which may abort Python's end
+        importlib.import_module("torch.distributed.nn")
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         self.rank, self.count = dist.get_rank(), dist.get_world_size()
         try:
@@ -47,6 +51,18 @@ class Workers:
         if self.distributed:
             dist.all_reduce(total)
         return total
+
+    def add_up(self, tensors):
+        """Put in place of each of some tensors its sum over all processes.
+
+        In one message, as models are small; DistributedDataParallel keeps the group beyond its end.
+        """
+        if not self.distributed or not tensors:
+            return
+        sums = torch.cat([t.flatten() for t in tensors])
+        dist.all_reduce(sums)
+        for t, part in zip(tensors, sums.split([t.numel() for t in tensors])):
+            t.copy_(part.view_as(t))
 
 
 @dataclass
