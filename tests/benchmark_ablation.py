@@ -1,18 +1,22 @@
-"""What each part of the band-wise prior is worth: bits per dimension, size and time, beside the paper's.
+"""What each part of a model is worth: bits per dimension, size and time, beside the paper's.
 
     python tests/benchmark_ablation.py                                  all rows, on the photographs
     python tests/benchmark_ablation.py -target CIFAR -threads 1         on another data set
     python tests/benchmark_ablation.py -rows full full-bands            some of the rows
+    python tests/benchmark_ablation.py -config etc/model/plan.json -also PATH/TO/KODAK      on fresh crops
 
 Every row is a model trained from the same seed for as many steps on the same images in the same order, by
-Adam with a cosine rate, and measured on the same test images. Rows:
+Adam with a cosine rate, and measured on the same test images. With -config, training crops are drawn as that
+plan says, its target's test part is measured, and -also pictures in folders are, their middle 256x256. Rows:
     paper   the paper's prior on the lazy wavelet; +couplings: the method as published; +wide: that with as
             many multiply-adds as full
     blind   the band-wise prior without any of the parts below; +PART: with this one alone
     full    with all of them; -PART: without this one; +couplings: behind couplings; +wide: without couplings,
-            but widened to as many multiply-adds; +drfirst: the diagonal band first
+            but widened to as many multiply-adds; +drfirst: the diagonal band first; +own: the finest level
+            has networks of its own; +five: mixtures of two components more; +muon: by Muon, half the rate
     paper+ycocg and full with +haar, +legall, +interpolating: behind that wavelet, fixed; +learnedhaar,
-            +learnedlegall: lifting that starts so, free to leave it; +linear, +wavelet: -lifting so
+            +learnedlegall: lifting that starts so, free to leave it; +linear, +wavelet: -lifting so;
+            +linear2: -repeat 2; +quiet: its updates leave out what is within 3 tones of no detail
 Parts, and what stands in their place:
     bands     sight of the detail bands before; the coarse band alone
     channels  sight of the channels before, in the same band; none
@@ -43,21 +47,28 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import FIR  # noqa: E402
+from easymain import read_plan  # noqa: E402
 from flow.analysis import entropy, filter_figures  # noqa: E402
 from flow.model import ARCHITECTURE, build  # noqa: E402
 from flow.training import TRAINING, Trainer  # noqa: E402
 from source.bands import LEVELS, START_OCTAVES, Band, BandPrior, Mixer  # noqa: E402
 from source.distribution import Mixture  # noqa: E402
+from source.prior import LevelPriors  # noqa: E402
 from utils.arithmetic.integers import STEPS, centre  # noqa: E402
 from utils.arithmetic.polyphase import depth  # noqa: E402
+from utils.data.crops import Pictures  # noqa: E402
 from utils.data.datasets import choose_sides, draw, load  # noqa: E402
+from utils.data.images import image_files, read_rgb  # noqa: E402
 from utils.files import write_table  # noqa: E402
-from utils.options import CUDA, DATA_FOLDER, SEED, SIDE, Option, parse, pick_device, script  # noqa: E402
+from utils.options import CUDA, DATA_FOLDER, SEED, SIDE, Option, parse, pick_device, refuse, script  # noqa: E402
 from utils.workers import Stop, Workers  # noqa: E402
 
 # What makes a figure, and stands beside it in the table.
 SETTINGS = {
     "target": Option("photos", "photos, CIFAR, ImageNet32, ImageNet64, or a folder of image files"),
+    "config": Option(None, "a plan of easymain.py: -target and the rest of its data, in fresh crops"),
+    "also": Option(None, "folders of pictures to be measured too", many=True),
+    "amp": TRAINING["amp"],
     "size": SIDE._replace(default=32),
     "steps": Option(800, "training steps of each model", least=1, most=10**6),
     "batch": Option(24, "images a step", least=1, most=10**6),
@@ -76,11 +87,15 @@ OPTIONS = SETTINGS | CUDA | DATA_FOLDER | {
     "out": Option("output/ablation.csv", "table of finished rows"),
     "threads": Option(torch.get_num_threads(), "threads to compute with", least=1, most=1024),
 }  # fmt: skip
-FIGURES = ("bits", "parameters", "multiply_adds", "seconds", "coefficient_bits", "low_ratio")
+FIGURES = ("bits", "parameters", "multiply_adds", "seconds", "coefficient_bits", "low_ratio", "bits_also")
 KEY = ("row", *SETTINGS)
 WIDTH = 24
 # A value 255 away from the middle comes out as 8, as companded.
 PLAIN = 2.0**-5
+# Tones of a detail that updates leave out.
+QUIET = 3
+# The side of what is measured of a picture.
+MIDDLE_SIDE = 256
 
 PARTS = "bands", "channels", "mixtures", "compand", "levels", "scales", "ycocg"
 
@@ -89,7 +104,9 @@ class Row(NamedTuple):
     """How a row's model is built.
 
     parts: those it has; bands: whether its prior is band-wise, or the paper's; wavelet: its transform, one of
-    WAVELETS; order: of the bands; like: the row that it is widened to, in multiply-adds.
+    WAVELETS; order: of the bands; like: the row that it is widened to, in multiply-adds; repeat: pairs of
+    steps of lifting; quiet: whether small details update nothing; own: levels with networks of their own;
+    more: components more than of other rows; muon: the optimiser.
     """
 
     parts: frozenset = frozenset()
@@ -98,6 +115,11 @@ class Row(NamedTuple):
     wavelet: str | None = None
     order: tuple = (0, 1, 2)
     like: str | None = None
+    repeat: int = 1
+    quiet: bool = False
+    own: int = 0
+    more: int = 0
+    muon: bool = False
 
 
 ALL, COLOUR = frozenset(PARTS), frozenset({"ycocg"})
@@ -126,6 +148,12 @@ ROWS = {
     "full+wide": Row(ALL, like="full+couplings"),
     **{f"paper+ycocg+{name}": Row(COLOUR, bands=False, wavelet=name) for name in WAVELETS},
     **{f"full+{name}": Row(ALL, wavelet=name) for name in WAVELETS},
+    "full+linear2": Row(ALL, wavelet="linear", repeat=2),
+    "full+quiet": Row(ALL, wavelet="linear", quiet=True),
+    "full+own": Row(ALL, own=1),
+    "full+five": Row(ALL, more=2),
+    "full+muon": Row(ALL, muon=True),
+    "full+muon+own+five": Row(ALL, muon=True, own=1, more=2),
 }
 
 
@@ -187,6 +215,17 @@ class PartialPrior(BandPrior):
             self.register_buffer("level", torch.zeros(LEVELS, width, 1, 1))
 
 
+class QuietLift(nn.Module):
+    """A Lift of what is left of its input beyond QUIET tones: t(x - clamp(x))."""
+
+    def __init__(self, lift):
+        super().__init__()
+        self.lift, self.network = lift, lift.network
+
+    def forward(self, x):
+        return self.lift(x - x.clamp(-QUIET / STEPS, QUIET / STEPS))
+
+
 def make_model(name, options):
     """The untrained model of a row."""
     row, width = ROWS[name], options["width"]
@@ -202,17 +241,24 @@ def make_model(name, options):
 
 def _model(row, width, options):
     torch.manual_seed(options["seed"])
-    architecture = {"repeat": int(row.couplings or row.wavelet is not None), "HUE": "ycocg" in row.parts}
+    transform = row.couplings or row.wavelet is not None
+    architecture = {"repeat": row.repeat if transform else 0, "HUE": "ycocg" in row.parts}
     lifting, fixed = WAVELETS.get(row.wavelet, ("none", False))
     architecture |= {"lifting": lifting}
     if row.bands:
         # a prior that costs nothing, until the right one replaces it
         model = build(architecture | {"hchnl": options["hchnl"], "prior": "simple"})
         start = centre(0) if row.wavelet else 0.0
-        parts = width, options["blocks"], options["components"], row.order, start
-        model.detail = PartialPrior(row.parts, *parts)
+        parts = width, options["blocks"], options["components"] + row.more, row.order, start
+        priors = [PartialPrior(row.parts, *parts) for _ in range(1 + row.own)]
+        model.detail = LevelPriors(priors) if row.own else priors[0]
     else:
         model = build(architecture | {"hchnl": width, "prior": "paper"})
+    if row.quiet:
+        for level in model.pyramid.levels:
+            level.lifts = nn.ModuleList(
+                QuietLift(lift) if i % 2 else lift for i, lift in enumerate(level.lifts)
+            )
     if fixed:
         for lift in (lift for level in model.pyramid.levels for lift in level.lifts):
             lift.network = None
@@ -251,30 +297,69 @@ def low_ratio(model):
     return filter_figures(model.pyramid.level(0), images, FIR.PLACES[3:5])["across", "columns"]["low_ratio"]
 
 
-def open_images(options):
-    """As many training images as all steps take, and the test images: uint8 (N, 3, S, S)."""
+class Data(NamedTuple):
+    """What rows are trained on and measured by.
+
+    train: uint8 (N, 3, S, S), as many as all steps take, or Pictures; test: uint8 (N, 3, S, S); also: the
+    pictures of each folder, uint8 (1, 3, H, W); plan: options of a training that say how crops are drawn.
+    """
+
+    train: torch.Tensor | Pictures
+    test: torch.Tensor
+    also: list
+    plan: dict
+
+
+def open_data(options):
+    """The Data of a run."""
+    chosen = {name: options[name] for name in ("target", "data", "size", "seed")}
+    also = [[middle(read_rgb(path)) for path in image_files(folder)] for folder in options["also"] or ()]
+    if options["config"]:
+        plan = read_plan(options["config"])
+        chosen["target"] = plan["target"]
+        drawn = {name: plan[name] for name in ("grey", "origins", "flip", "transpose") if name in plan}
+        drawn["crops"] = options["steps"] * options["batch"]
+        reading = options["data"], options["size"], 2
+        train = Pictures(plan["target"], *reading, scales=plan.get("scales", 1))
+        side, sets = options["size"], load(plan["target"], "test", *reading, scales=plan.get("scales", 1))
+        images = torch.cat([part[..., :side, :side] for part in sets])
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(options["seed"]))
+        return Data(train, images[order[: options["count"]]], also, drawn)
     images, *others = load(options["target"], "train", options["data"], options["size"])
     if others:
         raise ValueError(f"-target {options['target']}: need images of one size")
     needed, generator = options["steps"] * options["batch"], torch.Generator().manual_seed(options["seed"])
     turns = -(-needed // len(images))
     order = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(turns)])
-    chosen = {name: options[name] for name in ("target", "data", "size", "seed")}
-    return images[order[:needed]], draw(options["count"], **chosen)
+    return Data(images[order[:needed]], draw(options["count"], **chosen), also, {})
 
 
-def train(model, images, test, options):
-    """Train for one epoch of the images. Returns (bits per dimension of the test images, seconds)."""
-    training = {name: option.default for name, option in TRAINING.items()}
-    training |= {name: options[name] for name in ("batch", "lr", "seed")}
+def middle(picture):
+    """The middle of a picture, at most 256x256: uint8 (3, H, W) -> (1, 3, h, w)."""
+    top, left = (max(side - MIDDLE_SIDE, 0) // 2 for side in picture.shape[1:])
+    return picture[None, :, top : top + MIDDLE_SIDE, left : left + MIDDLE_SIDE]
+
+
+def train(model, row, data, options):
+    """Train for one epoch. Returns bits per dimension of the test images, those of -also, and seconds."""
+    training = {name: option.default for name, option in TRAINING.items()} | data.plan
+    training |= {name: options[name] for name in ("batch", "lr", "seed", "amp")}
     training |= {"epoch": 1, "optimizer": "adam", "lrSchedule": "cosine", "clipNorm": 1.0}
+    if row.muon:
+        training |= {"optimizer": "muon", "lr": options["lr"] / 2}
+    device, images = pick_device(options["cuda"]), data.train
+    images = images if isinstance(images, Pictures) else [images]
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(model, [images], [test], training, folder, pick_device(options["cuda"]), Workers())
+        trainer = Trainer(model, images, [data.test], training, folder, device, Workers())
         try:
             trainer.run_epoch(Stop(), show=True)
-            return trainer.evaluate(), trainer.state.progress.seconds
+            bits, also = trainer.evaluate(), []
+            for pictures in data.also:
+                trainer.test = pictures
+                also.append(trainer.evaluate())
+            return bits, also, trainer.state.progress.seconds
         except FloatingPointError:
-            return math.nan, trainer.state.progress.seconds
+            return math.nan, [math.nan] * len(data.also), trainer.state.progress.seconds
 
 
 def read_rows(path):
@@ -297,7 +382,7 @@ def show(row, shown):
     shown[name] = bits
     cells = f"{bits:.4f}", change, f"{int(row['parameters']):,}", f"{float(row['multiply_adds']):,.0f}"
     cells += tuple(f"{float(row[name]):.{digits}f}" for name, digits in zip(FIGURES[3:], (0, 3, 3)))
-    line = "".join(f"{cell:>13}" for cell in cells)
+    line = "".join(f"{cell:>13}" for cell in (*cells, *row["bits_also"].split()))
     tqdm.write(f"{name:{WIDTH + 3}}{line}")
     sys.stdout.flush()
 
@@ -310,11 +395,14 @@ def main(argv=None):
     for name in names:
         if name not in ROWS:
             raise ValueError(f"-rows {name}: need some of {', '.join(ROWS)}")
+    if options["config"]:
+        refuse(typed, ("target",), "with -config")
     options["size"] = choose_sides(options["target"], typed.get("size"))[0]
     torch.set_num_threads(options["threads"])
     torch.set_float32_matmul_precision("high")
     done, device, data, shown = read_rows(options["out"]), pick_device(options["cuda"]), None, {}
     columns = "bits/dim", "change", "parameters", "mul-adds/val", "train s", "bits/coeff.", "low, pi/0"
+    columns += tuple(Path(folder).name[-12:] for folder in options["also"] or ())
     tqdm.write(f"{'':{WIDTH + 3}}" + "".join(f"{column:>13}" for column in columns))
     bar = tqdm(names, unit="row", disable=len(names) < 2 or None, leave=False)
     for name in bar:
@@ -322,13 +410,14 @@ def main(argv=None):
         row = {"row": name} | {setting: str(options[setting]) for setting in SETTINGS}
         key = tuple(row.values())
         if key not in done:
-            data = data or open_images(options)
+            data = data or open_data(options)
             model = make_model(name, options).to(device)
             cost = multiply_adds(model, options["size"])
             size = sum(p.numel() for p in model.parameters())
-            bits, seconds = train(model, *data, options)
+            bits, also, seconds = train(model, ROWS[name], data, options)
             figures = f"{bits:.6f}", size, f"{cost:.1f}", f"{seconds:.2f}"
-            figures += f"{coefficient_bits(model, data[1].to(device)):.4f}", f"{low_ratio(model):.4f}"
+            figures += f"{coefficient_bits(model, data.test.to(device)):.4f}", f"{low_ratio(model):.4f}"
+            figures += (" ".join(f"{b:.4f}" for b in also),)
             done[key] = row | dict(zip(FIGURES, figures))
             write_table(options["out"], (*KEY, *FIGURES), done.values())
         show(done[key], shown)

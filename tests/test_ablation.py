@@ -1,11 +1,14 @@
 """The ablation table: its models are blind to what they say, its counts are those worked out by hand."""
 
+import json
+
 import benchmark_ablation
 import pytest
 import torch
 from benchmark_ablation import (
     ALL,
     PARTS,
+    QUIET,
     ROWS,
     WAVELETS,
     PartialPrior,
@@ -97,6 +100,29 @@ def test_without_a_transform_the_low_pass_passes_all():
     assert low_ratio(model) == pytest.approx(1) and coefficient_bits(model, flat) == 0
 
 
+@torch.no_grad()
+def test_quiet_updates_leave_small_details_out():
+    plain, quiet = (make_model(row, SMALL) for row in ("full+linear", "full+quiet"))
+    flat = torch.full((1, 3, 8, 8), 100)
+    for height, alike in ((60, False), (QUIET, True)):
+        x = flat.clone()
+        x[..., 3] += height
+        tops = [model.transform(x, 1)[0] for model in (plain, quiet)]
+        assert torch.equal(tops[1], quiet.transform(flat, 1)[0]) == alike
+        assert not torch.equal(*tops)
+        assert torch.equal(quiet.inverse(*quiet.transform(x, 1)), x.float())
+
+
+def test_rows_of_levers():
+    models = {row: make_model(row, SMALL) for row in ("full", "full+own", "full+five", "full+muon")}
+    sizes = {row: sum(p.numel() for p in model.parameters()) for row, model in models.items()}
+    assert sizes["full+muon"] == sizes["full"] < sizes["full+five"] < sizes["full+own"]
+    assert models["full+five"].detail.bands[0].mixer.components == SMALL["components"] + 2
+    images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    assert torch.equal(models["full"](images), models["full+muon"](images))
+    assert multiply_adds(models["full+own"], 8) == multiply_adds(models["full"], 8)
+
+
 def test_multiply_adds_of_networks_by_hand():
     class One(nn.Module):
         device = torch.device("cpu")
@@ -169,10 +195,23 @@ def test_table_is_kept_and_gone_on_with(folder, capsys, monkeypatch):
 
     monkeypatch.setattr(benchmark_ablation, "train", lambda *_: pytest.fail("trained again"))
     assert run(capsys, *argv, *names)[1] == again
-    monkeypatch.setattr(benchmark_ablation, "train", lambda *_: (1.0, 2.0))
+    monkeypatch.setattr(benchmark_ablation, "train", lambda *_: (1.0, [], 2.0))
     other = run(capsys, *argv, "full", "-seed", 1)[1]
     assert other[0].split()[1] == "1.0000"
     assert len((folder / "table.csv").read_text().splitlines()) == 1 + 5
+
+
+def test_fresh_crops_of_a_plan_and_other_pictures(folder, capsys):
+    target = f"{folder}*2+photos"
+    (folder / "plan.json").write_text(json.dumps({"target": target, "crops": 9, "grey": 0.5, "flip": True}))
+    argv = ("-config", folder / "plan.json", "-out", folder / "table.csv", *TINY, "-also", folder, folder)
+    status, rows, errors = run(capsys, *argv, "-rows", "full", "full+muon")
+    assert status == 0, errors
+    first, second = ([float(cell) for cell in row.replace(",", "").split()[-2:]] for row in rows)
+    assert first[0] == first[1] > 0 and first != second
+    assert run(capsys, *argv, "-target", "photos")[0] == 2
+    (folder / "plan.json").write_text('{"nonsense": 1}')
+    assert "nonsense" in run(capsys, *argv)[2]
 
 
 def test_same_seed_gives_the_same_figures(folder, capsys):

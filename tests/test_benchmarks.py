@@ -4,6 +4,7 @@ import csv
 import json
 
 import benchmark_codec
+import benchmark_curve
 import benchmark_times
 import pytest
 from benchmark_codec import CONDITIONS, Case, Figures, Past, read_past, run_limited, spread, steady_program
@@ -34,6 +35,20 @@ def test_times_and_rates_of_codecs(tmp_path):
     assert {"PNG", "WebP", "ours"} <= {row["codec"] for row in rows}
     assert all(0 < float(row["bits"]) < 8 and float(row["decode"]) > 0 for row in rows)
     assert (tmp_path / "times.pdf").exists()
+
+
+def test_curves_over_images_and_hours(tmp_path):
+    folder = tmp_path / "one"
+    (folder / "records").mkdir(parents=True)
+    (folder / "parameter.json").write_text('{"target": "photos", "patch": 32, "crops": 500}')
+    losses = "epoch,train_bpd,test_bpd,rate,seconds\n1,5,4.5,0.1,1800\n2,4,3.5,0.1,5400\n"
+    (folder / "records" / "losses.csv").write_text(losses)
+    argv = ["-folder", str(folder), "-out", str(tmp_path)]
+    for more, name, seen in (([], "curve", ["500", "1000"]), (["-hours"], "hours", ["0.5", "2.0"])):
+        benchmark_curve.main([*argv, *more])
+        rows = list(csv.reader((tmp_path / f"{name}.csv").open()))[1:]
+        assert rows == [["one", seen[0], "4.5"], ["one", seen[1], "3.5"]]
+        assert (tmp_path / f"{name}.png").exists()
 
 
 def test_lines_of_the_past():
