@@ -1,7 +1,6 @@
-"""The library: Codec on all that it takes, from several threads, as the README shows it, and installed."""
+"""The library: Codec on all that it takes, from several threads, and installed."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -210,15 +209,6 @@ def test_maps_of_packages_name_every_module(package):
     _, *lines = import_module(package.replace("/", ".")).__doc__.strip().splitlines()
     inside = (ROOT / package).glob("[!_]*")
     assert {line.split()[0] for line in lines if line} == {path.stem for path in inside}
-
-
-def test_the_readme_runs(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    names = {}
-    exec(code, names)
-    assert names["thumbnail"].size == (48, 32) and names["samples"].shape == (4, 3, 32, 32)
-    assert names["bits"].shape == (1,) and len(names["details"]) == 7
 
 
 def test_an_installed_package_has_the_box(tmp_path):
