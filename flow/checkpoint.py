@@ -26,7 +26,10 @@ def moments(optimizer, parameter):
 
 @dataclass
 class Progress:
-    """Where a training stands: next epoch, its next step, all steps, its sums, bests, past epochs."""
+    """Where a training stands: next epoch, its next step, all steps, its sums, bests, past epochs.
+
+    bands: the test figures of past epochs by band; of those that had them.
+    """
 
     epoch: int = 0
     step: int = 0
@@ -37,6 +40,7 @@ class Progress:
     best_train: float = math.inf
     best_test: float = math.inf
     history: list = field(default_factory=list)
+    bands: list = field(default_factory=list)
 
 
 class TrainingState:

@@ -6,6 +6,7 @@ savings/epoch_N.safetensors    the same, periodic, the last few
 savings/best_test.safetensors  the weights with the lowest test loss; best_train likewise
 savings/..._frozen.safetensors the same in integers, which the codec uses
 records/losses.csv             bits per dimension of every epoch
+records/bands.csv              of which so many for each band of the test images; level 0 is the finest
 pic/                           lossCurve.png, and what the plotting scripts draw
 """
 
@@ -71,6 +72,11 @@ def savings_of_epochs(folder):
 def losses_file(folder):
     """The table of the losses of every epoch."""
     return Path(folder) / "records" / "losses.csv"
+
+
+def bands_file(folder):
+    """The table of the test losses of every epoch by band."""
+    return losses_file(folder).with_name("bands.csv")
 
 
 def pictures(folder):

@@ -1,6 +1,6 @@
 """Training by exact likelihood: rates, steps, epochs, what they leave in the model folder, the loss curve.
 
-Source: method 5. A model is any module whose call gives log-likelihoods in nats, (B, 3, H, W) -> (B,).
+Source: method 5.
 """
 
 import math
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from flow.batches import batches_of, select, to_device
 from flow.checkpoint import OPTIMIZERS, Progress, TrainingState
 from flow.folder import (
+    bands_file,
     epoch_name,
     loss_curve_file,
     losses_file,
@@ -21,6 +22,7 @@ from flow.folder import (
     savings_of_epochs,
 )
 from utils.arithmetic.integers import bits_per_dimension
+from utils.arithmetic.polyphase import depth
 from utils.data.crops import Pictures
 from utils.files import replacing, write_table
 from utils.options import SEED, Option
@@ -74,6 +76,7 @@ SAVE_SECONDS, SHOW_SECONDS, DRAW_SECONDS = 300, 0.5, 20
 # A working model costs 8 bits or less; one that costs this much never comes back.
 DIVERGED = 1000.0
 RECORD = ("epoch", "train_bpd", "test_bpd", "rate", "seconds")
+BANDS = ("ur", "dl", "dr")
 
 
 def learning_rate(options, done):
@@ -86,11 +89,19 @@ def learning_rate(options, done):
     return 1.0
 
 
+def time_left(seconds):
+    """Seconds in words, as exact as one cares to know: "1 h 20 min", "5 min", "40 s"."""
+    minutes = round(seconds / 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min" if seconds >= 100 else f"{seconds:.0f} s"
+
+
 class Trainer:
     """A model in training, and what that leaves in its folder.
 
-    model: the module; train, test: lists of uint8 tensors (N, 3, S, S), one for each size, but train may be
-    Pictures to draw crops from; options: those of TRAINING; folder: the model folder; device: torch.device;
+    model: a NeuralWavelet; train, test: lists of uint8 tensors (N, 3, S, S), one for each size, but train may
+    be Pictures to draw crops from; options: those of TRAINING; folder: the model folder; device: torch.device;
     workers: Workers, joined.
     """
 
@@ -126,15 +137,25 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self):
-        """Mean bits per dimension of the test images under the weights to keep."""
+        """Mean bits per dimension of the test images under the weights to keep, and what each band has of it.
+
+        The latter as a dict: "ur 0", "dl 0" and "dr 0" of the finest level, "ur 1", ... of the next, and "top".
+        """
         weights, nats, dimensions = self.state.weights(), 0.0, 0
+        levels = max(depth(*images.shape[-2:]) for images in self.test)
+        by_band = torch.zeros(1 + 3 * levels, dtype=torch.float64, device=self.device)
         for images in self.test:
             mine = torch.arange(self.workers.rank, len(images), self.workers.count)
             for index in mine.split(max(self.options["batch"] // self.workers.count, 1)):
                 x = select(images, index, self.device)
-                nats -= functional_call(self.model, weights, (x,)).sum(dtype=torch.float64)
+                total, sums = functional_call(self.model, weights, (x, True))
+                nats -= total.sum(dtype=torch.float64)
+                by_band[: len(sums)] -= sums
             dimensions += images.numel()
-        return bits_per_dimension(self.workers.sum(nats, device=self.device).item(), dimensions)
+        sums = self.workers.sum(nats, *by_band, device=self.device).tolist()
+        whole, top, *details = (bits_per_dimension(s, dimensions) for s in sums)
+        names = [f"{band} {level}" for level in range(levels) for band in BANDS]
+        return whole, dict(zip(names, details)) | {"top": top}
 
     def check(self, bits):
         """Raise FloatingPointError for a loss that is not finite, or far from any image."""
@@ -159,9 +180,11 @@ class Trainer:
             old.unlink()
 
     def record(self, always=True):
-        """Write the losses of all epochs, and their curve unless it is fresh."""
-        history = self.state.progress.history
+        """Write the losses of all epochs, also by band, and their curve unless it is fresh."""
+        history, bands = self.state.progress.history, self.state.progress.bands
         write_table(losses_file(self.folder), RECORD, history)
+        if bands:
+            write_table(bands_file(self.folder), list(bands[-1]), bands)
         if always or time.monotonic() - self.drawn > DRAW_SECONDS:
             with replacing(loss_curve_file(self.folder)) as temporary:
                 loss_curve(history, temporary)
@@ -213,9 +236,10 @@ class Trainer:
 
     def end_epoch(self):
         """Test, record, keep what is best, and save."""
-        p, state = self.state.progress, self.state
+        p, state, started = self.state.progress, self.state, time.monotonic()
+        test, by_band = self.evaluate()
         # rounded, since the sums depend in their last digits on when the bar was shown
-        train, test = round(bits_per_dimension(p.nats, p.dimensions), 8), round(self.evaluate(), 8)
+        train, test = round(bits_per_dimension(p.nats, p.dimensions), 8), round(test, 8)
         self.check(test)
         rate = self.options["lr"] * learning_rate(self.options, p.epoch)
         row = dict(zip(RECORD, (p.epoch + 1, train, test, rate, round(p.seconds, 2))))
@@ -225,6 +249,7 @@ class Trainer:
             best_train=min(train, p.best_train),
             best_test=min(test, p.best_test),
             history=[*p.history, row],
+            bands=[*p.bands, {"epoch": p.epoch + 1} | {name: round(b, 6) for name, b in by_band.items()}],
         )
         if self.workers.rank:
             return
@@ -239,7 +264,11 @@ class Trainer:
         # at last: a run that is killed before goes on from the epoch's start and writes the others again
         self.save()
         images = self.batches.images() / max(p.seconds, 1e-9)
-        tqdm.write(f"epoch {p.epoch + 1}: train {train:.4f}, test {test:.4f} bits/dim, {images:.0f} images/s")
+        words = f"train {train:.4f}, test {test:.4f} bits/dim, {images:.0f} images/s"
+        if not last:
+            epochs = self.options["epoch"] - state.progress.epoch
+            words += f", {time_left(epochs * (p.seconds + time.monotonic() - started))} left"
+        tqdm.write(f"epoch {p.epoch + 1}: {words}")
 
     def run(self, show=True):
         """Train to the last epoch. Returns True if it got there, False if it was interrupted (and saved)."""

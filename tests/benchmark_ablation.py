@@ -272,7 +272,7 @@ def train(model, images, test, options):
         trainer = Trainer(model, [images], [test], training, folder, pick_device(options["cuda"]), Workers())
         try:
             trainer.run_epoch(Stop(), show=True)
-            return trainer.evaluate(), trainer.state.progress.seconds
+            return trainer.evaluate()[0], trainer.state.progress.seconds
         except FloatingPointError:
             return math.nan, trainer.state.progress.seconds
 

@@ -26,10 +26,10 @@ from flow.batches import add_noise, epoch_batches, mirror, mirrored
 from flow.codec.evaluate import open_test_set
 from flow.codec.options import TEST_SET
 from flow.folder import PAPER, open_model, read_options, target_name
-from flow.training import Trainer, learning_rate
+from flow.training import Trainer, learning_rate, time_left
 from utils.arithmetic.integers import bits_per_dimension
 from utils.data.datasets import PHOTOS, load
-from utils.files import load_tensors
+from utils.files import load_tensors, save_tensors
 from utils.workers import Workers
 
 ROOT = Path(__file__).parents[1]
@@ -87,6 +87,7 @@ def contents(folder):
 def assert_same_training(folder, wanted):
     """Compare losses, best figures and every tensor of every saving, bit for bit."""
     assert history(folder) == history(wanted)
+    assert (folder / "records" / "bands.csv").read_bytes() == (wanted / "records" / "bands.csv").read_bytes()
     names = sorted(path.name for path in (wanted / "savings").glob("*.safetensors"))
     assert sorted(path.name for path in (folder / "savings").glob("[!.]*")) == names
     for name in names:
@@ -135,6 +136,68 @@ def test_losses_are_those_of_the_weights(whole, images):
         model, _ = open_model(whole, name)
         nats = -model.log_prob(test).double().mean().item()
         assert bits_per_dimension(nats, 3 * 8 * 8) == pytest.approx(rows[-1]["test_bpd"], rel=1e-6)
+
+
+def bands(folder):
+    """Return the rows of bands.csv."""
+    with (folder / "records" / "bands.csv").open() as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def test_bands_are_the_test_loss_in_parts(whole, images):
+    rows = bands(whole)
+    assert [row.pop("epoch") for row in rows] == [1, 2, 3]
+    assert list(rows[0]) == ["ur 0", "dl 0", "dr 0", "ur 1", "dl 1", "dr 1", "top"]
+    for row, losses in zip(rows, history(whole)):
+        assert sum(row.values()) == pytest.approx(losses["test_bpd"], abs=1e-5)
+    (test,), (model, _) = load(images, "test", size=8), open_model(whole, "latest")
+    with torch.no_grad():
+        top, (fine, coarse) = model.transform(test)
+        below, *_ = model.pyramid.level(0).split(model.from_images(test))
+        for level, band, detail in ((0, below, fine), (1, top, coarse)):
+            given = model.detail(band, level)([])
+            bits = bits_per_dimension(-given.log_prob(detail[0]).double().sum().item(), test.numel())
+            assert rows[-1][f"ur {level}"] == pytest.approx(bits, abs=2e-6)
+        bits = bits_per_dimension(-model.log_prob(top, 0).double().sum().item(), test.numel())
+        assert rows[-1]["top"] == pytest.approx(bits, abs=2e-6)
+
+
+@pytest.mark.parametrize("options", ["-prior bands -width 6 -repeat 0", "-simplePrior -diffDetail"])
+def test_bands_of_other_priors(command, tmp_path, options):
+    easymain.main([*command, "-folder", str(tmp_path), *options.split(), "-epoch", "1"])
+    (row,) = bands(tmp_path)
+    assert row.pop("epoch") == 1 and len(row) == 7 and min(row.values()) > 0
+    assert sum(row.values()) == pytest.approx(history(tmp_path)[0]["test_bpd"], abs=1e-5)
+
+
+def test_a_training_from_before_the_bands_goes_on(trained):
+    for path in (trained / "savings").glob("latest*"):
+        tensors, state = load_tensors(path)
+        del state["bands"]
+        save_tensors(path, tensors, state)
+    easymain.main(["-folder", str(trained), "-load", "-epoch", "4"])
+    assert [row["epoch"] for row in bands(trained)] == [4] and len(history(trained)) == 4
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.4, "0 s"),
+        (99, "99 s"),
+        (100, "2 min"),
+        (3599, "1 h 0 min"),
+        (4801, "1 h 20 min"),
+        (9e5, "250 h 0 min"),
+    ],
+)
+def test_time_left_in_words(seconds, words):
+    assert time_left(seconds) == words
+
+
+def test_lines_tell_the_time_left_but_the_last(command, tmp_path, capsys):
+    easymain.main([*command, "-folder", str(tmp_path)])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert [line.endswith(" left") for line in lines] == [True, True, False]
 
 
 def test_the_first_loss_is_that_of_the_first_weights(command, tmp_path, images):
@@ -642,8 +705,9 @@ def test_two_processes_are_one_with_the_same_batch(command, tmp_path, monkeypatc
     process = start([*launcher, tmp_path / "train.py", *command, "-folder", folder])
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    for row, wanted in zip(history(folder), history(whole), strict=True):
-        assert row == pytest.approx(wanted, rel=1e-4)
+    for table in (history, bands):
+        for row, wanted in zip(table(folder), table(whole), strict=True):
+            assert row == pytest.approx(wanted, rel=1e-4)
     given, wanted = (load_file(f / "savings" / "latest.safetensors") for f in (folder, whole))
     for key in wanted:
         torch.testing.assert_close(given[key], wanted[key], rtol=1e-3, atol=1e-5)
