@@ -7,7 +7,8 @@ savings/best_test.safetensors  the weights with the lowest test loss; best_train
 savings/..._frozen.safetensors the same in integers, which the codec uses
 records/losses.csv             bits per dimension of every epoch
 records/bands.csv              of which so many for each band of the test images; level 0 is the finest
-pic/                           lossCurve.png, and what the plotting scripts draw
+pic/                           lossCurve.png; samples.png and a test image's pyramid.png, at periodic savings;
+                               what the plotting scripts draw
 """
 
 import hashlib

@@ -3,13 +3,16 @@
 Source: method 5.
 """
 
+import copy
 import math
+import sys
 import time
 
 import torch
 from torch.func import functional_call
 from tqdm import tqdm
 
+from flow.analysis import common_limit, in_grey, mosaic, tones_of
 from flow.batches import batches_of, select, to_device
 from flow.checkpoint import OPTIMIZERS, Progress, TrainingState
 from flow.folder import (
@@ -17,6 +20,7 @@ from flow.folder import (
     epoch_name,
     loss_curve_file,
     losses_file,
+    pictures,
     saving,
     savings,
     savings_of_epochs,
@@ -27,6 +31,7 @@ from utils.data.crops import Pictures
 from utils.files import replacing, write_table
 from utils.options import SEED, Option
 from utils.show.plots import loss_curve
+from utils.show.sheets import magnified, save_image, tiled
 from utils.workers import stop_signal
 
 TRAINING = {
@@ -72,6 +77,8 @@ TRAINING = {
 }  # fmt: skip
 
 KEPT_SAVINGS = 3
+# Of the pictures: rows of samples, their side at most, levels of the pyramid, width of both in pixels about.
+SAMPLE_ROWS, SAMPLE_SIDE, SHOWN_LEVELS, SHOWN_WIDTH = 4, 64, 3, 512
 SAVE_SECONDS, SHOW_SECONDS, DRAW_SECONDS = 300, 0.5, 20
 # A working model costs 8 bits or less; one that costs this much never comes back.
 DIVERGED = 1000.0
@@ -101,8 +108,8 @@ class Trainer:
     """A model in training, and what that leaves in its folder.
 
     model: a NeuralWavelet; train, test: lists of uint8 tensors (N, 3, S, S), one for each size, but train may
-    be Pictures to draw crops from; options: those of TRAINING; folder: the model folder; device: torch.device;
-    workers: Workers, joined.
+    be Pictures to draw crops from; options: those of TRAINING; folder: the model folder; device:
+    torch.device; workers: Workers, joined.
     """
 
     def __init__(self, model, train, test, options, folder, device, workers):
@@ -137,9 +144,9 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self):
-        """Mean bits per dimension of the test images under the weights to keep, and what each band has of it.
+        """Mean bits per dimension of the test images under the weights to keep, and each band's share of it.
 
-        The latter as a dict: "ur 0", "dl 0" and "dr 0" of the finest level, "ur 1", ... of the next, and "top".
+        The latter as a dict: "ur 0", "dl 0" and "dr 0" of the finest level, "ur 1", ... of the next, "top".
         """
         weights, nats, dimensions = self.state.weights(), 0.0, 0
         levels = max(depth(*images.shape[-2:]) for images in self.test)
@@ -189,6 +196,26 @@ class Trainer:
             with replacing(loss_curve_file(self.folder)) as temporary:
                 loss_curve(history, temporary)
             self.drawn = time.monotonic()
+
+    @torch.no_grad()
+    def draw(self):
+        """Samples and the pyramid of the first test image under the weights to keep, as pictures."""
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(self.state.weights())
+        images = next(images for images in self.test if len(images))
+        side = min(images.shape[-1], SAMPLE_SIDE)
+        generator = torch.Generator(self.device).manual_seed(self.options["seed"])
+        samples = model.sample(SAMPLE_ROWS**2, side, side, generator=generator).to("cpu", torch.uint8)
+        top, details = model.transform(
+            images[:1].to(self.device), min(depth(*images.shape[-2:]), SHOWN_LEVELS)
+        )
+        tones = tones_of(model, details)
+        limit = common_limit([band for detail in tones for band in detail]) if tones else 1.0
+        bands = mosaic(model.to_images(top), [[in_grey(band, limit) for band in detail] for detail in tones])
+        bands = bands[0].round().clamp(0, 255).byte()
+        sheets = {"samples": tiled(samples, SAMPLE_ROWS), "pyramid": bands}
+        for name, sheet in sheets.items():
+            save_image(magnified(sheet, SHOWN_WIDTH), pictures(self.folder) / f"{name}.png")
 
     def run_epoch(self, stop, show):
         """Do the steps of an epoch that are left. Returns False if a stop was requested before the last."""
@@ -260,6 +287,13 @@ class Trainer:
         last = state.progress.epoch == self.options["epoch"]
         if last or state.progress.epoch % self.options["savePeriod"] == 0:
             self.save_epoch()
+            try:
+                self.draw()
+            except (
+                ValueError,
+                RuntimeError,
+            ) as error:  # of a model that cannot draw yet, or for want of memory
+                tqdm.write(f"no samples of epoch {state.progress.epoch}: {error}", file=sys.stderr)
         self.record(always=last)
         # at last: a run that is killed before goes on from the epoch's start and writes the others again
         self.save()

@@ -14,6 +14,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -208,6 +209,42 @@ def test_the_first_loss_is_that_of_the_first_weights(command, tmp_path, images):
     assert history(tmp_path / "model")[0]["train_bpd"] == pytest.approx(
         bits_per_dimension(nats, 192), rel=1e-5
     )
+
+
+def test_pictures_of_the_last_saving(command, whole, images, tmp_path, monkeypatch):
+    with Image.open(whole / "pic" / "samples.png") as sheet:
+        assert sheet.width == sheet.height == (4 * 8 + 3) * (512 // (4 * 8 + 3))
+        assert len(sheet.getcolors(1 << 20)) > 16
+    with Image.open(whole / "pic" / "pyramid.png") as sheet:
+        assert sheet.size == (512, 512)
+        pixels = torch.from_numpy(np.array(sheet)[32::64, 32::64]).permute(2, 0, 1)
+    with torch.no_grad():
+        top, _ = open_model(whole, "latest")[0].transform(load(images, "test", size=8)[0][:1])
+    assert torch.equal(pixels[:, :2, :2], top[0].clamp(0, 255).byte()) and len(pixels[:, 2:].unique()) > 4
+    drawn = []
+
+    def draw(self, plain=Trainer.draw):
+        drawn.append(self.state.progress.epoch)
+        plain(self)
+
+    monkeypatch.setattr(Trainer, "draw", draw)
+    easymain.main([*command, *"-epoch 5 -savePeriod 2 -ema 0.9 -folder".split(), str(tmp_path)])
+    assert drawn == [2, 4, 5]
+    model, _ = open_model(tmp_path, "latest")
+    samples = model.sample(16, 8, 8, generator=torch.Generator().manual_seed(0))
+    with Image.open(tmp_path / "pic" / "samples.png") as sheet:
+        pixels = torch.from_numpy(np.array(sheet)[7::14, 7::14]).permute(2, 0, 1)
+    assert torch.equal(pixels[:, 9 : 9 + 8, 18 : 18 + 8], samples[6].byte())
+
+
+def test_samples_that_fail_do_not_end_a_training(command, whole, tmp_path, monkeypatch, capsys):
+    def sample(*args, **options):
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(easymain.build({}).__class__, "sample", sample)
+    easymain.main([*command, "-folder", str(tmp_path)])
+    assert capsys.readouterr().err.count("no samples of epoch 3: no such luck") == 1
+    assert_same_training(tmp_path, whole)
 
 
 def test_savings_are_periodic_and_few_are_kept(command, tmp_path):
