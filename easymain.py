@@ -16,6 +16,7 @@ import sys
 
 import torch
 
+from flow.board import writer_class
 from flow.folder import (
     RESUMABLE,
     default_folder,
@@ -126,6 +127,8 @@ def resolve(argv):
 def main(argv=None):
     """Train, and leave the model folder."""
     options, folder, resume, start = resolve(argv)
+    if options["board"]:
+        writer_class()  # before anything is read
     workers = Workers()
     device = pick_device(options["cuda"] + (workers.local_rank if options["cuda"] >= 0 else 0))
     torch.manual_seed(options["seed"])

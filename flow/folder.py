@@ -7,6 +7,7 @@ savings/best_test.safetensors  the weights with the lowest test loss; best_train
 savings/..._frozen.safetensors the same in integers, which the codec uses
 records/losses.csv             bits per dimension of every epoch
 records/bands.csv              of which so many for each band of the test images; level 0 is the finest
+records/board/                 the losses for TensorBoard, with -board
 pic/                           lossCurve.png; samples.png and a test image's pyramid.png, at periodic savings;
                                what the plotting scripts draw
 """
@@ -78,6 +79,11 @@ def losses_file(folder):
 def bands_file(folder):
     """The table of the test losses of every epoch by band."""
     return losses_file(folder).with_name("bands.csv")
+
+
+def board_folder(folder):
+    """What TensorBoard reads."""
+    return losses_file(folder).with_name("board")
 
 
 def pictures(folder):

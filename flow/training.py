@@ -7,6 +7,7 @@ import copy
 import math
 import sys
 import time
+from contextlib import nullcontext
 
 import torch
 from torch.func import functional_call
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from flow.analysis import common_limit, in_grey, mosaic, tones_of
 from flow.batches import batches_of, select, to_device
+from flow.board import open_board
 from flow.checkpoint import OPTIMIZERS, Progress, TrainingState
 from flow.folder import (
     bands_file,
@@ -74,6 +76,7 @@ TRAINING = {
     ),
     "amp": Option(False, "compute the networks in bfloat16 while training (tests stay in float32)"),
     "compile": Option(False, "compile the training step with torch.compile"),
+    "board": Option(False, "write the losses for TensorBoard too, which must be installed: records/board"),
 }  # fmt: skip
 
 KEPT_SAVINGS = 3
@@ -128,6 +131,7 @@ class Trainer:
         self.device, self.workers, self.state = device, workers, TrainingState(self.model, options)
         self.call = torch.compile(model) if options["compile"] else model
         self.saved = self.drawn = time.monotonic()
+        self.board = None
 
     def step(self, images, total):
         """One step on this process's share of a batch of `total` images; the sum of -log P in nats."""
@@ -221,7 +225,7 @@ class Trainer:
         """Do the steps of an epoch that are left. Returns False if a stop was requested before the last."""
         p, workers = self.state.progress, self.workers
         batches = self.batches = batches_of(self.train, self.options, p.epoch, workers)
-        started, shown = time.monotonic() - p.seconds, 0.0
+        started, shown, before = time.monotonic() - p.seconds, 0.0, p.dimensions
         pending = torch.zeros((), dtype=torch.float64, device=self.device)
         with self.progress_bar(batches, show) as bar:
             while p.step < len(batches):
@@ -242,6 +246,10 @@ class Trainer:
                     p.nats, p.seconds, shown = p.nats + nats, time.monotonic() - started, time.monotonic()
                     bits = bits_per_dimension(p.nats, p.dimensions)
                     self.check(bits)
+                    if self.board:
+                        of_these = bits_per_dimension(nats, p.dimensions - before)
+                        self.board.add_scalar("bits per dimension/steps", of_these, p.steps)
+                    before = p.dimensions
                     bar.set_postfix_str(f"{bits:.3f} bits/dim")
                     if stopped and not last:
                         return False
@@ -297,6 +305,11 @@ class Trainer:
         self.record(always=last)
         # at last: a run that is killed before goes on from the epoch's start and writes the others again
         self.save()
+        if self.board:
+            for name, value in (("train", train), ("test", test)):
+                self.board.add_scalar(f"bits per dimension/{name}", value, p.steps)
+            self.board.add_scalar("learning rate", rate, p.steps)
+            self.board.flush()
         images = self.batches.images() / max(p.seconds, 1e-9)
         words = f"train {train:.4f}, test {test:.4f} bits/dim, {images:.0f} images/s"
         if not last:
@@ -306,7 +319,9 @@ class Trainer:
 
     def run(self, show=True):
         """Train to the last epoch. Returns True if it got there, False if it was interrupted (and saved)."""
-        with stop_signal() as stop:
+        wanted = self.options["board"] and not self.workers.rank
+        board = open_board(self.folder, self.state.progress.steps) if wanted else nullcontext()
+        with stop_signal() as stop, board as self.board:
             while self.state.progress.epoch < self.options["epoch"]:
                 finished = self.run_epoch(stop, show and not self.workers.rank)
                 if finished:

@@ -201,6 +201,72 @@ def test_lines_tell_the_time_left_but_the_last(command, tmp_path, capsys):
     assert [line.endswith(" left") for line in lines] == [True, True, False]
 
 
+class Board:
+    """In place of TensorBoard's SummaryWriter: a line of JSON for each number."""
+
+    def __init__(self, folder, purge_step=None):
+        self.file = Path(folder) / "lines"
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.write("begin", purge_step, 0)
+
+    def write(self, *line):
+        with self.file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    add_scalar = write
+
+    def flush(self):
+        self.write("flush", 0, 0)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        self.write("end", 0, 0)
+
+
+def test_board_has_the_losses_and_goes_on(command, whole, tmp_path, monkeypatch):
+    for module in ("flow.board.writer_class", "easymain.writer_class"):
+        monkeypatch.setattr(module, lambda: Board)
+    monkeypatch.setattr(training, "SHOW_SECONDS", 0)
+    easymain.main([*command, "-folder", str(tmp_path), "-epoch", "2", "-board"])
+    easymain.main(["-folder", str(tmp_path), "-load", "-epoch", "3"])
+    assert_same_training(tmp_path, whole)
+    lines = [json.loads(line) for line in (tmp_path / "records" / "board" / "lines").read_text().splitlines()]
+    assert [value for name, value, _ in lines if name == "begin"] == [None, 9] and lines[-1][0] == "end"
+    points = {}
+    for name, value, step in lines:
+        points.setdefault(name, []).append((step, value))
+    rows = history(whole)
+    for name, column in (("train", "train_bpd"), ("test", "test_bpd")):
+        given = [(4 * row["epoch"], row[column]) for row in rows]
+        assert points[f"bits per dimension/{name}"] == given
+    assert points["learning rate"] == [(4 * row["epoch"], row["rate"]) for row in rows]
+    steps = points["bits per dimension/steps"]
+    assert [step for step, _ in steps] == list(range(1, 13))
+    for i, row in enumerate(rows):  # of 27 images, the last batch has three
+        mean = sum(n * bits for n, (_, bits) in zip((8, 8, 8, 3), steps[4 * i :])) / 27
+        assert mean == pytest.approx(row["train_bpd"], rel=1e-6)
+
+
+def test_a_board_of_tensorboard(command, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    easymain.main([*command, "-folder", str(tmp_path), "-epoch", "2", "-board"])
+    easymain.main(["-folder", str(tmp_path), "-load", "-epoch", "3"])
+    board = EventAccumulator(str(tmp_path / "records" / "board")).Reload()
+    given = [event.value for event in board.Scalars("bits per dimension/test")]
+    assert given == pytest.approx([row["test_bpd"] for row in history(tmp_path)], rel=1e-6)
+
+
+def test_no_board_without_tensorboard(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    line = refused(capsys, *command, "-board", "-folder", tmp_path / "model")
+    assert "-board needs TensorBoard: pip install tensorboard" in line
+    assert not (tmp_path / "model").exists()
+
+
 def test_the_first_loss_is_that_of_the_first_weights(command, tmp_path, images):
     easymain.main([*command, "-folder", str(tmp_path / "model"), "-epoch", "1", "-batch", "99"])
     torch.manual_seed(0)
