@@ -160,6 +160,10 @@ def main(argv=None):
             count = len(train) if options["crops"] else sum(map(len, train))
             parameters = sum(p.numel() for p in model.parameters())
             print(f"{folder}: {parameters:,} parameters, {count:,} images of {options['target']}")
+            step, weights = (size / 2**20 for size in trainer.memory())
+            each = " in each process" if workers.count > 1 else ""
+            parts = f"{step:,.0f} for a step, {weights:,.0f} for weights, gradients and averages of them"
+            print(f"about {step + weights:,.0f} MiB of memory{each} beside the data: {parts}")
         finished = trainer.run()
     if workers.rank:
         return

@@ -64,6 +64,11 @@ class TrainingState:
         """Whether all weights are numbers."""
         return all(p.isfinite().all() for p in self.model.parameters())
 
+    def nbytes(self):
+        """What the weights take in memory with their gradients, moments and average."""
+        copies = 2 + (self.average is not None)
+        return sum(p.nbytes * (copies + len(moments(self.optimizer, p))) for p in self.model.parameters())
+
     def set_rate(self, rate):
         """Choose the learning rate of the steps to come."""
         for group in self.optimizer.param_groups:

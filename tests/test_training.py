@@ -267,6 +267,58 @@ def test_no_board_without_tensorboard(command, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "model").exists()
 
 
+PEAK = """
+import re, sys
+from pathlib import Path
+
+import torch
+
+from flow.model import build
+from flow.training import TRAINING, Trainer
+from utils.workers import Workers
+
+def peak():  # of this process alone: that of getrusage may be its parent's
+    return 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+
+
+torch.set_num_threads(1)
+options = {name: option.default for name, option in TRAINING.items()} | {"batch": int(sys.argv[2])}
+images = torch.randint(0, 256, (options["batch"], 3, 32, 32), dtype=torch.uint8)
+model = build({"hchnl": int(sys.argv[1])})
+trainer = Trainer(model, [images], [images], options, "none", torch.device("cpu"), Workers())
+wanted, before = sum(trainer.memory()), peak()
+for _ in range(2):
+    trainer.step(images, len(images))
+print(wanted / (peak() - before))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+@pytest.mark.parametrize(("hchnl", "batch"), [(12, 300), (96, 40)])
+def test_memory_is_about_what_was_said(hchnl, batch):
+    out, err = start(["-c", PEAK, hchnl, batch]).communicate(timeout=120)
+    assert 0.6 < float(out) < 1.5, err
+
+
+@pytest.mark.parametrize("options", [{}, {"ema": 0.9}, {"optimizer": "muon", "amp": True}])
+def test_memory_of_weights_and_of_the_batch(images, tmp_path, options):
+    def trainer(batch):
+        given = {name: option.default for name, option in training.TRAINING.items()}
+        data = [load(images, part, size=8) for part in ("train", "test")]
+        given |= options | {"batch": batch}
+        return Trainer(easymain.build({"hchnl": 4}), *data, given, tmp_path, torch.device("cpu"), Workers())
+
+    made, larger, before = trainer(8), trainer(80), torch.get_rng_state()
+    step, weights = made.memory()
+    assert larger.memory() == (pytest.approx(10 * step, rel=0.1), weights)
+    assert torch.equal(torch.get_rng_state(), before) and made.model.top.mean.grad is None
+    made.step(load(images, "train", size=8)[0][:8], 8)
+    kept = [p for p in made.model.parameters()]
+    kept += [p.grad for p in kept] + list((made.state.average or {}).values())
+    moments = [t for s in made.state.optimizer.state.values() for n, t in s.items() if n != "step"]
+    assert sum(t.nbytes for t in kept + moments) == weights
+
+
 def test_the_first_loss_is_that_of_the_first_weights(command, tmp_path, images):
     easymain.main([*command, "-folder", str(tmp_path / "model"), "-epoch", "1", "-batch", "99"])
     torch.manual_seed(0)
