@@ -16,6 +16,7 @@ import sys
 
 import torch
 
+from flow.board import writer_class
 from flow.folder import (
     RESUMABLE,
     default_folder,
@@ -126,6 +127,8 @@ def resolve(argv):
 def main(argv=None):
     """Train, and leave the model folder."""
     options, folder, resume, start = resolve(argv)
+    if options["board"]:
+        writer_class()  # before anything is read
     workers = Workers()
     device = pick_device(options["cuda"] + (workers.local_rank if options["cuda"] >= 0 else 0))
     torch.manual_seed(options["seed"])
@@ -157,6 +160,10 @@ def main(argv=None):
             count = len(train) if options["crops"] else sum(map(len, train))
             parameters = sum(p.numel() for p in model.parameters())
             print(f"{folder}: {parameters:,} parameters, {count:,} images of {options['target']}")
+            step, weights = (size / 2**20 for size in trainer.memory())
+            each = " in each process" if workers.count > 1 else ""
+            parts = f"{step:,.0f} for a step, {weights:,.0f} for weights, gradients and averages of them"
+            print(f"about {step + weights:,.0f} MiB of memory{each} beside the data: {parts}")
         finished = trainer.run()
     if workers.rank:
         return

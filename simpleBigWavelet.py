@@ -30,9 +30,9 @@ from flow.analysis import (
     in_grey,
     mosaic,
     pyramid,
+    tones_of,
 )
 from flow.folder import find_folder, open_frozen, picture_folder, trained
-from utils.arithmetic.integers import MIDDLE
 from utils.arithmetic.polyphase import depth
 from utils.data.images import IN_THE_BOX, picture
 from utils.options import CUDA, FIGURE, FOLDER, PICTURE, Option, parse, pick_device, script
@@ -87,12 +87,6 @@ def print_near(near):
     print("\nlearned coarse bands beside linear low passes, PSNR in dB at levels 1, 2, ...")
     for wavelet, values in near.items():
         print(f"{TITLES[wavelet]:10}" + "".join(f"{value:8.2f}" for value in values))
-
-
-def tones_of(model, details):
-    """Details as tones in RGB, each band less its mean: where a transform only splits pixels, it has one."""
-    tones = [[model.to_images(band + MIDDLE) - MIDDLE for band in detail] for detail in details]
-    return [[band - band.mean((-2, -1), keepdim=True) for band in detail] for detail in tones]
 
 
 def name_bands(axes, coarse, details):

@@ -148,6 +148,12 @@ def in_grey(tones, limit):
     return tones * ((MIDDLE - 1) / limit) + MIDDLE
 
 
+def tones_of(model, details):
+    """Details as tones in RGB, each band less its mean: where a transform only splits pixels, it has one."""
+    tones = [[model.to_images(band + MIDDLE) - MIDDLE for band in detail] for detail in details]
+    return [[band - band.mean((-2, -1), keepdim=True) for band in detail] for detail in tones]
+
+
 def impulse_responses(level, images, places, down=False):
     """Jacobian of the middle row of [ul | ur] with respect to the images, first channel, at given columns.
 

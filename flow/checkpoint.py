@@ -26,7 +26,10 @@ def moments(optimizer, parameter):
 
 @dataclass
 class Progress:
-    """Where a training stands: next epoch, its next step, all steps, its sums, bests, past epochs."""
+    """Where a training stands: next epoch, its next step, all steps, its sums, bests, past epochs.
+
+    bands: the test figures of past epochs by band; of those that had them.
+    """
 
     epoch: int = 0
     step: int = 0
@@ -37,6 +40,7 @@ class Progress:
     best_train: float = math.inf
     best_test: float = math.inf
     history: list = field(default_factory=list)
+    bands: list = field(default_factory=list)
 
 
 class TrainingState:
@@ -59,6 +63,11 @@ class TrainingState:
     def is_finite(self):
         """Whether all weights are numbers."""
         return all(p.isfinite().all() for p in self.model.parameters())
+
+    def nbytes(self):
+        """What the weights take in memory with their gradients, moments and average."""
+        copies = 2 + (self.average is not None)
+        return sum(p.nbytes * (copies + len(moments(self.optimizer, p))) for p in self.model.parameters())
 
     def set_rate(self, rate):
         """Choose the learning rate of the steps to come."""

@@ -6,7 +6,10 @@ savings/epoch_N.safetensors    the same, periodic, the last few
 savings/best_test.safetensors  the weights with the lowest test loss; best_train likewise
 savings/..._frozen.safetensors the same in integers, which the codec uses
 records/losses.csv             bits per dimension of every epoch
-pic/                           lossCurve.png, and what the plotting scripts draw
+records/bands.csv              of which so many for each band of the test images; level 0 is the finest
+records/board/                 the losses for TensorBoard, with -board
+pic/                           lossCurve.png; samples.png and a test image's pyramid.png, at periodic savings;
+                               what the plotting scripts draw
 """
 
 import hashlib
@@ -71,6 +74,16 @@ def savings_of_epochs(folder):
 def losses_file(folder):
     """The table of the losses of every epoch."""
     return Path(folder) / "records" / "losses.csv"
+
+
+def bands_file(folder):
+    """The table of the test losses of every epoch by band."""
+    return losses_file(folder).with_name("bands.csv")
+
+
+def board_folder(folder):
+    """What TensorBoard reads."""
+    return losses_file(folder).with_name("board")
 
 
 def pictures(folder):

@@ -123,18 +123,41 @@ class NeuralWavelet(nn.Module):
 
     def log_prob(self, images, levels=None):
         """Log-likelihood of images in nats: (B,). levels: as depth in transform."""
+        top, details, _ = self._log_probs(images, levels)
+        return top.sum(1) + details.sum(1)
+
+    def forward(self, images, by_band=False):
+        """log_prob; with by_band also what each band has of it, summed over images: (1 + 3 levels,), float64.
+
+        First the top, then ur, dl and dr of the finest level, of the next one, ...
+        """
+        top, details, bands = self._log_probs(images)
+        total = top.sum(1) + details.sum(1)
+        if not by_band:
+            return total
+        sums = total.new_zeros(1 + 3 * depth(*images.shape[-2:]), dtype=torch.float64)
+        sums[0] = top.sum(dtype=torch.float64)
+        for (level, band, _), part in zip(bands, details.split([count for _, _, count in bands], 1)):
+            sums[1 + 3 * level + band] += part.sum(dtype=torch.float64)
+        return total, sums
+
+    def _log_probs(self, images, levels=None):
+        """Log-likelihoods of the values of the top, (B, n), and of those of the details, (B, m).
+
+        And whose the latter are, part by part: (level, band as in a Part, number of values).
+        """
         x = self.from_images(images)
-        analysis, parts = self.pyramid.analyse(x, levels), []
+        analysis, parts, bands = self.pyramid.analyse(x, levels), [], []
         for level, x, detail in analysis:
             parts += given_parts(self.detail, x, level, detail)
-        total = self.top(len(x), x.shape[-2:]).log_prob(x).flatten(1).sum(1)
-        if parts:
-            distributions, values = zip(*parts)
-            z = torch.cat([flattened(part) for part in values], -1)
-            total = total + concatenated(distributions).log_prob(z).sum(1)
-        return total
-
-    forward = log_prob
+            bands += [(level, part.band) for part in self.detail.parts(x.shape[-2])]
+        top = self.top(len(x), x.shape[-2:]).log_prob(x).flatten(1)
+        if not parts:
+            return top, top[:, :0], []
+        distributions, values = zip(*parts)
+        values = [flattened(part) for part in values]
+        bands = [(*band, part.shape[1]) for band, part in zip(bands, values)]
+        return top, concatenated(distributions).log_prob(torch.cat(values, -1)), bands
 
     @torch.no_grad()
     def sample(self, count, height, width, base_scale=0.0, generator=None, top=None, levels=None):

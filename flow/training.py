@@ -1,30 +1,40 @@
 """Training by exact likelihood: rates, steps, epochs, what they leave in the model folder, the loss curve.
 
-Source: method 5. A model is any module whose call gives log-likelihoods in nats, (B, 3, H, W) -> (B,).
+Source: method 5.
 """
 
+import copy
 import math
+import sys
 import time
+from contextlib import nullcontext
 
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 from tqdm import tqdm
 
+from flow.analysis import common_limit, in_grey, mosaic, tones_of
 from flow.batches import batches_of, select, to_device
+from flow.board import open_board
 from flow.checkpoint import OPTIMIZERS, Progress, TrainingState
 from flow.folder import (
+    bands_file,
     epoch_name,
     loss_curve_file,
     losses_file,
+    pictures,
     saving,
     savings,
     savings_of_epochs,
 )
 from utils.arithmetic.integers import bits_per_dimension
+from utils.arithmetic.polyphase import depth
 from utils.data.crops import Pictures
 from utils.files import replacing, write_table
 from utils.options import SEED, Option
 from utils.show.plots import loss_curve
+from utils.show.sheets import magnified, save_image, tiled
 from utils.workers import stop_signal
 
 TRAINING = {
@@ -67,13 +77,20 @@ TRAINING = {
     ),
     "amp": Option(False, "compute the networks in bfloat16 while training (tests stay in float32)"),
     "compile": Option(False, "compile the training step with torch.compile"),
+    "board": Option(False, "write the losses for TensorBoard too, which must be installed: records/board"),
 }  # fmt: skip
 
+# What a step takes, over what its forward pass saves for the gradients: temporary tensors, and on a CPU what
+# was freed and is too scattered to be of use again; as measured, within some 30 percent.
+BESIDE_SAVED = {"cpu": 1.8, "cuda": 1.2}
 KEPT_SAVINGS = 3
+# Of the pictures: rows of samples, their side at most, levels of the pyramid, width of both in pixels about.
+SAMPLE_ROWS, SAMPLE_SIDE, SHOWN_LEVELS, SHOWN_WIDTH = 4, 64, 3, 512
 SAVE_SECONDS, SHOW_SECONDS, DRAW_SECONDS = 300, 0.5, 20
 # A working model costs 8 bits or less; one that costs this much never comes back.
 DIVERGED = 1000.0
 RECORD = ("epoch", "train_bpd", "test_bpd", "rate", "seconds")
+BANDS = ("ur", "dl", "dr")
 
 
 def learning_rate(options, done):
@@ -86,12 +103,20 @@ def learning_rate(options, done):
     return 1.0
 
 
+def time_left(seconds):
+    """Seconds in words, as exact as one cares to know: "1 h 20 min", "5 min", "40 s"."""
+    minutes = round(seconds / 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min" if seconds >= 100 else f"{seconds:.0f} s"
+
+
 class Trainer:
     """A model in training, and what that leaves in its folder.
 
-    model: the module; train, test: lists of uint8 tensors (N, 3, S, S), one for each size, but train may be
-    Pictures to draw crops from; options: those of TRAINING; folder: the model folder; device: torch.device;
-    workers: Workers, joined.
+    model: a NeuralWavelet; train, test: lists of uint8 tensors (N, 3, S, S), one for each size, but train may
+    be Pictures to draw crops from; options: those of TRAINING; folder: the model folder; device:
+    torch.device; workers: Workers, joined.
     """
 
     def __init__(self, model, train, test, options, folder, device, workers):
@@ -110,6 +135,7 @@ class Trainer:
         self.device, self.workers, self.state = device, workers, TrainingState(self.model, options)
         self.call = torch.compile(model) if options["compile"] else model
         self.saved = self.drawn = time.monotonic()
+        self.board = None
 
     def step(self, images, total):
         """One step on this process's share of a batch of `total` images; the sum of -log P in nats."""
@@ -124,17 +150,59 @@ class Trainer:
         self.state.update()
         return nats.detach()
 
+    def memory(self):
+        """About how many bytes this process will need: for a step on its share of a batch, and for weights.
+
+        The latter with gradients, moments and average. Not counted: the images, and what Python and torch
+        take by themselves.
+        """
+        share = -(-self.options["batch"] // self.workers.count)
+        one, two = (self._saved_bytes(count) for count in (1, 2))
+        step = (one + (share - 1) * (two - one)) * BESIDE_SAVED[self.device.type]
+        return round(step), self.state.nbytes()
+
+    def _saved_bytes(self, count):
+        """What the forward pass of so many of the largest images saves for the gradients, but for weights."""
+        sets = self.test if isinstance(self.train, Pictures) else self.train
+        side, found = max(images.shape[-1] for images in sets), {}
+
+        def save(tensor):
+            storage = tensor.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+            return tensor.detach()
+
+        images = torch.zeros(count, 3, side, side, dtype=torch.uint8, device=self.device)
+        with (
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.options["amp"]),
+            saved_tensors_hooks(save, lambda tensor: tensor),
+        ):
+            # held, so that no two tensors come to lie at the same place
+            nats = self.model(images)  # noqa: F841
+        for p in self.model.parameters():
+            found.pop(p.untyped_storage().data_ptr(), None)
+        return sum(found.values())
+
     @torch.no_grad()
     def evaluate(self):
-        """Mean bits per dimension of the test images under the weights to keep."""
+        """Mean bits per dimension of the test images under the weights to keep, and each band's share of it.
+
+        The latter as a dict: "ur 0", "dl 0" and "dr 0" of the finest level, "ur 1", ... of the next, "top".
+        """
         weights, nats, dimensions = self.state.weights(), 0.0, 0
+        levels = max(depth(*images.shape[-2:]) for images in self.test)
+        by_band = torch.zeros(1 + 3 * levels, dtype=torch.float64, device=self.device)
         for images in self.test:
             mine = torch.arange(self.workers.rank, len(images), self.workers.count)
             for index in mine.split(max(self.options["batch"] // self.workers.count, 1)):
                 x = select(images, index, self.device)
-                nats -= functional_call(self.model, weights, (x,)).sum(dtype=torch.float64)
+                total, sums = functional_call(self.model, weights, (x, True))
+                nats -= total.sum(dtype=torch.float64)
+                by_band[: len(sums)] -= sums
             dimensions += images.numel()
-        return bits_per_dimension(self.workers.sum(nats, device=self.device).item(), dimensions)
+        sums = self.workers.sum(nats, *by_band, device=self.device).tolist()
+        whole, top, *details = (bits_per_dimension(s, dimensions) for s in sums)
+        names = [f"{band} {level}" for level in range(levels) for band in BANDS]
+        return whole, dict(zip(names, details)) | {"top": top}
 
     def check(self, bits):
         """Raise FloatingPointError for a loss that is not finite, or far from any image."""
@@ -159,19 +227,41 @@ class Trainer:
             old.unlink()
 
     def record(self, always=True):
-        """Write the losses of all epochs, and their curve unless it is fresh."""
-        history = self.state.progress.history
+        """Write the losses of all epochs, also by band, and their curve unless it is fresh."""
+        history, bands = self.state.progress.history, self.state.progress.bands
         write_table(losses_file(self.folder), RECORD, history)
+        if bands:
+            write_table(bands_file(self.folder), list(bands[-1]), bands)
         if always or time.monotonic() - self.drawn > DRAW_SECONDS:
             with replacing(loss_curve_file(self.folder)) as temporary:
                 loss_curve(history, temporary)
             self.drawn = time.monotonic()
 
+    @torch.no_grad()
+    def draw(self):
+        """Samples and the pyramid of the first test image under the weights to keep, as pictures."""
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(self.state.weights())
+        images = next(images for images in self.test if len(images))
+        side = min(images.shape[-1], SAMPLE_SIDE)
+        generator = torch.Generator(self.device).manual_seed(self.options["seed"])
+        samples = model.sample(SAMPLE_ROWS**2, side, side, generator=generator).to("cpu", torch.uint8)
+        top, details = model.transform(
+            images[:1].to(self.device), min(depth(*images.shape[-2:]), SHOWN_LEVELS)
+        )
+        tones = tones_of(model, details)
+        limit = common_limit([band for detail in tones for band in detail]) if tones else 1.0
+        bands = mosaic(model.to_images(top), [[in_grey(band, limit) for band in detail] for detail in tones])
+        bands = bands[0].round().clamp(0, 255).byte()
+        sheets = {"samples": tiled(samples, SAMPLE_ROWS), "pyramid": bands}
+        for name, sheet in sheets.items():
+            save_image(magnified(sheet, SHOWN_WIDTH), pictures(self.folder) / f"{name}.png")
+
     def run_epoch(self, stop, show):
         """Do the steps of an epoch that are left. Returns False if a stop was requested before the last."""
         p, workers = self.state.progress, self.workers
         batches = self.batches = batches_of(self.train, self.options, p.epoch, workers)
-        started, shown = time.monotonic() - p.seconds, 0.0
+        started, shown, before = time.monotonic() - p.seconds, 0.0, p.dimensions
         pending = torch.zeros((), dtype=torch.float64, device=self.device)
         with self.progress_bar(batches, show) as bar:
             while p.step < len(batches):
@@ -192,6 +282,10 @@ class Trainer:
                     p.nats, p.seconds, shown = p.nats + nats, time.monotonic() - started, time.monotonic()
                     bits = bits_per_dimension(p.nats, p.dimensions)
                     self.check(bits)
+                    if self.board:
+                        of_these = bits_per_dimension(nats, p.dimensions - before)
+                        self.board.add_scalar("bits per dimension/steps", of_these, p.steps)
+                    before = p.dimensions
                     bar.set_postfix_str(f"{bits:.3f} bits/dim")
                     if stopped and not last:
                         return False
@@ -213,9 +307,10 @@ class Trainer:
 
     def end_epoch(self):
         """Test, record, keep what is best, and save."""
-        p, state = self.state.progress, self.state
+        p, state, started = self.state.progress, self.state, time.monotonic()
+        test, by_band = self.evaluate()
         # rounded, since the sums depend in their last digits on when the bar was shown
-        train, test = round(bits_per_dimension(p.nats, p.dimensions), 8), round(self.evaluate(), 8)
+        train, test = round(bits_per_dimension(p.nats, p.dimensions), 8), round(test, 8)
         self.check(test)
         rate = self.options["lr"] * learning_rate(self.options, p.epoch)
         row = dict(zip(RECORD, (p.epoch + 1, train, test, rate, round(p.seconds, 2))))
@@ -225,6 +320,7 @@ class Trainer:
             best_train=min(train, p.best_train),
             best_test=min(test, p.best_test),
             history=[*p.history, row],
+            bands=[*p.bands, {"epoch": p.epoch + 1} | {name: round(b, 6) for name, b in by_band.items()}],
         )
         if self.workers.rank:
             return
@@ -235,15 +331,30 @@ class Trainer:
         last = state.progress.epoch == self.options["epoch"]
         if last or state.progress.epoch % self.options["savePeriod"] == 0:
             self.save_epoch()
+            try:
+                self.draw()
+            except (ValueError, RuntimeError) as error:  # it cannot draw yet, or memory is short
+                tqdm.write(f"no samples of epoch {state.progress.epoch}: {error}", file=sys.stderr)
         self.record(always=last)
         # at last: a run that is killed before goes on from the epoch's start and writes the others again
         self.save()
+        if self.board:
+            for name, value in (("train", train), ("test", test)):
+                self.board.add_scalar(f"bits per dimension/{name}", value, p.steps)
+            self.board.add_scalar("learning rate", rate, p.steps)
+            self.board.flush()
         images = self.batches.images() / max(p.seconds, 1e-9)
-        tqdm.write(f"epoch {p.epoch + 1}: train {train:.4f}, test {test:.4f} bits/dim, {images:.0f} images/s")
+        words = f"train {train:.4f}, test {test:.4f} bits/dim, {images:.0f} images/s"
+        if not last:
+            epochs = self.options["epoch"] - state.progress.epoch
+            words += f", {time_left(epochs * (p.seconds + time.monotonic() - started))} left"
+        tqdm.write(f"epoch {p.epoch + 1}: {words}")
 
     def run(self, show=True):
         """Train to the last epoch. Returns True if it got there, False if it was interrupted (and saved)."""
-        with stop_signal() as stop:
+        wanted = self.options["board"] and not self.workers.rank
+        board = open_board(self.folder, self.state.progress.steps) if wanted else nullcontext()
+        with stop_signal() as stop, board as self.board:
             while self.state.progress.epoch < self.options["epoch"]:
                 finished = self.run_epoch(stop, show and not self.workers.rank)
                 if finished:

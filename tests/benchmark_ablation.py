@@ -353,10 +353,10 @@ def train(model, row, data, options):
         trainer = Trainer(model, images, [data.test], training, folder, device, Workers())
         try:
             trainer.run_epoch(Stop(), show=True)
-            bits, also = trainer.evaluate(), []
+            bits, also = trainer.evaluate()[0], []
             for pictures in data.also:
                 trainer.test = pictures
-                also.append(trainer.evaluate())
+                also.append(trainer.evaluate()[0])
             return bits, also, trainer.state.progress.seconds
         except FloatingPointError:
             return math.nan, [math.nan] * len(data.also), trainer.state.progress.seconds

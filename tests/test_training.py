@@ -14,6 +14,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -26,10 +27,10 @@ from flow.batches import add_noise, epoch_batches, mirror, mirrored
 from flow.codec.evaluate import open_test_set
 from flow.codec.options import TEST_SET
 from flow.folder import PAPER, open_model, read_options, target_name
-from flow.training import Trainer, learning_rate
+from flow.training import Trainer, learning_rate, time_left
 from utils.arithmetic.integers import bits_per_dimension
 from utils.data.datasets import PHOTOS, load
-from utils.files import load_tensors
+from utils.files import load_tensors, save_tensors
 from utils.workers import Workers
 
 ROOT = Path(__file__).parents[1]
@@ -87,6 +88,7 @@ def contents(folder):
 def assert_same_training(folder, wanted):
     """Compare losses, best figures and every tensor of every saving, bit for bit."""
     assert history(folder) == history(wanted)
+    assert (folder / "records" / "bands.csv").read_bytes() == (wanted / "records" / "bands.csv").read_bytes()
     names = sorted(path.name for path in (wanted / "savings").glob("*.safetensors"))
     assert sorted(path.name for path in (folder / "savings").glob("[!.]*")) == names
     for name in names:
@@ -137,6 +139,186 @@ def test_losses_are_those_of_the_weights(whole, images):
         assert bits_per_dimension(nats, 3 * 8 * 8) == pytest.approx(rows[-1]["test_bpd"], rel=1e-6)
 
 
+def bands(folder):
+    """Return the rows of bands.csv."""
+    with (folder / "records" / "bands.csv").open() as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def test_bands_are_the_test_loss_in_parts(whole, images):
+    rows = bands(whole)
+    assert [row.pop("epoch") for row in rows] == [1, 2, 3]
+    assert list(rows[0]) == ["ur 0", "dl 0", "dr 0", "ur 1", "dl 1", "dr 1", "top"]
+    for row, losses in zip(rows, history(whole)):
+        assert sum(row.values()) == pytest.approx(losses["test_bpd"], abs=1e-5)
+    (test,), (model, _) = load(images, "test", size=8), open_model(whole, "latest")
+    with torch.no_grad():
+        top, (fine, coarse) = model.transform(test)
+        below, *_ = model.pyramid.level(0).split(model.from_images(test))
+        for level, band, detail in ((0, below, fine), (1, top, coarse)):
+            given = model.detail(band, level)([])
+            bits = bits_per_dimension(-given.log_prob(detail[0]).double().sum().item(), test.numel())
+            assert rows[-1][f"ur {level}"] == pytest.approx(bits, abs=2e-6)
+        bits = bits_per_dimension(-model.log_prob(top, 0).double().sum().item(), test.numel())
+        assert rows[-1]["top"] == pytest.approx(bits, abs=2e-6)
+
+
+@pytest.mark.parametrize("options", ["-prior bands -width 6 -repeat 0", "-simplePrior -diffDetail"])
+def test_bands_of_other_priors(command, tmp_path, options):
+    easymain.main([*command, "-folder", str(tmp_path), *options.split(), "-epoch", "1"])
+    (row,) = bands(tmp_path)
+    assert row.pop("epoch") == 1 and len(row) == 7 and min(row.values()) > 0
+    assert sum(row.values()) == pytest.approx(history(tmp_path)[0]["test_bpd"], abs=1e-5)
+
+
+def test_a_training_from_before_the_bands_goes_on(trained):
+    for path in (trained / "savings").glob("latest*"):
+        tensors, state = load_tensors(path)
+        del state["bands"]
+        save_tensors(path, tensors, state)
+    easymain.main(["-folder", str(trained), "-load", "-epoch", "4"])
+    assert [row["epoch"] for row in bands(trained)] == [4] and len(history(trained)) == 4
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.4, "0 s"),
+        (99, "99 s"),
+        (100, "2 min"),
+        (3599, "1 h 0 min"),
+        (4801, "1 h 20 min"),
+        (9e5, "250 h 0 min"),
+    ],
+)
+def test_time_left_in_words(seconds, words):
+    assert time_left(seconds) == words
+
+
+def test_lines_tell_the_time_left_but_the_last(command, tmp_path, capsys):
+    easymain.main([*command, "-folder", str(tmp_path)])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert [line.endswith(" left") for line in lines] == [True, True, False]
+
+
+class Board:
+    """In place of TensorBoard's SummaryWriter: a line of JSON for each number."""
+
+    def __init__(self, folder, purge_step=None):
+        self.file = Path(folder) / "lines"
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.write("begin", purge_step, 0)
+
+    def write(self, *line):
+        with self.file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    add_scalar = write
+
+    def flush(self):
+        self.write("flush", 0, 0)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        self.write("end", 0, 0)
+
+
+def test_board_has_the_losses_and_goes_on(command, whole, tmp_path, monkeypatch):
+    for module in ("flow.board.writer_class", "easymain.writer_class"):
+        monkeypatch.setattr(module, lambda: Board)
+    monkeypatch.setattr(training, "SHOW_SECONDS", 0)
+    easymain.main([*command, "-folder", str(tmp_path), "-epoch", "2", "-board"])
+    easymain.main(["-folder", str(tmp_path), "-load", "-epoch", "3"])
+    assert_same_training(tmp_path, whole)
+    lines = [json.loads(line) for line in (tmp_path / "records" / "board" / "lines").read_text().splitlines()]
+    assert [value for name, value, _ in lines if name == "begin"] == [None, 9] and lines[-1][0] == "end"
+    points = {}
+    for name, value, step in lines:
+        points.setdefault(name, []).append((step, value))
+    rows = history(whole)
+    for name, column in (("train", "train_bpd"), ("test", "test_bpd")):
+        given = [(4 * row["epoch"], row[column]) for row in rows]
+        assert points[f"bits per dimension/{name}"] == given
+    assert points["learning rate"] == [(4 * row["epoch"], row["rate"]) for row in rows]
+    steps = points["bits per dimension/steps"]
+    assert [step for step, _ in steps] == list(range(1, 13))
+    for i, row in enumerate(rows):  # of 27 images, the last batch has three
+        mean = sum(n * bits for n, (_, bits) in zip((8, 8, 8, 3), steps[4 * i :])) / 27
+        assert mean == pytest.approx(row["train_bpd"], rel=1e-6)
+
+
+def test_a_board_of_tensorboard(command, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    easymain.main([*command, "-folder", str(tmp_path), "-epoch", "2", "-board"])
+    easymain.main(["-folder", str(tmp_path), "-load", "-epoch", "3"])
+    board = EventAccumulator(str(tmp_path / "records" / "board")).Reload()
+    given = [event.value for event in board.Scalars("bits per dimension/test")]
+    assert given == pytest.approx([row["test_bpd"] for row in history(tmp_path)], rel=1e-6)
+
+
+def test_no_board_without_tensorboard(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    line = refused(capsys, *command, "-board", "-folder", tmp_path / "model")
+    assert "-board needs TensorBoard: pip install tensorboard" in line
+    assert not (tmp_path / "model").exists()
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+
+import torch
+
+from flow.model import build
+from flow.training import TRAINING, Trainer
+from utils.workers import Workers
+
+def peak():  # of this process alone: that of getrusage may be its parent's
+    return 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+
+
+torch.set_num_threads(1)
+options = {name: option.default for name, option in TRAINING.items()} | {"batch": int(sys.argv[2])}
+images = torch.randint(0, 256, (options["batch"], 3, 32, 32), dtype=torch.uint8)
+model = build({"hchnl": int(sys.argv[1])})
+trainer = Trainer(model, [images], [images], options, "none", torch.device("cpu"), Workers())
+wanted, before = sum(trainer.memory()), peak()
+for _ in range(2):
+    trainer.step(images, len(images))
+print(wanted / (peak() - before))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+@pytest.mark.parametrize(("hchnl", "batch"), [(12, 300), (96, 40)])
+def test_memory_is_about_what_was_said(hchnl, batch):
+    out, err = start(["-c", PEAK, hchnl, batch]).communicate(timeout=120)
+    assert 0.6 < float(out) < 1.5, err
+
+
+@pytest.mark.parametrize("options", [{}, {"ema": 0.9}, {"optimizer": "muon", "amp": True}])
+def test_memory_of_weights_and_of_the_batch(images, tmp_path, options):
+    def trainer(batch):
+        given = {name: option.default for name, option in training.TRAINING.items()}
+        data = [load(images, part, size=8) for part in ("train", "test")]
+        given |= options | {"batch": batch}
+        return Trainer(easymain.build({"hchnl": 4}), *data, given, tmp_path, torch.device("cpu"), Workers())
+
+    made, larger, before = trainer(8), trainer(80), torch.get_rng_state()
+    step, weights = made.memory()
+    assert larger.memory() == (pytest.approx(10 * step, rel=0.1), weights)
+    assert torch.equal(torch.get_rng_state(), before) and made.model.top.mean.grad is None
+    made.step(load(images, "train", size=8)[0][:8], 8)
+    kept = [p for p in made.model.parameters()]
+    kept += [p.grad for p in kept] + list((made.state.average or {}).values())
+    moments = [t for s in made.state.optimizer.state.values() for n, t in s.items() if n != "step"]
+    assert sum(t.nbytes for t in kept + moments) == weights
+
+
 def test_the_first_loss_is_that_of_the_first_weights(command, tmp_path, images):
     easymain.main([*command, "-folder", str(tmp_path / "model"), "-epoch", "1", "-batch", "99"])
     torch.manual_seed(0)
@@ -145,6 +327,42 @@ def test_the_first_loss_is_that_of_the_first_weights(command, tmp_path, images):
     assert history(tmp_path / "model")[0]["train_bpd"] == pytest.approx(
         bits_per_dimension(nats, 192), rel=1e-5
     )
+
+
+def test_pictures_of_the_last_saving(command, whole, images, tmp_path, monkeypatch):
+    with Image.open(whole / "pic" / "samples.png") as sheet:
+        assert sheet.width == sheet.height == (4 * 8 + 3) * (512 // (4 * 8 + 3))
+        assert len(sheet.getcolors(1 << 20)) > 16
+    with Image.open(whole / "pic" / "pyramid.png") as sheet:
+        assert sheet.size == (512, 512)
+        pixels = torch.from_numpy(np.array(sheet)[32::64, 32::64]).permute(2, 0, 1)
+    with torch.no_grad():
+        top, _ = open_model(whole, "latest")[0].transform(load(images, "test", size=8)[0][:1])
+    assert torch.equal(pixels[:, :2, :2], top[0].clamp(0, 255).byte()) and len(pixels[:, 2:].unique()) > 4
+    drawn = []
+
+    def draw(self, plain=Trainer.draw):
+        drawn.append(self.state.progress.epoch)
+        plain(self)
+
+    monkeypatch.setattr(Trainer, "draw", draw)
+    easymain.main([*command, *"-epoch 5 -savePeriod 2 -ema 0.9 -folder".split(), str(tmp_path)])
+    assert drawn == [2, 4, 5]
+    model, _ = open_model(tmp_path, "latest")
+    samples = model.sample(16, 8, 8, generator=torch.Generator().manual_seed(0))
+    with Image.open(tmp_path / "pic" / "samples.png") as sheet:
+        pixels = torch.from_numpy(np.array(sheet)[7::14, 7::14]).permute(2, 0, 1)
+    assert torch.equal(pixels[:, 9 : 9 + 8, 18 : 18 + 8], samples[6].byte())
+
+
+def test_samples_that_fail_do_not_end_a_training(command, whole, tmp_path, monkeypatch, capsys):
+    def sample(*args, **options):
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(easymain.build({}).__class__, "sample", sample)
+    easymain.main([*command, "-folder", str(tmp_path)])
+    assert capsys.readouterr().err.count("no samples of epoch 3: no such luck") == 1
+    assert_same_training(tmp_path, whole)
 
 
 def test_savings_are_periodic_and_few_are_kept(command, tmp_path):
@@ -642,8 +860,9 @@ def test_two_processes_are_one_with_the_same_batch(command, tmp_path, monkeypatc
     process = start([*launcher, tmp_path / "train.py", *command, "-folder", folder])
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    for row, wanted in zip(history(folder), history(whole), strict=True):
-        assert row == pytest.approx(wanted, rel=1e-4)
+    for table in (history, bands):
+        for row, wanted in zip(table(folder), table(whole), strict=True):
+            assert row == pytest.approx(wanted, rel=1e-4)
     given, wanted = (load_file(f / "savings" / "latest.safetensors") for f in (folder, whole))
     for key in wanted:
         torch.testing.assert_close(given[key], wanted[key], rtol=1e-3, atol=1e-5)
