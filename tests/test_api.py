@@ -23,6 +23,7 @@ from utils.box import BOX, ROOT
 
 PHOTO = Image.open(BOX / "photos" / "oakland-zoo-otters.png").convert("RGB").crop((400, 300, 464, 348))
 
+PACKAGES = "flow/codec", "flow/figures", "source", "utils"
 SUBPACKAGES = "arithmetic", "data", "show"
 
 
@@ -205,7 +206,9 @@ def test_the_package_is_a_map_and_cheap():
         _ = flow.nothing
 
 
-@pytest.mark.parametrize("package", ["flow/codec", "source", "utils", *(f"utils/{p}" for p in SUBPACKAGES)])
+@pytest.mark.parametrize(
+    "package", ["flow/codec", "flow/figures", "source", "utils", *(f"utils/{p}" for p in SUBPACKAGES)]
+)
 def test_maps_of_packages_name_every_module(package):
     _, *lines = import_module(package.replace("/", ".")).__doc__.strip().splitlines()
     inside = (ROOT / package).glob("[!_]*")

@@ -20,9 +20,12 @@ import FIR
 import legall_lena
 import progressive
 import simpleBigWavelet
+from flow.checkpoint import OPTIMIZERS
 from flow.codec.options import TEST_SET
 from flow.folder import STORED, read_options
+from flow.lifting import STARTS
 from flow.model import build
+from flow.options import ARCHITECTURE, TRAINING
 from utils.box import ROOT
 from utils.options import Option, check_values, parse
 
@@ -137,9 +140,7 @@ def test_what_has_no_effect_is_refused(script, argv, message, capsys):
     assert refused(capsys, SCRIPTS[script].main, argv.split()) == f"{script}.py: {message}"
 
 
-@pytest.mark.parametrize(
-    "script", [name for name in SCRIPTS if "benchmark" not in name and name != "easymain"]
-)
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if "benchmark" not in name])
 def test_ctrl_c_while_importing_is_one_line(script, tmp_path):
     """As if it came where torch is found."""
     (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
@@ -148,6 +149,27 @@ def test_ctrl_c_while_importing_is_one_line(script, tmp_path):
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
     assert made.returncode and made.stderr == f"{script}.py: interrupted\n"
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if "benchmark" not in name])
+def test_help_is_there_at_once(script):
+    """Without what takes seconds to import, by its name, in groups, with examples."""
+    code = """import sys
+for name in ("torch", "numpy", "matplotlib", "PIL"):
+    sys.modules[name] = None
+import importlib
+importlib.import_module(sys.argv[1]).main(["-h"])"""
+    made = subprocess.run([sys.executable, "-c", code, script], cwd=ROOT, capture_output=True, text=True)
+    assert (made.returncode, made.stderr) == (0, "")
+    assert f"\n    python {script}.py" in made.stdout
+    for group in {option.group for option in SCRIPTS[script].OPTIONS.values()} - {""}:
+        assert f"\n{group}:\n" in made.stdout
+
+
+def test_tables_name_what_there_is():
+    """They are read before the modules that have it."""
+    assert ARCHITECTURE["lifting"].choices == ("none", *STARTS)
+    assert TRAINING["optimizer"].choices == tuple(OPTIMIZERS)
 
 
 def test_names_and_words():
