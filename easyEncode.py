@@ -8,6 +8,7 @@
     python easyEncode.py -decode FILE -out DIR -partial         a file that was cut
     python easyEncode.py -info FILE_OR_FOLDER... -json          what .nwf files hold
     torchrun --nproc-per-node 2 easyEncode.py -img FOLDER -out DIR    each process takes a share of the files
+    torchrun --nproc-per-node 2 easyEncode.py -folder opt/NAME        or of the test set
     python easyEncode.py -folder opt/NAME -batch 10 -earlyStop 5    the test set of the training
     python easyEncode.py -folder opt/NAME -target ImageNet64    migrate: another data set, the same weights
 

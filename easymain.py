@@ -133,7 +133,7 @@ def main(argv=None):
     from utils.workers import Workers
 
     workers = Workers()
-    device = pick_device(options["cuda"] + (workers.local_rank if options["cuda"] >= 0 else 0))
+    device = pick_device(options["cuda"])
     torch.manual_seed(options["seed"])
     torch.set_float32_matmul_precision("high")
     model = build(options)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -508,6 +509,28 @@ def test_data_set(folder, extra, capsys):
     assert abs(actual - theory) < 0.02 + 8 * 6 / values + 0.1 * ("64" in extra)
     for word in ("images/s", "PNG", "WebP", "rounded"):
         assert word in out
+
+
+@pytest.mark.parametrize("script", ["easyEncode", "easyEncodeTrans"])
+def test_two_processes_share_a_test_set(script, folder, capsys):
+    """Of five batches the first process has one more: the figures are those of one."""
+    argv = ["-folder", folder, "-target", "photos", "-batch", "3", "-earlyStop", "5"]
+    import_module(script).main(argv)
+    alone = capsys.readouterr().out.splitlines()
+    launcher = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2
+    table, errors = (process := start(*launcher, f"{script}.py", *argv)).communicate(timeout=120)
+    assert process.returncode == 0, errors
+    together = table.splitlines()
+    assert len(together) == len(alone) and LAST.search(table)
+    assert [line for line in together if "/s" not in line] == [line for line in alone if "/s" not in line]
+    assert sum("images/s" in line for line in together) == 1
+
+
+def test_more_processes_than_batches(folder):
+    argv = "-folder", folder, "-target", "photos", "-earlyStop", 1
+    launcher = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2
+    _, errors = (process := start(*launcher, "easyEncode.py", *argv)).communicate(timeout=120)
+    assert process.returncode and "easyEncode.py: 2 processes: need a batch for each, of 1\n" in errors
 
 
 def test_an_interrupted_test_set_prints_what_it_has(folder, capsys, monkeypatch):

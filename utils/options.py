@@ -6,6 +6,7 @@ Scripts parse before they import what takes seconds, where they can: torch is im
 import argparse
 import functools
 import inspect
+import os
 import signal
 import sys
 import threading
@@ -245,11 +246,15 @@ def memory_message(error):
 
 
 def pick_device(cuda):
-    """The torch.device of -cuda N. Raises ValueError if there is no such GPU."""
+    """The torch.device of -cuda N; of several processes of torchrun's, each has the next GPU.
+
+    Raises ValueError if there is no such GPU.
+    """
     import torch
 
     if cuda < 0:
         return torch.device("cpu")
+    cuda += int(os.environ.get("LOCAL_RANK", 0))
     count = torch.cuda.device_count()
     if cuda >= count:
         raise ValueError(f"-cuda {cuda}: this machine has {count} GPUs; -cuda -1 computes on the CPU")

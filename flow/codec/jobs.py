@@ -5,18 +5,17 @@ import os
 import sys
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 from threading import Lock, Thread
 from time import perf_counter
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 from utils.files import replacing
 from utils.options import memory_message
+from utils.workers import PATIENCE, Workers
 
 STREAM = Path("-")  # standard input, or standard output
 
@@ -163,13 +162,9 @@ def progress_of(total, shown=True):
 
 def of_all(failed):
     """The sum over the processes of torchrun. It ends all as soon as one ends badly: here they wait."""
-    if not dist.is_torchelastic_launched():
-        return failed
-    dist.init_process_group("gloo", timeout=timedelta(days=365))
-    total = torch.tensor(failed)
-    dist.all_reduce(total)
-    dist.destroy_process_group()
-    return int(total)
+    workers = Workers()
+    with workers.joined(torch.device("cpu"), PATIENCE):
+        return int(workers.sum(failed))
 
 
 @contextmanager
