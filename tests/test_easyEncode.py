@@ -30,7 +30,7 @@ from flow.model import build
 from utils.box import ROOT
 from utils.data.datasets import PHOTOS
 from utils.data.images import read_rgb
-from utils.files import save_tensors
+from utils.files import HOST, save_tensors
 
 OPTIONS = dict(hchnl=4, lifting="legall", simplePrior=True, HUE=True, target="photos", size=32)
 
@@ -445,6 +445,16 @@ def test_sigterm_leaves_whole_files(folder, many, tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143 and errors.splitlines()[-1] == "easyEncode.py: terminated"
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_what_killed_runs_left_is_removed(folder, pictures, tmp_path, capsys):
+    out, photo = tmp_path / "out", f".photo.{HOST}.{10**9}.0.unfinished.nwf"
+    left = [out / photo, out / "below" / photo]
+    for path in left:
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_bytes(b"NWF")
+    assert run(capsys, "-folder", folder, "-img", pictures, "-out", out)[0] == 0
+    assert not any(path.exists() for path in left) and len(list(out.rglob("*.nwf"))) == 3
 
 
 def test_two_processes_share_the_files(folder, many, tmp_path, capsys):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from utils.files import replacing
+from utils.files import remove_unfinished, replacing
 from utils.options import memory_message
 from utils.workers import PATIENCE, Workers
 
@@ -87,7 +87,8 @@ def run(jobs, work, force=False, at_once=1):
     """Make each target from its source, so many at once, print a row for each, and return how many failed.
 
     work: source -> Made. A target is written whole or not at all; one that is there is overwritten by force
-    only: without, it is done already, if its source was found in a folder, or else fails.
+    only: without, it is done already, if its source was found in a folder, or else fails. What a killed run
+    left half-written beside the targets is removed.
     What fails is reported on stderr, in one line, and again at the end; the rest is done.
     Rows and reports come in the order of the jobs; the rows on stderr where a target is standard output.
     """
@@ -104,6 +105,8 @@ def run(jobs, work, force=False, at_once=1):
         _write(job.target, made.data)
         return made._replace(data=b""), perf_counter() - start
 
+    for folder in {job.target.parent for job in jobs if job.target != STREAM}:
+        remove_unfinished(folder, shared=True)
     rows = sys.stderr if any(job.target == STREAM for job in jobs) else sys.stdout
     table, failed, done, start = _Table(jobs, rows), [], 0, perf_counter()
     with _in_threads(make, jobs, at_once) as futures:
