@@ -22,7 +22,6 @@ import utils.interrupt  # noqa: F401
 # isort: split
 import sys
 
-from flow import __version__
 from flow.codec.options import CODER, DATA_SET, EFFORT, MODEL, PRECISION
 from utils.options import Option, grouped, parse, pick_device, refuse, script
 
@@ -60,7 +59,6 @@ INFO = {
 OTHER = {
     "products": Option(None, "how to sum products, in place of the fastest; the files are the same"),
     "verbose": Option(False, "tell which ways of summing products work here, and how fast"),
-    "version": Option(False, "print the version"),
 }
 OPTIONS = (
     grouped("encode", ENCODE) | grouped("decode", DECODE) | grouped("encode and decode", WRITE)
@@ -104,9 +102,6 @@ def main(argv=None):
     """Encode files, decode files, tell what they hold, or measure a data set."""
     argv = sys.argv[1:] if argv is None else argv
     options, typed = parse(__doc__, OPTIONS, argv or ["-h"])
-    if options["version"]:
-        print(f"neural-wavelet-flow {__version__}, .nwf files of version 2")
-        return
     task = check(typed)
     # from here on it takes seconds, which -h does not have to wait for
     from flow.codec import evaluate, files

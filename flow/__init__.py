@@ -27,7 +27,7 @@ The names below are imported when they are first used.
 
 from importlib import import_module
 
-__version__ = "1.0.0"
+from utils import __version__ as __version__
 
 _HOMES = {
     "Codec": "flow.codec.api",

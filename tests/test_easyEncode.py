@@ -1,5 +1,6 @@
 """easyEncode.py: pictures to files and back, data sets, and what users can get wrong."""
 
+import errno
 import io
 import json
 import os
@@ -105,6 +106,21 @@ def test_nothing_is_overwritten_without_force(folder, pictures, tmp_path, capsys
     assert target.read_text() == "mine"
     assert run(capsys, *argv, "-force")[0] == 0
     assert target.read_bytes().startswith(b"NWF")
+
+
+def test_what_cannot_be_written_is_named(folder, pictures, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    argv = "-folder", folder, "-img", pictures / "photo.png", "-out"
+    for out, named in (("file", "file"), ("file/below", "file/below"), ("file/a.nwf", "file")):
+        status, _, errors = run(capsys, *argv, tmp_path / out)
+        assert status == 2 and len(errors) == 1 and errors[0].endswith(f"'{tmp_path / named}'")
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    status, _, errors = run(capsys, *argv, tmp_path / "out")
+    assert status == 2 and errors[0].endswith(f"No space left on device: '{tmp_path / 'out' / 'photo.nwf'}'")
 
 
 def test_a_failed_item_is_reported_and_the_rest_done(folder, pictures, tmp_path, capsys):

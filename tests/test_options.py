@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import benchmark_ablation
@@ -17,6 +18,7 @@ import easyEncodeTrans
 import easyGenerate
 import easymain
 import FIR
+import flow
 import legall_lena
 import progressive
 import simpleBigWavelet
@@ -164,6 +166,25 @@ importlib.import_module(sys.argv[1]).main(["-h"])"""
     assert f"\n    python {script}.py" in made.stdout
     for group in {option.group for option in SCRIPTS[script].OPTIONS.values()} - {""}:
         assert f"\n{group}:\n" in made.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_tells_the_version(script, capsys):
+    with pytest.raises(SystemExit) as caught:
+        SCRIPTS[script].main(["-version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"neural-wavelet-flow {flow.__version__}, .nwf files of version 2\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("argv", ["-info X", "-decode X -out -", "-decode X -out out -force"])
+def test_a_full_standard_output_is_named(argv, tmp_path):
+    """In one line: Python's own, of what it could not write at its end, is not there."""
+    (tmp_path / "X").write_bytes((ROOT / "tests" / "fixtures" / "raw.nwf").read_bytes())
+    argv = [sys.executable, ROOT / "easyEncode.py", *argv.split()]
+    with Path("/dev/full").open("w") as full:
+        made = subprocess.run(argv, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert made.returncode == 2 and made.stderr == "easyEncode.py: standard output: No space left on device\n"
 
 
 def test_tables_name_what_there_is():

@@ -120,6 +120,8 @@ def run(jobs, work, force=False, at_once=1):
                     message = memory_message(error)
                     if not message:
                         raise
+                if job.target == STREAM and isinstance(error, OSError) and error.filename is None:
+                    raise
                 _say(message if job.name in message else f"{job.name}: {message}", sys.stderr)
                 failed.append(job)
                 continue
