@@ -72,7 +72,7 @@ def killed(run, tmp_path, script, argv_of, check, seed):
     while left:
         folder, status, begun = tmp_path / str(begun), -9, begun + 1
         while status:
-            limit = draw.uniform(0, seconds) if left else None
+            limit = draw.uniform(0.2, 1) * seconds if left else None  # before, it but starts
             status, _ = run(script, argv_of(folder), limit)
             assert status in ((0, -9) if left else (0,)), "only a kill ends it early"
             left -= status == -9
