@@ -8,6 +8,7 @@
     python easyEncode.py -decode FILE -out DIR -partial         a file that was cut
     python easyEncode.py -info FILE_OR_FOLDER... -json          what .nwf files hold
     torchrun --nproc-per-node 2 easyEncode.py -img FOLDER -out DIR    each process takes a share of the files
+    torchrun --nproc-per-node 2 easyEncode.py -folder opt/NAME        or of the test set
     python easyEncode.py -folder opt/NAME -batch 10 -earlyStop 5    the test set of the training
     python easyEncode.py -folder opt/NAME -target ImageNet64    migrate: another data set, the same weights
 
@@ -21,7 +22,6 @@ import utils.interrupt  # noqa: F401
 # isort: split
 import sys
 
-from flow import __version__
 from flow.codec.options import CODER, DATA_SET, EFFORT, MODEL, PRECISION
 from utils.options import Option, grouped, parse, pick_device, refuse, script
 
@@ -59,7 +59,6 @@ INFO = {
 OTHER = {
     "products": Option(None, "how to sum products, in place of the fastest; the files are the same"),
     "verbose": Option(False, "tell which ways of summing products work here, and how fast"),
-    "version": Option(False, "print the version"),
 }
 OPTIONS = (
     grouped("encode", ENCODE) | grouped("decode", DECODE) | grouped("encode and decode", WRITE)
@@ -103,9 +102,6 @@ def main(argv=None):
     """Encode files, decode files, tell what they hold, or measure a data set."""
     argv = sys.argv[1:] if argv is None else argv
     options, typed = parse(__doc__, OPTIONS, argv or ["-h"])
-    if options["version"]:
-        print(f"neural-wavelet-flow {__version__}, .nwf files of version 2")
-        return
     task = check(typed)
     # from here on it takes seconds, which -h does not have to wait for
     from flow.codec import evaluate, files

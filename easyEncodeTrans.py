@@ -2,6 +2,7 @@
 
     python easyEncodeTrans.py                                     on the test set of the training
     python easyEncodeTrans.py -batch 10 -earlyStop 5 -target ImageNet64 -folder opt/NAME    migrate
+    torchrun --nproc-per-node 2 easyEncodeTrans.py -target CIFAR    each process takes a share of the batches
 
 As easyEncode.py, but with frequencies in place of the learned scales: each image has a histogram of its
 differences from the prior's means. Codes every image to bytes, decodes the bytes and compares. Theory is the
@@ -31,8 +32,9 @@ def main(argv=None):
     figures = code(batches, *streams_of(histogram, model, precision), theory, model.device)
     entropy, table = figures.theory
     excess = figures.actual / (entropy + table) - 1
-    print(f"histogram {table:.4f} bits per dimension; actual {excess:.2%} over entropy and histogram")
-    report(figures)
+    report(
+        figures, f"histogram {table:.4f} bits per dimension; actual {excess:.2%} over entropy and histogram"
+    )
 
 
 if __name__ == "__main__":

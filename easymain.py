@@ -4,6 +4,7 @@
     python easymain.py -cuda 0 -epoch 600 -hchnl 350 -repeat 3 -nhidden 3 -target ImageNet32
     python easymain.py -config etc/wavelet/plan.json -folder opt/NAME    as a file of options plans it
     python easymain.py -folder opt/NAME -load -epoch 800        go on with a training
+    python easymain.py -folder opt/NAME -start etc/model -config etc/model/plan.json    from a model's weights
     torchrun --nproc-per-node 4 easymain.py -cuda 0 -target CIFAR    four GPUs, from the first
 
 Writes a model folder that all other scripts read: see flow/folder.py.
@@ -14,27 +15,7 @@ import utils.interrupt  # noqa: F401
 # isort: split
 import sys
 
-import torch
-
-from flow.board import writer_class
-from flow.folder import (
-    RESUMABLE,
-    default_folder,
-    find_saving,
-    freeze,
-    open_model,
-    options_file,
-    read_options,
-    read_table,
-    remove_unfinished_files,
-    saving,
-    write_options,
-)
-from flow.model import ARCHITECTURE, build
-from flow.start import inherit
-from flow.training import TRAINING, Trainer
-from utils.data.crops import Pictures
-from utils.data.datasets import choose_sides, load
+from flow.options import ARCHITECTURE, TRAINING
 from utils.options import (
     CUDA,
     DATA_FOLDER,
@@ -48,7 +29,6 @@ from utils.options import (
     refuse,
     script,
 )
-from utils.workers import Workers
 
 DATA = DATA_FOLDER | {
     "target": Option(
@@ -81,6 +61,8 @@ MAY_CHANGE = {"data", "workers", "cuda"} | TRAINING.keys() - {"ema", "seed", "op
 
 def read_plan(path):
     """The options in a JSON file. Raises ValueError for what is no option, or has no such value."""
+    from flow.folder import read_table
+
     try:
         plan = read_table(path)
     except FileNotFoundError:
@@ -97,6 +79,10 @@ def resolve(argv):
     Also its folder, whether it goes on, and the folder whose weights it begins with, or None.
     """
     options, typed = parse(__doc__, OPTIONS, argv)
+    # from here on it takes seconds, which -h does not have to wait for
+    from flow.folder import default_folder, options_file, read_options
+    from utils.data.datasets import choose_sides
+
     if config := options.pop("config"):
         del typed["config"]
         typed = read_plan(config) | typed
@@ -127,10 +113,30 @@ def resolve(argv):
 def main(argv=None):
     """Train, and leave the model folder."""
     options, folder, resume, start = resolve(argv)
+    import torch
+
+    from flow.board import writer_class
+    from flow.folder import (
+        RESUMABLE,
+        find_saving,
+        freeze,
+        open_model,
+        read_options,
+        remove_unfinished_files,
+        saving,
+        write_options,
+    )
+    from flow.model import build
+    from flow.start import inherit
+    from flow.training import Trainer
+    from utils.data.crops import Pictures
+    from utils.data.datasets import load
+    from utils.workers import Workers
+
     if options["board"]:
         writer_class()  # before anything is read
     workers = Workers()
-    device = pick_device(options["cuda"] + (workers.local_rank if options["cuda"] >= 0 else 0))
+    device = pick_device(options["cuda"])
     torch.manual_seed(options["seed"])
     torch.set_float32_matmul_precision("high")
     model = build(options)

@@ -16,7 +16,9 @@ Where to find what (imports go one way, flow -> source -> utils):
     flow.pyramid   the wavelet pyramid; its levels are in flow.coupling and flow.lifting
     flow.training  the training loop
     flow.pillow    to import, so that Pillow opens and saves .nwf files
+    flow.options   the options of a model and of its training
     flow.analysis  filters and bases of a model; flow.zoom: progressive loading and super-resolution
+    flow.figures   what the scripts that draw do
     source         priors, distributions, integer tables, rANS
     utils          exact arithmetic, image files, data sets, options, plots
 
@@ -25,7 +27,7 @@ The names below are imported when they are first used.
 
 from importlib import import_module
 
-__version__ = "1.0.0"
+from utils import __version__ as __version__
 
 _HOMES = {
     "Codec": "flow.codec.api",

@@ -16,7 +16,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from flow.model import ARCHITECTURE, build
+from flow.model import build
+from flow.options import ARCHITECTURE
 from utils.box import BOX, ROOT
 from utils.data.datasets import load, split_target
 from utils.files import load_tensors, remove_unfinished, save_tensors, write_text

@@ -4,9 +4,10 @@ import torch
 from torch import nn
 
 from flow.coupling import CouplingLevel
-from flow.lifting import STARTS, lifting_level
+from flow.lifting import lifting_level
+from flow.options import ARCHITECTURE, BAND_PRIOR_OPTIONS
 from flow.pyramid import Pyramid, finest
-from source.bands import MAX_BLOCKS, BandPrior
+from source.bands import BandPrior
 from source.distribution import concatenated, drawing, flattened
 from source.prior import (
     ConditionalPrior,
@@ -22,44 +23,8 @@ from utils.arithmetic.crew import crew
 from utils.arithmetic.fixed import observe
 from utils.arithmetic.integers import centre
 from utils.arithmetic.polyphase import channels_last, depth, level_sizes
-from utils.options import Option, check_values
+from utils.options import check_values
 
-# What the user types and parameter.json holds; translated to arguments in `build` alone.
-ARCHITECTURE = {
-    "repeat": Option(
-        1, "couplings of each band at a level; with -lifting, pairs of predict and update", least=0, most=64
-    ),
-    "hchnl": Option(12, "channels of the networks' hidden layers", least=1, most=2048),
-    "nhidden": Option(1, "1x1 layers between the first and the last layer of a network", least=0, most=32),
-    "nMixing": Option(5, "logistic components of the mixture for the last 2x2 block", least=1, most=256),
-    "simplePrior": Option(False, "details under one learned mean and scale for each band, without networks"),
-    "diffDetail": Option(False, "with -simplePrior: separate for each level and position"),
-    "HUE": Option(False, "put the lossless luma and chroma transform YCoCg-R in front of the flow"),
-    "clamp": Option(-1.0, "limit of the absolute means of the mixture; -1: none", least=-1),
-    "heavy": Option(False, "networks of its own for every level, in place of shared ones"),
-    "lifting": Option(
-        "none",
-        "scheme 1, lifting of rows and columns, started as haar or legall; linear: taps alone, a wavelet "
-        "whatever they learn; wavelet: the same with networks; none: scheme 2",
-        ("none", *STARTS),
-    ),
-    "prior": Option(
-        "paper",
-        "of the details: paper, means and scales by two networks of the coarse band; bands, mixtures, band "
-        "by band and channel by channel; simple, as -simplePrior",
-        ("paper", "bands", "simple"),
-    ),
-    "width": Option(64, "channels of the networks of -prior bands", least=1, most=2048),
-    "blocks": Option(
-        1, "residual blocks of -prior bands for each band; twice as many before", least=0, most=MAX_BLOCKS
-    ),
-    "components": Option(3, "logistic components of the mixtures of -prior bands", least=1, most=32),
-    "ownLevels": Option(
-        0, "finest levels that have networks of -prior bands of their own; all others share one set",
-        least=0, most=16,
-    ),
-}  # fmt: skip
-BAND_PRIOR_OPTIONS = "width", "blocks", "components", "ownLevels"
 # Images whose activations are observed together.
 OBSERVED_AT_ONCE = 4
 

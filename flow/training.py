@@ -17,7 +17,7 @@ from tqdm import tqdm
 from flow.analysis import common_limit, in_grey, mosaic, tones_of
 from flow.batches import batches_of, select, to_device
 from flow.board import open_board
-from flow.checkpoint import OPTIMIZERS, Progress, TrainingState
+from flow.checkpoint import Progress, TrainingState
 from flow.folder import (
     bands_file,
     epoch_name,
@@ -32,53 +32,9 @@ from utils.arithmetic.integers import bits_per_dimension
 from utils.arithmetic.polyphase import depth
 from utils.data.crops import Pictures
 from utils.files import replacing, write_table
-from utils.options import SEED, Option
 from utils.show.plots import loss_curve
 from utils.show.sheets import magnified, save_image, tiled
 from utils.workers import stop_signal
-
-TRAINING = {
-    "epoch": Option(400, "epochs to train, from the start", least=1),
-    "batch": Option(200, "images a step, over all processes", least=1, most=10**6),
-    "lr": Option(0.001, "learning rate", above=0),
-    "optimizer": Option(
-        "adamax",
-        "adamax, the paper's; adam; muon, which makes the steps of layers orthogonal and learns faster",
-        tuple(OPTIMIZERS),
-    ),
-    "clipNorm": Option(0.0, "limit of the gradient's norm, in bits per dimension; 0: none", least=0),
-    "lrSchedule": Option(
-        "paper",
-        "paper: warm-up over ten epochs, times -decay each epoch; "
-        "cosine: short warm-up, then half a cosine to 0 at the last epoch; constant",
-        ("paper", "cosine", "constant"),
-    ),
-    "decay": Option(0.99, "factor on the learning rate for each epoch of -lrSchedule paper", above=0, most=1),
-    "ema": Option(
-        0.0, "decay of the moving average of the weights that is tested and kept as best; 0: none",
-        least=0, below=1,
-    ),
-    "savePeriod": Option(10, "epochs between periodic savings", least=1),
-    "seed": SEED._replace(help="seed of the initial weights and of the order of the images"),
-    "crops": Option(
-        0, "fresh crops an epoch, drawn from anywhere in the pictures; 0: fixed patches, side by side",
-        least=0, most=10**9,
-    ),
-    "flip": Option(False, "mirror half of the images at random, left to right, while training"),
-    "transpose": Option(False, "with -crops: turn half of them at random, rows to columns"),
-    "grey": Option(0.0, "with -crops: the share of them that is grey", least=0, most=1),
-    "origins": Option(
-        0.0, "with -crops: the share that imitates other origins: JPEG, chroma of half resolution",
-        least=0, most=1,
-    ),
-    "noise": Option(
-        0.0, "add noise of up to so many tones to a third of the images while training, for cameras' grain",
-        least=0, most=255,
-    ),
-    "amp": Option(False, "compute the networks in bfloat16 while training (tests stay in float32)"),
-    "compile": Option(False, "compile the training step with torch.compile"),
-    "board": Option(False, "write the losses for TensorBoard too, which must be installed: records/board"),
-}  # fmt: skip
 
 # What a step takes, over what its forward pass saves for the gradients: temporary tensors, and on a CPU what
 # was freed and is too scattered to be of use again; as measured, within some 30 percent.

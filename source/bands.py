@@ -33,7 +33,6 @@ from utils.arithmetic.polyphase import extend
 
 # Levels with a bias of their own: the finest ones; the last serves all deeper levels.
 LEVELS = 5
-MAX_BLOCKS = 6
 # Rows of a strip: see FixedBandPrior.
 STRIP = 64
 # Strips whose features are begun before they are needed.

@@ -46,11 +46,12 @@ from torch import nn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import FIR  # noqa: E402
 from easymain import read_plan  # noqa: E402
 from flow.analysis import entropy, filter_figures  # noqa: E402
-from flow.model import ARCHITECTURE, build  # noqa: E402
-from flow.training import TRAINING, Trainer  # noqa: E402
+from flow.figures.responses import PLACES, patches  # noqa: E402
+from flow.model import build  # noqa: E402
+from flow.options import ARCHITECTURE, TRAINING  # noqa: E402
+from flow.training import Trainer  # noqa: E402
 from source.bands import LEVELS, START_OCTAVES, Band, BandPrior, Mixer  # noqa: E402
 from source.distribution import Mixture  # noqa: E402
 from source.prior import LevelPriors  # noqa: E402
@@ -293,8 +294,8 @@ def coefficient_bits(model, images, levels=3):
 
 def low_ratio(model):
     """The low pass's amplitude at pi over that at 0, of luma or red, across."""
-    images = model.from_images(FIR.patches(4, seed=0).to(model.device))
-    return filter_figures(model.pyramid.level(0), images, FIR.PLACES[3:5])["across", "columns"]["low_ratio"]
+    images = model.from_images(patches(4, seed=0).to(model.device))
+    return filter_figures(model.pyramid.level(0), images, PLACES[3:5])["across", "columns"]["low_ratio"]
 
 
 class Data(NamedTuple):

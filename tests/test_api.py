@@ -22,6 +22,7 @@ from utils.box import BOX, ROOT
 
 PHOTO = Image.open(BOX / "photos" / "oakland-zoo-otters.png").convert("RGB").crop((400, 300, 464, 348))
 
+PACKAGES = "flow/codec", "flow/figures", "source", "utils"
 SUBPACKAGES = "arithmetic", "data", "show"
 
 
@@ -204,22 +205,25 @@ def test_the_package_is_a_map_and_cheap():
         _ = flow.nothing
 
 
-@pytest.mark.parametrize("package", ["flow/codec", "source", "utils", *(f"utils/{p}" for p in SUBPACKAGES)])
+@pytest.mark.parametrize(
+    "package", ["flow/codec", "flow/figures", "source", "utils", *(f"utils/{p}" for p in SUBPACKAGES)]
+)
 def test_maps_of_packages_name_every_module(package):
     _, *lines = import_module(package.replace("/", ".")).__doc__.strip().splitlines()
     inside = (ROOT / package).glob("[!_]*")
     assert {line.split()[0] for line in lines if line} == {path.stem for path in inside}
 
 
-def test_an_installed_package_has_the_box(tmp_path):
+def test_an_installed_package_has_the_box_and_commands(tmp_path):
     """Built of a copy, as building leaves things in its tree."""
     pytest.importorskip("setuptools", "77")
     copy, site, elsewhere = tmp_path / "copy", tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
     for name in ("flow", "source", "utils", "etc"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "requirements.txt", "README.md"):
-        shutil.copy(ROOT / name, copy)
+    scripts = list(ROOT.glob("*.py"))
+    for path in (*scripts, *(ROOT / name for name in ("pyproject.toml", "requirements.txt", "README.md"))):
+        shutil.copy(path, copy)
     pip = "-m pip install -q --no-deps --no-build-isolation --no-index --disable-pip-version-check --target"
     subprocess.run([sys.executable, *pip.split(), site, copy], check=True)
     code = (
@@ -229,9 +233,21 @@ def test_an_installed_package_has_the_box(tmp_path):
         "print(codec.decompress(codec.compress(array)).tobytes() == array.tobytes(), codec.identity,"
         "*(flow.find_folder(box=name).is_dir() for name in ('cifar', 'paper')), flow.__version__)"
     )
-    made = subprocess.run(
-        [sys.executable, "-c", code, site], capture_output=True, text=True, check=True, cwd=elsewhere,
-        env=os.environ | {"PYTHONPATH": str(site)},
-    )  # fmt: skip
-    assert made.stdout.split() == ["True", Codec().identity, "True", "True", flow.__version__]
+
+    def run(*argv):
+        how = dict(cwd=elsewhere, env=os.environ | {"PYTHONPATH": str(site)})
+        return subprocess.run(argv, capture_output=True, text=True, check=True, **how).stdout
+
+    made = run(sys.executable, "-c", code, site)
+    assert made.split() == ["True", Codec().identity, "True", "True", flow.__version__]
     assert (site / f"neural_wavelet_flow-{flow.__version__}.dist-info").is_dir()
+    commands = {path.name for path in (site / "bin").iterdir()}
+    assert commands == {path.stem for path in scripts}
+    for name in commands:
+        assert run(site / "bin" / name, "-h").startswith(f"usage: {name} [-h]")
+    PHOTO.save(elsewhere / "photo.png")
+    for argv in (("-img", "photo.png", "-out", "."), ("-decode", "photo.nwf", "-out", "back.png")):
+        run(site / "bin" / "easyEncode", *argv)
+    assert Image.open(elsewhere / "back.png").tobytes() == PHOTO.tobytes()
+    run(site / "bin" / "simpleBigWavelet", "-img", "photo.png")
+    assert (elsewhere / "output" / "wavelet" / "simpleBigWavelet_photo_depth_2.png").exists()

@@ -15,7 +15,8 @@ from flow import analysis
 from flow.codec import histogram
 from flow.codec.container import FLOW, pack, read_head, unpack
 from flow.codec.stream import decode, encode
-from flow.model import ARCHITECTURE, build
+from flow.model import build
+from flow.options import ARCHITECTURE
 from source.bands import BandPrior
 from source.distribution import drawing
 from source.prior import SimplePrior

@@ -8,9 +8,9 @@ from benchmark_ablation import multiply_adds
 from PIL import Image
 from test_container import FIXTURES, tiny_model
 
-import FIR
 from flow.analysis import filter_figures
 from flow.codec.container import pack, unpack
+from flow.figures.responses import PLACES, patches
 from flow.folder import find_folder, open_frozen, open_model
 from utils.data.images import PHOTOS
 from utils.show.rivals import rivals
@@ -45,8 +45,8 @@ def test_the_arithmetic_of_the_default_stays_within_bounds():
 def test_the_transform_in_the_box_is_a_wavelet():
     """Low pass at pi below 0.15 of that at 0, high pass at 0 below 0.02 of its peak."""
     model, _ = open_model(BOX / "wavelet")
-    images = model.from_images(FIR.patches(4, seed=0))
-    figures = filter_figures(model.pyramid.level(0), images, FIR.PLACES[3:5])
+    images = model.from_images(patches(4, seed=0))
+    figures = filter_figures(model.pyramid.level(0), images, PLACES[3:5])
     for key, found in figures.items():
         assert found["low_ratio"] < 0.15 and found["high_ratio"] < 0.02, (key, found)
 

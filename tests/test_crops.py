@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from flow.batches import Crops, Patches, batches_of
-from flow.training import TRAINING
+from flow.options import TRAINING
 from utils.data import origins
 from utils.data.crops import Augment, Pictures
 from utils.data.datasets import weighted_names

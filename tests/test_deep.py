@@ -202,13 +202,39 @@ def test_wrong_files_are_refused():
 
 
 def test_16_bits_of_other_files_are_refused_by_name():
-    for header in (b"P6 2 1 65535\n", b"P5 2 1 1023\n"):
-        with pytest.raises(ValueError, match="16 of PNG"):
+    for header in (b"P6 2 1 1023\n", b"P5 2 1 1023\n", b"P3 2 1 65535\n1 2 3 4 5 6", b"P6 2 1 65534 "):
+        with pytest.raises(ValueError, match="16 of PNG and PPM, of TIFF in grey"):
             read_picture(io.BytesIO(header + bytes(12)))
     file = io.BytesIO()
     Image.new("F", (2, 1)).save(file, "TIFF")
-    with pytest.raises(ValueError, match="16 of PNG"):
+    with pytest.raises(ValueError, match="16 of PNG and PPM, of TIFF in grey"):
         read_picture(io.BytesIO(file.getvalue()))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pnm_there_and_back(channels, tmp_path):
+    """As files, by way of a .nwf file; grey as Pillow reads it, which cuts colour to 8 bits."""
+    array = smooth(channels, 16)
+    data, lost = in_format(unpack(pack(as_picture(array))), "ppm")
+    height, width = array.shape[:2]
+    head = b"P%d\n%d %d\n65535\n" % (6 if channels == 3 else 5, width, height)
+    assert data == head + array.astype(">u2").tobytes() and not lost
+    (tmp_path / "deep.ppm").write_bytes(data)
+    same(read_picture(tmp_path / "deep.ppm"), array)
+    with Image.open(tmp_path / "deep.ppm") as image:
+        theirs = np.asarray(image).reshape(array.shape)
+    assert np.array_equal(theirs, array if channels == 1 else np.round(array / 257))
+
+
+def test_pnm_by_hand():
+    body = bytes(range(12))
+    wanted = np.arange(1, 12, 2) + 256 * np.arange(0, 12, 2)
+    for head in (b"P6 1 2 65535\n", b"P6\n#of 9 9 1\n1\t2#\n# #\r\n65535 ", b"P6\r\n1\r\n2\r\n65535\r"):
+        same(read_picture(io.BytesIO(head + body)), wanted.astype(np.uint16).reshape(2, 1, 3))
+        for wrong in (head + body[:-1], head):
+            with pytest.raises(ValueError, match="not an image that Pillow can read"):
+                read_picture(io.BytesIO(wrong))
+    same(read_picture(io.BytesIO(b"P5 3 2 65535 " + body)), wanted.astype(np.uint16).reshape(2, 3))
 
 
 def test_sixteen_bits_as_files_of_other_formats():
@@ -220,7 +246,12 @@ def test_sixteen_bits_as_files_of_other_formats():
     assert np.array_equal(
         as_picture(read_picture(io.BytesIO(in_format(colour, "png")[0]))).array, colour.array
     )
-    for picture, name in ((grey, "webp"), (grey, "ppm"), (colour, "tif"), (colour, "webp"), (colour, "ppm")):
+    clear = as_picture(values.reshape(10, 30, 2))
+    with pytest.raises(ValueError, match="transparency"):
+        in_format(clear, "ppm")
+    colour.info = {"gamma": 0.5}
+    assert in_format(colour, "ppm")[1] == ["gamma"]
+    for picture, name in ((grey, "webp"), (clear, "tif"), (colour, "tif"), (colour, "webp")):
         with pytest.raises(ValueError, match="16 bits a sample"):
             in_format(picture, name)
 

@@ -1,5 +1,6 @@
 """easyEncode.py: pictures to files and back, data sets, and what users can get wrong."""
 
+import errno
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -29,7 +31,7 @@ from flow.model import build
 from utils.box import ROOT
 from utils.data.datasets import PHOTOS
 from utils.data.images import read_rgb
-from utils.files import save_tensors
+from utils.files import HOST, save_tensors
 
 OPTIONS = dict(hchnl=4, lifting="legall", simplePrior=True, HUE=True, target="photos", size=32)
 
@@ -104,6 +106,21 @@ def test_nothing_is_overwritten_without_force(folder, pictures, tmp_path, capsys
     assert target.read_text() == "mine"
     assert run(capsys, *argv, "-force")[0] == 0
     assert target.read_bytes().startswith(b"NWF")
+
+
+def test_what_cannot_be_written_is_named(folder, pictures, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    argv = "-folder", folder, "-img", pictures / "photo.png", "-out"
+    for out, named in (("file", "file"), ("file/below", "file/below"), ("file/a.nwf", "file")):
+        status, _, errors = run(capsys, *argv, tmp_path / out)
+        assert status == 2 and len(errors) == 1 and errors[0].endswith(f"'{tmp_path / named}'")
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    status, _, errors = run(capsys, *argv, tmp_path / "out")
+    assert status == 2 and errors[0].endswith(f"No space left on device: '{tmp_path / 'out' / 'photo.nwf'}'")
 
 
 def test_a_failed_item_is_reported_and_the_rest_done(folder, pictures, tmp_path, capsys):
@@ -446,6 +463,16 @@ def test_sigterm_leaves_whole_files(folder, many, tmp_path):
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
 
 
+def test_what_killed_runs_left_is_removed(folder, pictures, tmp_path, capsys):
+    out, photo = tmp_path / "out", f".photo.{HOST}.{10**9}.0.unfinished.nwf"
+    left = [out / photo, out / "below" / photo]
+    for path in left:
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_bytes(b"NWF")
+    assert run(capsys, "-folder", folder, "-img", pictures, "-out", out)[0] == 0
+    assert not any(path.exists() for path in left) and len(list(out.rglob("*.nwf"))) == 3
+
+
 def test_two_processes_share_the_files(folder, many, tmp_path, capsys):
     """A file fails in the first process alone, early: the second is not ended for it."""
     (many / "07b.png").unlink()
@@ -508,6 +535,28 @@ def test_data_set(folder, extra, capsys):
     assert abs(actual - theory) < 0.02 + 8 * 6 / values + 0.1 * ("64" in extra)
     for word in ("images/s", "PNG", "WebP", "rounded"):
         assert word in out
+
+
+@pytest.mark.parametrize("script", ["easyEncode", "easyEncodeTrans"])
+def test_two_processes_share_a_test_set(script, folder, capsys):
+    """Of five batches the first process has one more: the figures are those of one."""
+    argv = ["-folder", folder, "-target", "photos", "-batch", "3", "-earlyStop", "5"]
+    import_module(script).main(argv)
+    alone = capsys.readouterr().out.splitlines()
+    launcher = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2
+    table, errors = (process := start(*launcher, f"{script}.py", *argv)).communicate(timeout=120)
+    assert process.returncode == 0, errors
+    together = table.splitlines()
+    assert len(together) == len(alone) and LAST.search(table)
+    assert [line for line in together if "/s" not in line] == [line for line in alone if "/s" not in line]
+    assert sum("images/s" in line for line in together) == 1
+
+
+def test_more_processes_than_batches(folder):
+    argv = "-folder", folder, "-target", "photos", "-earlyStop", 1
+    launcher = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2
+    _, errors = (process := start(*launcher, "easyEncode.py", *argv)).communicate(timeout=120)
+    assert process.returncode and "easyEncode.py: 2 processes: need a batch for each, of 1\n" in errors
 
 
 def test_an_interrupted_test_set_prints_what_it_has(folder, capsys, monkeypatch):

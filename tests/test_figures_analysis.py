@@ -253,7 +253,7 @@ def test_filters_script(tmp_path, monkeypatch):
     assert len(list((tmp_path / "a").iterdir())) == 7
     with (tmp_path / "a" / "FIR.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 7
-    monkeypatch.setattr(FIR, "save_figure", lambda *_: None)
+    monkeypatch.setattr("flow.figures.responses.save_figure", lambda *_: None)
     FIR.main(["-folder", str(folder), "-step", "0.1", "-num", "3", "-out", str(tmp_path / "b")])
     for name in ("FIR_row", "FIR_columns"):
         with np.load(tmp_path / "a" / f"{name}.npz") as one, np.load(tmp_path / "b" / f"{name}.npz") as other:

@@ -3,12 +3,15 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
+from utils import files
 from utils.files import load_tensors, remove_unfinished, replacing, save_tensors, write_text
 from utils.options import script
 
@@ -66,6 +69,40 @@ def test_unfinished_files_alone_are_removed(tmp_path):
     (tmp_path / left[1]).write_bytes(left[0])
     remove_unfinished(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", ".hidden.1.txt", "b.unfinished.txt"}
+
+
+def test_files_of_living_processes_stay(tmp_path):
+    """In a folder that is shared: what has no writer any more goes, and so does what is an hour old."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    living = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    names = {
+        f".a.{files.HOST}.{ended.pid}.0.unfinished.nwf": False,
+        f".a.b.{files.HOST}.{os.getpid()}.7.unfinished": False,  # of another process of that number
+        f".a.{files.HOST}.{10**30}.0.unfinished.png": False,
+        f".a.elsewhere.{living.pid}.0.unfinished.nwf": False,  # old
+        f".a.elsewhere.{ended.pid}.1.unfinished.nwf": True,
+        f".a.{files.HOST}.{living.pid}.0.unfinished.nwf": True,
+        ".a.unfinished.nwf": True,
+        "a.host.1.1.unfinished.nwf": True,
+        "a.nwf": True,
+    }
+    for name in names:
+        (tmp_path / name).touch()
+    os.utime(tmp_path / f".a.elsewhere.{living.pid}.0.unfinished.nwf", (0, 0))
+    remove_unfinished(tmp_path, shared=True)
+    assert {path.name for path in tmp_path.iterdir()} == {name for name, stays in names.items() if stays}
+    living.communicate(b"\n")
+    remove_unfinished(tmp_path / "none", shared=True)
+
+
+def test_temporary_names_tell_their_writer(tmp_path):
+    with replacing(tmp_path / "photo.a.nwf") as temporary:
+        temporary.touch()
+        assert f".{files.HOST}.{os.getpid()}." in temporary.name
+        remove_unfinished(tmp_path, shared=True)  # as another process of this number would
+        assert not temporary.exists()
+        temporary.touch()
 
 
 def test_threads_that_write_names_which_begin_alike_do_not_meet(tmp_path):

@@ -21,7 +21,8 @@ from flow.folder import (
     sample,
     write_options,
 )
-from flow.model import ARCHITECTURE, build
+from flow.model import build
+from flow.options import ARCHITECTURE
 from utils.files import load_tensors, save_tensors
 
 

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import benchmark_ablation
@@ -17,12 +18,16 @@ import easyEncodeTrans
 import easyGenerate
 import easymain
 import FIR
+import flow
 import legall_lena
 import progressive
 import simpleBigWavelet
+from flow.checkpoint import OPTIMIZERS
 from flow.codec.options import TEST_SET
 from flow.folder import STORED, read_options
+from flow.lifting import STARTS
 from flow.model import build
+from flow.options import ARCHITECTURE, TRAINING
 from utils.box import ROOT
 from utils.options import Option, check_values, parse
 
@@ -137,9 +142,7 @@ def test_what_has_no_effect_is_refused(script, argv, message, capsys):
     assert refused(capsys, SCRIPTS[script].main, argv.split()) == f"{script}.py: {message}"
 
 
-@pytest.mark.parametrize(
-    "script", [name for name in SCRIPTS if "benchmark" not in name and name != "easymain"]
-)
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if "benchmark" not in name])
 def test_ctrl_c_while_importing_is_one_line(script, tmp_path):
     """As if it came where torch is found."""
     (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
@@ -148,6 +151,46 @@ def test_ctrl_c_while_importing_is_one_line(script, tmp_path):
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
     assert made.returncode and made.stderr == f"{script}.py: interrupted\n"
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if "benchmark" not in name])
+def test_help_is_there_at_once(script):
+    """Without what takes seconds to import, by its name, in groups, with examples."""
+    code = """import sys
+for name in ("torch", "numpy", "matplotlib", "PIL"):
+    sys.modules[name] = None
+import importlib
+importlib.import_module(sys.argv[1]).main(["-h"])"""
+    made = subprocess.run([sys.executable, "-c", code, script], cwd=ROOT, capture_output=True, text=True)
+    assert (made.returncode, made.stderr) == (0, "")
+    assert f"\n    python {script}.py" in made.stdout
+    for group in {option.group for option in SCRIPTS[script].OPTIONS.values()} - {""}:
+        assert f"\n{group}:\n" in made.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_tells_the_version(script, capsys):
+    with pytest.raises(SystemExit) as caught:
+        SCRIPTS[script].main(["-version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"neural-wavelet-flow {flow.__version__}, .nwf files of version 2\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("argv", ["-info X", "-decode X -out -", "-decode X -out out -force"])
+def test_a_full_standard_output_is_named(argv, tmp_path):
+    """In one line: Python's own, of what it could not write at its end, is not there."""
+    (tmp_path / "X").write_bytes((ROOT / "tests" / "fixtures" / "raw.nwf").read_bytes())
+    argv = [sys.executable, ROOT / "easyEncode.py", *argv.split()]
+    with Path("/dev/full").open("w") as full:
+        made = subprocess.run(argv, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert made.returncode == 2 and made.stderr == "easyEncode.py: standard output: No space left on device\n"
+
+
+def test_tables_name_what_there_is():
+    """They are read before the modules that have it."""
+    assert ARCHITECTURE["lifting"].choices == ("none", *STARTS)
+    assert TRAINING["optimizer"].choices == tuple(OPTIMIZERS)
 
 
 def test_names_and_words():

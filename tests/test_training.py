@@ -27,6 +27,8 @@ from flow.batches import add_noise, epoch_batches, mirror, mirrored
 from flow.codec.evaluate import open_test_set
 from flow.codec.options import TEST_SET
 from flow.folder import PAPER, open_model, read_options, target_name
+from flow.model import build
+from flow.options import TRAINING
 from flow.training import Trainer, learning_rate, time_left
 from utils.arithmetic.integers import bits_per_dimension
 from utils.data.datasets import PHOTOS, load
@@ -323,7 +325,7 @@ def test_the_first_loss_is_that_of_the_first_weights(command, tmp_path, images):
     easymain.main([*command, "-folder", str(tmp_path / "model"), "-epoch", "1", "-batch", "99"])
     torch.manual_seed(0)
     (train,) = load(images, "train", size=8)
-    nats = -easymain.build({"hchnl": 4}).log_prob(train).mean().item()
+    nats = -build({"hchnl": 4}).log_prob(train).mean().item()
     assert history(tmp_path / "model")[0]["train_bpd"] == pytest.approx(
         bits_per_dimension(nats, 192), rel=1e-5
     )
@@ -524,10 +526,10 @@ def test_averaged_weights_are_tested_and_kept(command, tmp_path, monkeypatch):
 def test_steps_are_those_of_torch_with_a_limited_gradient(images, tmp_path, optimizer, limit):
     torch.manual_seed(0)
     model, (train,), (test,) = (
-        easymain.build({"hchnl": 4}),
+        build({"hchnl": 4}),
         *(load(images, p, size=8) for p in ("train", "test")),
     )
-    options = {name: option.default for name, option in training.TRAINING.items()}
+    options = {name: option.default for name, option in TRAINING.items()}
     options |= {"optimizer": optimizer, "clipNorm": limit}
     plain = copy.deepcopy(model)
     made = {"adamax": (torch.optim.Adamax, {"eps": 1e-7}), "adam": (torch.optim.Adam, {"betas": (0.9, 0.99)})}
@@ -807,7 +809,9 @@ def test_signals_from_outside(command, tmp_path, number):
 
 
 def test_ctrl_c_before_the_training(command, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(easymain, "load", lambda *args, **options: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(
+        "utils.data.datasets.load", lambda *args, **options: signal.raise_signal(signal.SIGINT)
+    )
     line = refused(capsys, *command, "-folder", tmp_path / "model", status=130)
     assert line == "easymain.py: interrupted"
 
@@ -872,11 +876,11 @@ def test_two_processes_are_one_with_the_same_batch(command, tmp_path, monkeypatc
 
 
 def test_only_the_first_process_writes(images, tmp_path):
-    options = {name: option.default for name, option in training.TRAINING.items()} | {"epoch": 1, "batch": 8}
+    options = {name: option.default for name, option in TRAINING.items()} | {"epoch": 1, "batch": 8}
     data = [load(images, part, size=8) for part in ("train", "test")]
     workers = Workers()
     workers.rank = 1
-    trainer = Trainer(easymain.build({}), *data, options, tmp_path / "model", torch.device("cpu"), workers)
+    trainer = Trainer(build({}), *data, options, tmp_path / "model", torch.device("cpu"), workers)
     assert trainer.run() and trainer.state.progress.history[0]["train_bpd"] > 0
     assert not (tmp_path / "model").exists()
 
@@ -937,7 +941,7 @@ def test_bad_options_end_in_one_line(command, tmp_path, capsys, argv, text):
 
 
 def test_memory_that_does_not_hold_a_model(command, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(easymain, "build", lambda options: torch.empty(10**15))
+    monkeypatch.setattr("flow.model.build", lambda options: torch.empty(10**15))
     assert "memory does not hold" in refused(capsys, *command, "-folder", tmp_path / "model")
 
 
@@ -1081,10 +1085,10 @@ def test_weights_that_are_not_finite_are_never_saved(command, tmp_path, monkeypa
 def test_more_processes_than_images_in_a_batch(images, tmp_path):
     workers = Workers()
     workers.count = 9
-    options = {name: option.default for name, option in training.TRAINING.items()} | {"batch": 8}
+    options = {name: option.default for name, option in TRAINING.items()} | {"batch": 8}
     data = [load(images, part, size=8) for part in ("train", "test")]
     with pytest.raises(ValueError, match="9 processes"):
-        Trainer(easymain.build({}), *data, options, tmp_path, torch.device("cpu"), workers)
+        Trainer(build({}), *data, options, tmp_path, torch.device("cpu"), workers)
 
 
 def test_places_that_cannot_be_written(command, tmp_path, capsys):

@@ -9,3 +9,5 @@ files       files that are either whole or absent
 workers     the processes of a run, and what stops them
 box         where the models and photographs in the box are
 """
+
+__version__ = "1.0.0"

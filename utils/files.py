@@ -5,7 +5,10 @@ import io
 import itertools
 import json
 import os
-from contextlib import contextmanager
+import platform
+import re
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -13,6 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 UNFINISHED = ".unfinished"
+HOST = platform.node().partition(".")[0][:16]
+# Process and machine that write such a file; files of other machines are given up after so many seconds.
+_WRITER = re.compile(rf"\..*\.([^.]*)\.(\d+)\.\d+{UNFINISHED}(\.[^.]*)?")
+_PATIENCE = 3600
 # Threads write files whose names begin alike.
 _count = itertools.count()
 
@@ -26,7 +33,7 @@ def replacing(path):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # cut, as a name that is just short enough leaves no room for more; what writes it may go by the suffix
-    name = f".{path.stem[:32]}.{os.getpid()}.{next(_count)}{UNFINISHED}{path.suffix[:16]}"
+    name = f".{path.stem[:32]}.{HOST}.{os.getpid()}.{next(_count)}{UNFINISHED}{path.suffix[:16]}"
     temporary = path.with_name(name)
     try:
         yield temporary
@@ -41,10 +48,32 @@ def replacing(path):
         temporary.unlink(missing_ok=True)
 
 
-def remove_unfinished(folder):
-    """Remove the temporary files that killed processes left in a folder."""
+def remove_unfinished(folder, shared=False):
+    """Remove the temporary files that killed processes left in a folder.
+
+    shared: other processes may write to it, whose files stay; else it is this process's.
+    """
     for path in Path(folder).glob(f".*{UNFINISHED}*"):
-        path.unlink(missing_ok=True)
+        if not shared or _is_left(path):
+            with suppress(OSError):
+                path.unlink()
+
+
+def _is_left(path):
+    """Whether the process that wrote a temporary file has ended; this one has just begun."""
+    writer = _WRITER.fullmatch(path.name)
+    if not writer:
+        return False
+    host, number = writer[1], int(writer[2])
+    try:
+        if host != HOST:
+            return time.time() - path.stat().st_mtime > _PATIENCE
+        os.kill(number, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:  # another user's, or no file any more
+        return False
+    return number == os.getpid()
 
 
 def write_text(path, text):

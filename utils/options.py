@@ -6,12 +6,16 @@ Scripts parse before they import what takes seconds, where they can: torch is im
 import argparse
 import functools
 import inspect
+import os
 import signal
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from errno import ENOSPC, EPIPE
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from utils import __version__
 
 
 class Option(NamedTuple):
@@ -135,6 +139,8 @@ def make_parser(doc, options):
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
+    version = f"neural-wavelet-flow {__version__}, .nwf files of version 2"
+    parser.add_argument("-version", action="version", version=version, help="print the version and end")
     groups = {"": parser}
     for name, option in options.items():
         if option.group not in groups:
@@ -203,13 +209,20 @@ def script(main):
                 stream.reconfigure(errors="backslashreplace")
         try:
             with _terminated():
-                return main(argv)
+                result = main(argv)
+                sys.stdout.flush()
+                return result
         except RuntimeError as error:
             message = memory_message(error)
             if not message:
                 raise
         except (ValueError, OSError, FloatingPointError) as error:
             message = " ".join(str(error).split())
+            # files have names; what is left is where the rows go
+            if isinstance(error, OSError) and error.errno in (ENOSPC, EPIPE) and error.filename is None:
+                message = f"standard output: {error.strerror}"
+                with suppress(OSError, ValueError):  # or the end of Python tries once more
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except KeyboardInterrupt as stopped:
             message, status = ("terminated", 143) if stopped.args else ("interrupted", 130)
         print(f"{name}: {message}", file=sys.stderr)
@@ -245,11 +258,15 @@ def memory_message(error):
 
 
 def pick_device(cuda):
-    """The torch.device of -cuda N. Raises ValueError if there is no such GPU."""
+    """The torch.device of -cuda N; of several processes of torchrun's, each has the next GPU.
+
+    Raises ValueError if there is no such GPU.
+    """
     import torch
 
     if cuda < 0:
         return torch.device("cpu")
+    cuda += int(os.environ.get("LOCAL_RANK", 0))
     count = torch.cuda.device_count()
     if cuda >= count:
         raise ValueError(f"-cuda {cuda}: this machine has {count} GPUs; -cuda -1 computes on the CPU")

@@ -1,13 +1,16 @@
 """The processes of a run and what stops them."""
 
 import importlib
-import os
 import signal
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+# Those that work on shares of their own may end hours apart.
+PATIENCE = timedelta(days=365)
 
 
 class Workers:
@@ -15,12 +18,14 @@ class Workers:
 
     def __init__(self):
         self.distributed = dist.is_available() and dist.is_torchelastic_launched()
-        self.local_rank = int(os.environ["LOCAL_RANK"]) if self.distributed else 0
         self.rank, self.count = 0, 1
 
     @contextmanager
-    def joined(self, device):
-        """Within: the process group exists. Several GPUs: each process takes the one of its local rank."""
+    def joined(self, device, patience=None):
+        """Within: the process group exists. Several GPUs: each process takes the one of its local rank.
+
+        patience: how long they wait for each other; None: as torch does.
+        """
         if not self.distributed:
             yield
             return
@@ -29,7 +34,7 @@ class Workers:
         # optimisers import it; its functions keep the group that there is then as a default, and its threads,
         # which may abort Python's end
         importlib.import_module("torch.distributed.nn")
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
         self.rank, self.count = dist.get_rank(), dist.get_world_size()
         try:
             yield

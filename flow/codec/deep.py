@@ -1,9 +1,11 @@
-"""Pictures of 16 bits a sample, which Pillow has in grey only: as arrays, as bytes, and in PNG files.
+"""Pictures of 16 bits a sample, which Pillow has in grey only: as arrays, as bytes, and in PNG and PNM files.
 
 Samples are numbered by the values that occur, where these are few: those of fewer bits have gaps, wherever
 their bits are. The high bytes of the numbers are then a picture of 8 bits, and what is below them is another.
 """
 
+import math
+import re
 import struct
 import zlib
 
@@ -27,6 +29,8 @@ from flow.codec.planes import (
 MODES = {CHANNELS[mode]: mode for mode in ("L", "LA", "RGB", "RGBA")}
 # Adam7: first column and row of each pass, and the steps of both.
 PASSES = (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)
+# The head of a PGM or PPM of all 16 bits: between its words is space, or a comment to the end of a line.
+PNM = re.compile(rb"P([56])%b(\d+)%b(\d+)%b65535\s" % ((rb"(?:\s|#[^\r\n]*[\r\n])+",) * 3))
 
 
 class Deep:
@@ -131,9 +135,28 @@ def unpack_plane(data, method, mode, size):
     return Deep(array)
 
 
-def is_png(data):
-    """Whether a file is a PNG of 16 bits a sample."""
-    return data[:8] == SIGNATURE and data[24:25] == b"\x10"
+def reader(data):
+    """What reads the pixels of a file, if it is a PNG, PGM or PPM of 16 bits a sample; or else None."""
+    if data[:8] == SIGNATURE and data[24:25] == b"\x10":
+        return read_png
+    return read_pnm if PNM.match(data) else None
+
+
+def read_pnm(data):
+    """The pixels of a PGM or PPM of 16 bits a sample: uint16 (H, W, C). Inverse: pnm_of.
+
+    Raises ValueError if some are missing.
+    """
+    head = PNM.match(data)
+    kind, width, height = map(int, head.groups())
+    shape = height, width, 3 if kind == 6 else 1
+    return np.frombuffer(data, ">u2", math.prod(shape), head.end()).reshape(shape)
+
+
+def pnm_of(picture):
+    """The PGM or PPM of a Deep of mode L or RGB. Inverse: read_pnm."""
+    kind = 6 if picture.mode == "RGB" else 5
+    return b"P%d\n%d %d\n65535\n" % (kind, *picture.size) + picture.array.astype(">u2").tobytes()
 
 
 def read_png(data):

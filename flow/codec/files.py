@@ -1,7 +1,6 @@
 """What easyEncode.py does with files: pictures to .nwf and back, and what such files hold."""
 
 import json
-import os
 import sys
 from io import BytesIO
 from pathlib import Path
@@ -154,10 +153,8 @@ def open_jobs(options, jobs, settings=DEFAULT):
 
 
 def open_codec(options, threads=None, settings=DEFAULT):
-    """The Codec that the options ask for; of several processes, each has a GPU of its own."""
-    cuda = options["cuda"]
-    device = pick_device(cuda + int(os.environ.get("LOCAL_RANK", 0)) if cuda >= 0 else cuda)
-    return Codec(options["folder"], device, threads, weights_of(options), settings)
+    """The Codec that the options ask for."""
+    return Codec(options["folder"], pick_device(options["cuda"]), threads, weights_of(options), settings)
 
 
 def count_values(picture):

@@ -2,7 +2,7 @@
 
 from io import BytesIO
 
-from flow.codec.deep import Deep
+from flow.codec.deep import Deep, pnm_of
 from flow.codec.pictures import as_picture, write_png
 from flow.codec.planes import WEBP_SIDE
 
@@ -39,15 +39,18 @@ def in_format(picture, name):
         raise ValueError(
             f"{picture.width}x{picture.height} pixels: a WebP file has {WEBP_SIDE - 1} a side at most"
         )
-    if isinstance(picture, Deep) or picture.mode == "I;16":
-        picture = as_picture(picture).image()
-        if name != "tif" or isinstance(picture, Deep):
+    deep = isinstance(picture, Deep) or picture.mode == "I;16"
+    if deep:
+        picture = as_picture(picture)
+        if name == "webp" or (name == "tif" and picture.mode != "L"):
             raise ValueError(f"16 bits a sample: no .{name} file of them is written; choose -format png")
     info = dict(picture.info)
     clear = info.pop("transparency", None) is not None or picture.mode in ("LA", "RGBA")
     if clear and name == "ppm":
         raise ValueError("a picture with transparency: a .ppm file has none; choose another -format")
-    shown = picture
+    if deep and name == "ppm":
+        return pnm_of(picture), list(info)
+    shown = picture = picture.image() if deep else picture
     if picture.mode not in MODES[name] or "transparency" in picture.info:
         shown = picture.convert("RGBA" if clear else "RGB")
     form, how = SAVED[name]

@@ -5,18 +5,17 @@ import os
 import sys
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 from threading import Lock, Thread
 from time import perf_counter
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
-from utils.files import replacing
+from utils.files import remove_unfinished, replacing
 from utils.options import memory_message
+from utils.workers import PATIENCE, Workers
 
 STREAM = Path("-")  # standard input, or standard output
 
@@ -88,7 +87,8 @@ def run(jobs, work, force=False, at_once=1):
     """Make each target from its source, so many at once, print a row for each, and return how many failed.
 
     work: source -> Made. A target is written whole or not at all; one that is there is overwritten by force
-    only: without, it is done already, if its source was found in a folder, or else fails.
+    only: without, it is done already, if its source was found in a folder, or else fails. What a killed run
+    left half-written beside the targets is removed.
     What fails is reported on stderr, in one line, and again at the end; the rest is done.
     Rows and reports come in the order of the jobs; the rows on stderr where a target is standard output.
     """
@@ -105,6 +105,8 @@ def run(jobs, work, force=False, at_once=1):
         _write(job.target, made.data)
         return made._replace(data=b""), perf_counter() - start
 
+    for folder in {job.target.parent for job in jobs if job.target != STREAM}:
+        remove_unfinished(folder, shared=True)
     rows = sys.stderr if any(job.target == STREAM for job in jobs) else sys.stdout
     table, failed, done, start = _Table(jobs, rows), [], 0, perf_counter()
     with _in_threads(make, jobs, at_once) as futures:
@@ -118,6 +120,8 @@ def run(jobs, work, force=False, at_once=1):
                     message = memory_message(error)
                     if not message:
                         raise
+                if job.target == STREAM and isinstance(error, OSError) and error.filename is None:
+                    raise
                 _say(message if job.name in message else f"{job.name}: {message}", sys.stderr)
                 failed.append(job)
                 continue
@@ -163,13 +167,9 @@ def progress_of(total, shown=True):
 
 def of_all(failed):
     """The sum over the processes of torchrun. It ends all as soon as one ends badly: here they wait."""
-    if not dist.is_torchelastic_launched():
-        return failed
-    dist.init_process_group("gloo", timeout=timedelta(days=365))
-    total = torch.tensor(failed)
-    dist.all_reduce(total)
-    dist.destroy_process_group()
-    return int(total)
+    workers = Workers()
+    with workers.joined(torch.device("cpu"), PATIENCE):
+        return int(workers.sum(failed))
 
 
 @contextmanager

@@ -43,11 +43,11 @@ def read_picture(path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the limit here
             with Image.open(BytesIO(data)) as image:
-                deep = deep_format.is_png(data)
-                refusal = _refusal(image, deep)
+                read = deep_format.reader(data)
+                refusal = _refusal(image, read)
                 if refusal is None:
                     picture = _normal(image)
-                    return Deep(deep_format.read_png(data), picture.info) if deep else picture
+                    return Deep(read(data), picture.info) if read else picture
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except Exception as error:  # each of Pillow's decoders fails in its own ways
@@ -80,10 +80,10 @@ def as_picture(image):
     return _normal(image)
 
 
-def _refusal(image, deep=False):
-    """Why an opened file is no picture, or None; deep: a PNG that read_png reads."""
-    if is_deep(image) and not deep and not image.mode.startswith("I;16"):
-        return "more than 8 bits per sample: kept are 16 of PNG, and of others in grey; convert it first"
+def _refusal(image, read=None):
+    """Why an opened file is no picture, or None; read: what reads its pixels, where Pillow would not."""
+    if is_deep(image) and not read and not image.mode.startswith("I;16"):
+        return "more than 8 bits per sample: kept are 16 of PNG and PPM, of TIFF in grey; convert it first"
     if image.mode not in CHANNELS and not image.mode.startswith("I"):
         return f"colours of mode {image.mode}; convert it to one of {', '.join(CHANNELS)} first"
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # whose other frames are previews

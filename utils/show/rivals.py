@@ -75,14 +75,17 @@ def quick():
     return [name for name in rivals() if name not in SLOW]
 
 
+def bits_by(images, names):
+    """The bits of each of images (B, 3, H, W), uint8, by the rivals of these names: (names, B)."""
+    pixels = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return [[8 * len(rivals()[name](x)) for x in pixels] for name in names]
+
+
 def sizes(batches, names=None):
     """Bits per dimension by the rivals of these names, or by all: means over images (B, 3, H, W), uint8."""
-    images = [pixels for batch in batches for pixels in batch.permute(0, 2, 3, 1).contiguous().numpy()]
-    return {
-        name: sum(
-            8 * len(rivals()[name](x)) / x.size
-            for x in tqdm(images, name, delay=1, leave=False, disable=None)
-        )
-        / len(images)
-        for name in names or rivals()
-    }
+    rates = {}
+    for name in names or rivals():
+        bar = tqdm(batches, name, delay=1, leave=False, disable=None)
+        each = [bits / batch[0].numel() for batch in bar for bits in bits_by(batch, [name])[0]]
+        rates[name] = sum(each) / len(each)
+    return rates
