@@ -228,8 +228,7 @@ class Board:
 
 
 def test_board_has_the_losses_and_goes_on(command, whole, tmp_path, monkeypatch):
-    for module in ("flow.board.writer_class", "easymain.writer_class"):
-        monkeypatch.setattr(module, lambda: Board)
+    monkeypatch.setattr("flow.board.writer_class", lambda: Board)
     monkeypatch.setattr(training, "SHOW_SECONDS", 0)
     easymain.main([*command, "-folder", str(tmp_path), "-epoch", "2", "-board"])
     easymain.main(["-folder", str(tmp_path), "-load", "-epoch", "3"])
@@ -276,7 +275,8 @@ from pathlib import Path
 import torch
 
 from flow.model import build
-from flow.training import TRAINING, Trainer
+from flow.options import TRAINING
+from flow.training import Trainer
 from utils.workers import Workers
 
 def peak():  # of this process alone: that of getrusage may be its parent's
@@ -305,10 +305,10 @@ def test_memory_is_about_what_was_said(hchnl, batch):
 @pytest.mark.parametrize("options", [{}, {"ema": 0.9}, {"optimizer": "muon", "amp": True}])
 def test_memory_of_weights_and_of_the_batch(images, tmp_path, options):
     def trainer(batch):
-        given = {name: option.default for name, option in training.TRAINING.items()}
+        given = {name: option.default for name, option in TRAINING.items()}
         data = [load(images, part, size=8) for part in ("train", "test")]
         given |= options | {"batch": batch}
-        return Trainer(easymain.build({"hchnl": 4}), *data, given, tmp_path, torch.device("cpu"), Workers())
+        return Trainer(build({"hchnl": 4}), *data, given, tmp_path, torch.device("cpu"), Workers())
 
     made, larger, before = trainer(8), trainer(80), torch.get_rng_state()
     step, weights = made.memory()
@@ -361,7 +361,7 @@ def test_samples_that_fail_do_not_end_a_training(command, whole, tmp_path, monke
     def sample(*args, **options):
         raise RuntimeError("no such luck")
 
-    monkeypatch.setattr(easymain.build({}).__class__, "sample", sample)
+    monkeypatch.setattr(build({}).__class__, "sample", sample)
     easymain.main([*command, "-folder", str(tmp_path)])
     assert capsys.readouterr().err.count("no samples of epoch 3: no such luck") == 1
     assert_same_training(tmp_path, whole)
