@@ -1,7 +1,7 @@
 """Draw the test bits per dimension of several trainings over the images that they have seen, or over hours.
 
     python tests/benchmark_curve.py -folder opt/A opt/B -names "paper's prior" bands -out etc
-    python tests/benchmark_curve.py -folder etc/model -hours
+    python tests/benchmark_curve.py -folder etc/model -hours -title "photographs"
 
 The folders are of trainings on one data set, which is read to count its images. Writes curve.png and
 curve.csv, or hours.png and hours.csv. Horizontal lines: JPEG XL and the like on the same test images, given
@@ -23,6 +23,7 @@ OPTIONS = {
     "folder": Option(None, "model folders", many=True),
     "names": Option(None, "a name for each of them in the legend (default: the folders' names)", many=True),
     "hours": Option(False, "over the hours that they took, in place of images"),
+    "title": Option(None, "title (default: the name of the data set)"),
     "lines": Option(None, "horizontal lines, NAME=BITS", many=True),
     "data": Option("data", "folder of the data sets"),
     "out": Option("etc", "folder of the figure"),
@@ -95,7 +96,7 @@ def main(argv=None):
     axes.set_ylim(top=last + 3 * (last - min(min(bits for _, bits in curve) for curve in curves)) + 0.2)
     kind, label = ("hours", "hours of training") if options["hours"] else ("images", "images seen")
     axes.set(xlabel=label, ylabel="bits per dimension, test images", xlim=(0, None))
-    axes.set_title(f"{first['target']}, test images")
+    axes.set_title(options["title"] or f"{first['target']}, test images")
     axes.grid(alpha=0.3)
     axes.legend()
     rows = [
