@@ -154,6 +154,11 @@ def tones_of(model, details):
     return [[band - band.mean((-2, -1), keepdim=True) for band in detail] for detail in tones]
 
 
+def shown_pyramid(model, coarse, tones, limit):
+    """A pyramid as one picture, (B, 3, H, W): the coarse band, and tones of details around grey."""
+    return mosaic(model.to_images(coarse), [[in_grey(band, limit) for band in detail] for detail in tones])
+
+
 def impulse_responses(level, images, places, down=False):
     """Jacobian of the middle row of [ul | ur] with respect to the images, first channel, at given columns.
 

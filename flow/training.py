@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 from tqdm import tqdm
 
-from flow.analysis import common_limit, in_grey, mosaic, tones_of
+from flow.analysis import common_limit, shown_pyramid, tones_of
 from flow.batches import batches_of, select, to_device
 from flow.board import open_board
 from flow.checkpoint import Progress, TrainingState
@@ -207,8 +207,7 @@ class Trainer:
         )
         tones = tones_of(model, details)
         limit = common_limit([band for detail in tones for band in detail]) if tones else 1.0
-        bands = mosaic(model.to_images(top), [[in_grey(band, limit) for band in detail] for detail in tones])
-        bands = bands[0].round().clamp(0, 255).byte()
+        bands = shown_pyramid(model, top, tones, limit)[0].round().clamp(0, 255).byte()
         sheets = {"samples": tiled(samples, SAMPLE_ROWS), "pyramid": bands}
         for name, sheet in sheets.items():
             save_image(magnified(sheet, SHOWN_WIDTH), pictures(self.folder) / f"{name}.png")

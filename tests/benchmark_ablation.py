@@ -48,6 +48,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from easymain import read_plan  # noqa: E402
 from flow.analysis import entropy, filter_figures  # noqa: E402
+from flow.figures.loading import middle  # noqa: E402
 from flow.figures.responses import PLACES, patches  # noqa: E402
 from flow.model import build  # noqa: E402
 from flow.options import ARCHITECTURE, TRAINING  # noqa: E402
@@ -313,16 +314,15 @@ class Data(NamedTuple):
 
 def open_data(options):
     """The Data of a run."""
-    chosen = {name: options[name] for name in ("target", "data", "size", "seed")}
-    also = [[middle(read_rgb(path)) for path in image_files(folder)] for folder in options["also"] or ()]
+    folders = options["also"] or ()
+    also = [[middle(read_rgb(path), MIDDLE_SIDE)[None] for path in image_files(f)] for f in folders]
     if options["config"]:
         plan = read_plan(options["config"])
-        chosen["target"] = plan["target"]
         drawn = {name: plan[name] for name in ("grey", "origins", "flip", "transpose") if name in plan}
         drawn["crops"] = options["steps"] * options["batch"]
-        reading = options["data"], options["size"], 2
-        train = Pictures(plan["target"], *reading, scales=plan.get("scales", 1))
-        side, sets = options["size"], load(plan["target"], "test", *reading, scales=plan.get("scales", 1))
+        side, scales = options["size"], plan.get("scales", 1)
+        reading = dict(data=options["data"], size=side, workers=2, scales=scales)
+        train, sets = Pictures(plan["target"], **reading), load(plan["target"], "test", **reading)
         images = torch.cat([part[..., :side, :side] for part in sets])
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(options["seed"]))
         return Data(train, images[order[: options["count"]]], also, drawn)
@@ -332,13 +332,8 @@ def open_data(options):
     needed, generator = options["steps"] * options["batch"], torch.Generator().manual_seed(options["seed"])
     turns = -(-needed // len(images))
     order = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(turns)])
+    chosen = {name: options[name] for name in ("target", "data", "size", "seed")}
     return Data(images[order[:needed]], draw(options["count"], **chosen), also, {})
-
-
-def middle(picture):
-    """The middle of a picture, at most 256x256: uint8 (3, H, W) -> (1, 3, h, w)."""
-    top, left = (max(side - MIDDLE_SIDE, 0) // 2 for side in picture.shape[1:])
-    return picture[None, :, top : top + MIDDLE_SIDE, left : left + MIDDLE_SIDE]
 
 
 def train(model, row, data, options):

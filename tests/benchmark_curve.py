@@ -3,7 +3,7 @@
     python tests/benchmark_curve.py -folder opt/A opt/B -names "paper's prior" bands -out etc
     python tests/benchmark_curve.py -folder etc/model -hours -title "photographs"
 
-The folders are of trainings on one data set, which is read to count its images. Writes curve.png and
+The folders are of trainings on one data set, whose images are counted. Writes curve.png and
 curve.csv, or hours.png and hours.csv. Horizontal lines: JPEG XL and the like on the same test images, given
 as NAME=BITS by -lines.
 """

@@ -12,9 +12,9 @@ from flow.analysis import (
     coarse_psnr,
     common_limit,
     entropy,
-    in_grey,
     mosaic,
     pyramid,
+    shown_pyramid,
     tones_of,
 )
 from flow.folder import find_folder, open_frozen, picture_folder, trained
@@ -95,8 +95,7 @@ def draw(model, bands, tables, caption):
     figure, panels = plt.subplots(1, len(SHOWN), figsize=size, layout="constrained")
     for axes, name in zip(panels, SHOWN):
         coarse, details = bands[name]
-        grey = [[in_grey(band, limit) for band in detail] for detail in tones[name]]
-        show_image(axes, mosaic(model.to_images(coarse), grey)[0])
+        show_image(axes, shown_pyramid(model, coarse, tones[name], limit)[0])
         name_bands(axes, coarse, details)
         axes.set_title(f"{TITLES[name]}: {tables[name][-1]['bits']:.3f} bits per coefficient", fontsize=13)
     note = f"details less their means: grey is 0, white and black are ±{limit:.0f} tones in all three"
