@@ -23,7 +23,7 @@ from source.units import (
 )
 
 WORD = np.uint64(32)
-LOWEST = np.uint64(1 << 32)
+FULL = np.uint64(1 << 32)
 
 _compiled = numba.njit(cache=True, nogil=True)
 _inlined = numba.njit(forceinline=True)
@@ -83,7 +83,7 @@ def push_intervals(start, frequency, precision, state, words):
 @_inlined
 def _refill(words, position, state):
     """Bring the state back to [2^32, 2^64); below 2^32 it remains only if there is no word left."""
-    if state < LOWEST and position < words.size:
+    if state < FULL and position < words.size:
         state = state << WORD | np.uint64(words[position])
         position += 1
     return position, state
@@ -96,12 +96,15 @@ def _advance(state, slot, start, end, precision):
 
 
 @_compiled
-def pop_table(words, position, state, symbols, values, starts, precision):
-    """Pop symbols that share one table: values[j] owns [starts[j], starts[j + 1]). Returns Popped."""
+def pop_table(words, position, state, lowest, symbols, values, starts, precision):
+    """Pop symbols that share one table: values[j] owns [starts[j], starts[j + 1]). Returns Popped.
+
+    lowest: the stream has ended where the state stays below.
+    """
     mask = np.uint64((1 << precision) - 1)
     for i in range(symbols.size):
         position, state = _refill(words, position, state)
-        if state < LOWEST:
+        if state < lowest:
             return Popped(i, position, state)
         slot = np.int64(state & mask)
         low, high = 0, values.size
@@ -215,13 +218,16 @@ def mixture_intervals(symbols, mixtures, tables, start, frequency):
 
 
 @_compiled
-def pop_mixtures(words, position, state, symbols, mixtures, tables):
-    """Pop symbols, each under its own of Mixtures. Returns Popped. Inverse: mixture_intervals."""
+def pop_mixtures(words, position, state, lowest, symbols, mixtures, tables):
+    """Pop symbols, each under its own of Mixtures. Returns Popped. Inverse: mixture_intervals.
+
+    lowest: as of pop_table.
+    """
     low, nbins, precision = mixtures.low, mixtures.nbins, mixtures.precision
     mask = np.uint64((1 << precision) - 1)
     for i in range(symbols.size):
         position, state = _refill(words, position, state)
-        if state < LOWEST:
+        if state < lowest:
             return Popped(i, position, state)
         slot = np.int64(state & mask)
         below, above = np.int64(low[i]) - 1, np.int64(low[i]) + nbins
@@ -242,11 +248,11 @@ def pop_mixtures(words, position, state, symbols, mixtures, tables):
             z = z + (slot - start) // (end - start) if trial & 3 else (left + right) >> 1
         state = _advance(state, slot, start, end, precision)
         if z == below or z == above:
-            position, state, length = _pop_bits(words, position, state, 5, precision)
+            position, state, length = _pop_bits(words, position, state, lowest, 5, precision)
             upper = max(length - 16, 0)
             lower = length - upper
-            position, state, high = _pop_bits(words, position, state, upper, precision)
-            position, state, rest = _pop_bits(words, position, state, lower, precision)
+            position, state, high = _pop_bits(words, position, state, lowest, upper, precision)
+            position, state, rest = _pop_bits(words, position, state, lowest, lower, precision)
             if rest < 0:
                 return Popped(i, position, state)
             distance = ((np.int64(1) << upper) + high << lower) + rest - 1
@@ -276,10 +282,10 @@ def _bits_interval(value, width, precision):
 
 
 @_inlined
-def _pop_bits(words, position, state, width, precision):
+def _pop_bits(words, position, state, lowest, width, precision):
     """Pop a number of `width` <= 16 equiprobable bits, -1 if the stream has ended: for good, then."""
     position, state = _refill(words, position, state)
-    if state < LOWEST:
+    if state < lowest:
         return position, state, np.int64(-1)
     slot = np.int64(state & np.uint64((1 << precision) - 1))
     value = slot >> (precision - width)

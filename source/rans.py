@@ -21,6 +21,9 @@ The encoder starts from 2^32 + seal, and the decoder must end there. The seal is
 as a checksum, in the 32 bits which the first state takes; a smaller state would waste up to 24 of them. And
 as a state stays below 2^32 only for want of a word, a decoder knows how far a cut stream is good.
 
+Without a seal, where the size of a stream is known to be right, the encoder starts from 0: the state grows until there
+is a first word to put away, and falls below 2^32 again where the decoder has no word left.
+
 Source: Duda, "Asymmetric numeral systems", arXiv 1311.2540. The distributions are in tables.py, the loops
 over symbols in kernels.py.
 """
@@ -60,11 +63,11 @@ class Encoder:
     def finish(self, seal=0):
         """Return the bytes of all groups: bits / 8, 4 for the seal (0 <= seal < 2^32), and less than 2.
 
-        seal None: none, and the bytes are fewer by the bits of the last symbol.
+        seal None: none, and in its place the precision of a symbol, which the first push takes whatever it holds.
         """
         if seal is not None and not 0 <= seal < 1 << 32:
             raise ValueError(f"seal {seal}: need 0 <= seal < 2^32")
-        state, stack = self._lowest_first() if seal is None else 1 << 32 | seal, []
+        state, stack = 0 if seal is None else 1 << 32 | seal, []
         for start, frequency, precision in reversed(self._groups):
             words = np.empty(start.size, np.uint32)
             state, position = push_intervals(start, frequency, precision, np.uint64(state), words)
@@ -77,26 +80,19 @@ class Encoder:
         stack.append((size - 4 << 8 * size - 2 | state).to_bytes(size, "big"))
         return b"".join(reversed(stack))
 
-    def _lowest_first(self):
-        """The smallest first state that the last symbol lifts to 2^32: its frequency 2^(32 - precision)."""
-        for _, frequency, precision in reversed(self._groups):
-            if frequency.size:
-                return int(frequency[-1]) << 32 - precision
-        return 1 << 32
-
 
 class Decoder:
-    """Bytes -> groups of symbols, read as they are asked for. Inverse: Encoder."""
+    """Bytes -> groups of symbols, read as they are asked for. Inverse: Encoder; sealed: as finish was told."""
 
-    def __init__(self, data):
+    def __init__(self, data, sealed=True):
         data = memoryview(data)
         size = 4 + (data[0] >> 6) if data else 4
         complete = len(data) >= size
         state = int.from_bytes(data[:size], "big") & (1 << 8 * size - 2) - 1 if complete else 0
-        if complete and state < 1 << (22 if size == 4 else 8 * size - 10):
+        if complete and state < 1 << (22 if size == 4 else 8 * size - 10) and (sealed or size > 4):
             raise ValueError("corrupt stream: its first state has more bytes than it needs")
         end = len(data) - (len(data) - size) % 4 if complete else size
-        self._state = np.uint64(state)
+        self._state, self._lowest = np.uint64(state), np.uint64(1 << 32 if sealed else 0)
         self._words = np.frombuffer(data[size:end], "<u4").astype(np.uint32)
         self._position = 0
         self._loose = len(data) - end
@@ -110,24 +106,21 @@ class Decoder:
     def pop(self, distribution, shape=None):
         """Return the next group: int32, of the distribution's shape, or of `shape` where it has none.
 
-        Raises Truncated if the stream ends within it.
+        Raises Truncated if the stream ends within it; one without a seal never does.
         """
         symbols = np.empty(distribution.shape if shape is None else shape, np.int32)
         in_turn = symbols.reshape(-1)
-        popped = distribution.pop(self._words, self._position, self._state, in_turn)
+        popped = distribution.pop(self._words, self._position, self._state, self._lowest, in_turn)
         self._position, self._state = popped.position, np.uint64(popped.state)
         if popped.count < in_turn.size:
             raise Truncated(in_turn[: popped.count].copy(), in_turn.size)
         return symbols
 
-    def finish(self, sealed=True):
-        """Return the seal. Raises ValueError unless the bytes are used up and the state is a first state.
-
-        sealed False: for a stream without, of whose first state less is known.
-        """
+    def finish(self):
+        """Return the seal, or None. Raises ValueError unless bytes are used up and the state is a first one."""
         state, rest = int(self._state), self._words[self._position :].tolist()
         if rest and state < 1 << 32:
             state = state << 32 | rest.pop(0)
-        if rest or self._loose or state >> 33 or (sealed and not state >> 32):
+        if rest or self._loose or (state >> 32 != 1 if self._lowest else state):
             raise ValueError("corrupt stream: its end is not where its symbols end")
-        return state & 0xFFFFFFFF if sealed else None
+        return state & 0xFFFFFFFF if self._lowest else None

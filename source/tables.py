@@ -146,9 +146,9 @@ class Mixture:
         kernels.mixture_intervals(symbols, self.fields, TABLES, start, frequency)
         return start, frequency
 
-    def pop(self, words, position, state, symbols):
+    def pop(self, words, position, state, lowest, symbols):
         """Read symbols, (N,): see kernels.Popped for what it returns. Inverse: intervals."""
-        return kernels.pop_mixtures(words, position, state, symbols, self.fields, TABLES)
+        return kernels.pop_mixtures(words, position, state, lowest, symbols, self.fields, TABLES)
 
 
 class Histogram:
@@ -192,9 +192,10 @@ class Histogram:
             raise ValueError("symbols: one has no count in the histogram")
         return self._starts[j].astype(np.uint32), np.diff(self._starts)[j].astype(np.uint32)
 
-    def pop(self, words, position, state, symbols):
+    def pop(self, words, position, state, lowest, symbols):
         """Read symbols, (N,): see kernels.Popped for what it returns. Inverse: intervals."""
-        return kernels.pop_table(words, position, state, symbols, self.values, self._starts, self.precision)
+        table = self.values, self._starts, self.precision
+        return kernels.pop_table(words, position, state, lowest, symbols, *table)
 
     def write(self, encoder):
         """Push the table: how many symbols are negative, how many of these in the lower half, and so on.

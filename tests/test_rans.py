@@ -270,22 +270,30 @@ def test_golden_stream():
     assert decoder.finish() == 2101_11306
 
 
-@pytest.mark.parametrize("size", [0, 1, 2, 50])
-def test_unsealed(size):
-    symbols = np.arange(size, dtype=np.int32)
-    table = Mixture.logistic(np.zeros(size, np.int32), np.full(size, 300))
+@settings(deadline=None)
+@given(st.integers(0, 60), st.integers(0, 10**6), st.sampled_from([(4096, 24), (2, 16)]))
+def test_unsealed(size, seed, options):
+    """Without a seal: the information, one symbol's precision for nothing, 2 bits, and to whole bytes."""
+    table, symbols = sample((size,), 2, seed, *options)
+    none = Mixture.logistic(np.zeros(0, np.int32), np.zeros(0, np.int32))
     encoder = Encoder()
     encoder.push(table, symbols)
-    encoder.push(Mixture.logistic(np.zeros(0, np.int32), np.zeros(0, np.int32)), symbols[:0])
+    encoder.push(none, symbols[:0])
     data = encoder.finish(seal=None)
-    assert len(data) <= len(encoder.finish())
-    decoder = Decoder(data)
-    assert (decoder.pop(table) == symbols).all()
-    decoder.finish(sealed=False)
+    assert 8 * len(data) <= max(encoder.bits + table.precision + 2 + 8, 32)
+    decoder = Decoder(data, sealed=False)
+    np.testing.assert_array_equal(decoder.pop(table), symbols)
+    assert decoder.finish() is None
+
+
+def test_unsealed_and_too_long():
+    table, symbols = sample((50,))
+    encoder = Encoder()
+    encoder.push(table, symbols)
+    decoder = Decoder(encoder.finish(seal=None) + b"1234", sealed=False)
+    decoder.pop(table)
     with pytest.raises(ValueError, match="corrupt"):
-        longer = Decoder(data + b"1234")
-        longer.pop(table)
-        longer.finish(sealed=False)
+        decoder.finish()
 
 
 @given(st.integers(0, 5), st.integers(0, 4), st.integers(1, 3))

@@ -66,10 +66,10 @@ def streams_of(coder, model, settings):
         return [encoder.finish(seal=None) for encoder in coder.encode(model, images, settings)]
 
     def decode(streams, size):
-        decoders = [Decoder(stream) for stream in streams]
+        decoders = [Decoder(stream, sealed=False) for stream in streams]
         images = coder.decode(model, decoders, size, settings)
         for decoder in decoders:
-            decoder.finish(sealed=False)
+            decoder.finish()
         return images
 
     return encode, decode
