@@ -1,7 +1,7 @@
 """Draw the test bits per dimension of several trainings over the images that they have seen, or over hours.
 
     python tests/benchmark_curve.py -folder opt/A opt/B -names "paper's prior" bands -out etc
-    python tests/benchmark_curve.py -folder etc/model -hours -title "photographs"
+    python tests/benchmark_curve.py -folder etc/model -hours -title "photographs" -out etc
 
 The folders are of trainings on one data set, whose images are counted. Writes curve.png and
 curve.csv, or hours.png and hours.csv. Horizontal lines: JPEG XL and the like on the same test images, given
@@ -26,7 +26,7 @@ OPTIONS = {
     "title": Option(None, "title (default: the name of the data set)"),
     "lines": Option(None, "horizontal lines, NAME=BITS", many=True),
     "data": Option("data", "folder of the data sets"),
-    "out": Option("etc", "folder of the figure"),
+    "out": Option("output", "folder of the figure"),
 }
 
 

@@ -26,7 +26,7 @@ from utils.show.rivals import pillow  # noqa: E402
 EFFORTS = 1, 5, 9  # ours
 OPTIONS = FOLDER | {
     "img": Option(None, "these image files, and those in these folders", many=True),
-    "out": Option("etc", "folder of the figure"),
+    "out": Option("output", "folder of the figure"),
     "repeat": Option(2, "rounds, of which the shortest time counts", least=1),
     "jpg": Option(False, "a small JPEG too"),
 }
