@@ -28,8 +28,10 @@ INTERPOLATING = (
 # What trainable lifting starts as; of the last two, see lifting_level.
 STARTS = CLASSICAL | {"linear": INTERPOLATING, "wavelet": INTERPOLATING}
 
-# Networks of "wavelet" see differences of 16 tones as 1, and move slowly: what the prior learns beside them
-# must not be thrown back by every step.
+# A transform moves slowly, or each step would throw back what the prior learns beside it: where Adam's steps
+# are 0.004, a bias that is a weight as others are moves by a tone. Taps and biases are weights times SLOW.
+SLOW = 1 / 64
+# Networks of "wavelet" see differences of 16 tones as 1, and are slower still.
 INPUT_GAIN, OUTPUT_GAIN = 16.0, 1 / 512
 
 # A frozen lift's taps and bias count 2^-16, up to 2^8 and 2^8 steps; its network 2^-12.
@@ -54,20 +56,24 @@ class Lift(nn.Module):
 
     def __init__(self, taps, bias, network=None, total=None, gain=1.0):
         super().__init__()
-        self.taps = nn.Parameter(torch.tensor(taps, dtype=torch.float32))
-        self.bias = nn.Parameter(torch.tensor(bias / STEPS))
+        self.slow_taps = nn.Parameter(torch.tensor(taps, dtype=torch.float32) / SLOW)
+        self.slow_bias = nn.Parameter(torch.tensor(bias / STEPS / SLOW))
         self.network, self.total, self.gain = network, total, gain
 
     @property
-    def kernel(self):
+    def taps(self):
         """The taps that it computes with."""
-        return (
-            self.taps if self.total is None else self.taps + (self.total - self.taps.sum()) / len(self.taps)
-        )
+        taps = SLOW * self.slow_taps
+        return taps if self.total is None else taps + (self.total - taps.sum()) / len(taps)
+
+    @property
+    def bias(self):
+        """The bias that it computes with."""
+        return SLOW * self.slow_bias
 
     def forward(self, x):
         """See the class."""
-        y = weighted(self.kernel, x) + self.bias
+        y = weighted(self.taps, x) + self.bias
         return y if self.network is None else y + self.gain * self.network(x)
 
     def freeze(self, peaks):
@@ -84,7 +90,7 @@ class FixedLift(nn.Module):
     def __init__(self, lift, peaks):
         super().__init__()
         check_finite(lift.taps, lift.bias)
-        taps, bias = lift.kernel.detach().double().cpu(), lift.bias.detach().double().cpu() * STEPS
+        taps, bias = lift.taps.detach().double().cpu(), lift.bias.detach().double().cpu() * STEPS
         for name, values in (("taps", taps), ("bias", bias)):
             whole = torch.round(values * 2**TAP_BITS).clamp(-TAP_MAX, TAP_MAX)
             self.register_buffer(name, whole.to(torch.int64))

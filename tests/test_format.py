@@ -75,7 +75,7 @@ def test_the_page_is_enough_for_luma_alone(name, mode):
     options = options | dict(repeat=0) if name in ("bands", "no couplings") else options
     float_model = make_wild(build(options), 0.2)
     for lift in float_model.pyramid.level(0).lifts if name == "linear" else ():
-        lift.bias.data.zero_()  # a wild one moves an even grey
+        lift.slow_bias.data.zero_()  # a wild one moves an even grey
     frozen = float_model.freeze()
     model = Model({n: t.numpy() for n, t in frozen.state_dict().items()}, options)
     for size in ((1, 1), (1, 9), (70, 9)):

@@ -179,7 +179,7 @@ def test_trainable_lifting_learns_its_taps():
     model = build({"lifting": "legall", "hchnl": 4})
     model.log_prob(noise(2, 3, 8, 8)).sum().backward()
     for lift in model.pyramid.level(0).lifts:
-        assert lift.taps.grad.abs().min() > 0 and lift.network.last.weight.grad.abs().max() > 0
+        assert lift.slow_taps.grad.abs().min() > 0 and lift.network.last.weight.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("lifting", ["linear", "wavelet"])
@@ -281,7 +281,7 @@ def test_forged_taps_are_refused(name, value):
 @torch.no_grad()
 def test_taps_and_biases_that_cannot_be_frozen():
     for value in (float("nan"), float("inf")):
-        for name in ("taps", "bias"):
+        for name in ("slow_taps", "slow_bias"):
             lift = Lift((0, 0.5, 0.5), -0.25)
             getattr(lift, name).view(-1)[-1] = value
             with pytest.raises(ValueError, match="not finite"):
