@@ -21,8 +21,8 @@ The encoder starts from 2^32 + seal, and the decoder must end there. The seal is
 as a checksum, in the 32 bits which the first state takes; a smaller state would waste up to 24 of them. And
 as a state stays below 2^32 only for want of a word, a decoder knows how far a cut stream is good.
 
-Without a seal, where the size of a stream is known to be right, the encoder starts from 0: the state grows until there
-is a first word to put away, and falls below 2^32 again where the decoder has no word left.
+Without a seal, where the size of a stream is known to be right, the encoder starts from 0: the state grows
+until there is a first word to put away, and falls below 2^32 again where the decoder has no word left.
 
 Source: Duda, "Asymmetric numeral systems", arXiv 1311.2540. The distributions are in tables.py, the loops
 over symbols in kernels.py.
@@ -63,7 +63,7 @@ class Encoder:
     def finish(self, seal=0):
         """Return the bytes of all groups: bits / 8, 4 for the seal (0 <= seal < 2^32), and less than 2.
 
-        seal None: none, and in its place the precision of a symbol, which the first push takes whatever it holds.
+        seal None: none; in its place the precision, in bits, which the first push takes whatever its symbol.
         """
         if seal is not None and not 0 <= seal < 1 << 32:
             raise ValueError(f"seal {seal}: need 0 <= seal < 2^32")
@@ -82,7 +82,10 @@ class Encoder:
 
 
 class Decoder:
-    """Bytes -> groups of symbols, read as they are asked for. Inverse: Encoder; sealed: as finish was told."""
+    """Bytes -> groups of symbols, read as they are asked for. Inverse: Encoder.
+
+    sealed: whether finish of the Encoder was given a seal.
+    """
 
     def __init__(self, data, sealed=True):
         data = memoryview(data)
@@ -117,7 +120,10 @@ class Decoder:
         return symbols
 
     def finish(self):
-        """Return the seal, or None. Raises ValueError unless bytes are used up and the state is a first one."""
+        """Return the seal, or None without.
+
+        Raises ValueError unless the bytes are used up and the state is a first state.
+        """
         state, rest = int(self._state), self._words[self._position :].tolist()
         if rest and state < 1 << 32:
             state = state << 32 | rest.pop(0)
