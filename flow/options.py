@@ -41,23 +41,23 @@ BAND_PRIOR_OPTIONS = "width", "blocks", "components", "ownLevels"
 
 TRAINING = {
     "epoch": Option(400, "epochs to train, from the start", least=1),
-    "batch": Option(200, "images a step, over all processes", least=1, most=10**6),
-    "lr": Option(0.001, "learning rate", above=0),
+    "batch": Option(32, "images a step, over all processes", least=1, most=10**6),
+    "lr": Option(0.002, "learning rate", above=0),
     "optimizer": Option(
-        "adamax",
+        "muon",
         "adamax, the paper's; adam; muon, which makes the steps of layers orthogonal and learns faster",
         ("adamax", "adam", "muon"),
     ),
-    "clipNorm": Option(0.0, "limit of the gradient's norm, in bits per dimension; 0: none", least=0),
+    "clipNorm": Option(1.0, "limit of the gradient's norm, in bits per dimension; 0: none", least=0),
     "lrSchedule": Option(
-        "paper",
+        "cosine",
         "paper: warm-up over ten epochs, times -decay each epoch; "
         "cosine: short warm-up, then half a cosine to 0 at the last epoch; constant",
         ("paper", "cosine", "constant"),
     ),
     "decay": Option(0.99, "factor on the learning rate for each epoch of -lrSchedule paper", above=0, most=1),
     "ema": Option(
-        0.0, "decay of the moving average of the weights that is tested and kept as best; 0: none",
+        0.999, "decay of the moving average of the weights that is tested and kept as best; 0: none",
         least=0, below=1,
     ),
     "savePeriod": Option(10, "epochs between periodic savings", least=1),
@@ -81,3 +81,5 @@ TRAINING = {
     "compile": Option(False, "compile the training step with torch.compile"),
     "board": Option(False, "write the losses for TensorBoard too, which must be installed: records/board"),
 }  # fmt: skip
+# What -paper trains with.
+PAPER = {"batch": 200, "lr": 0.001, "optimizer": "adamax", "clipNorm": 0.0, "lrSchedule": "paper", "ema": 0.0}

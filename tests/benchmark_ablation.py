@@ -340,7 +340,7 @@ def train(model, row, data, options):
     """Train for one epoch. Returns bits per dimension of the test images, those of -also, and seconds."""
     training = {name: option.default for name, option in TRAINING.items()} | data.plan
     training |= {name: options[name] for name in ("batch", "lr", "seed", "amp")}
-    training |= {"epoch": 1, "optimizer": "adam", "lrSchedule": "cosine", "clipNorm": 1.0}
+    training |= {"epoch": 1, "optimizer": "adam", "lrSchedule": "cosine", "clipNorm": 1.0, "ema": 0.0}
     if row.muon:
         training |= {"optimizer": "muon", "lr": options["lr"] / 2}
     device, images = pick_device(options["cuda"]), data.train

@@ -59,7 +59,8 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def command(images):
     """The arguments of a training of a second: 4 steps an epoch, the last on 3 images."""
-    return ["-target", str(images), *"-size 8 -hchnl 4 -batch 8 -epoch 3 -lr 0.01 -savePeriod 1".split()]
+    options = "-size 8 -hchnl 4 -batch 8 -epoch 3 -lr 0.01 -savePeriod 1 -paper"
+    return ["-target", str(images), *options.split()]
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ def refused(capsys, *argv, status=2):
 
 def test_folder_of_a_training(whole, images, tmp_path):
     options = json.loads((whole / "parameter.json").read_text())
-    assert options.keys() == easymain.OPTIONS.keys() - {"config", "folder", "load", "start"} | {"patch"}
+    assert options.keys() == easymain.OPTIONS.keys() - {"config", "folder", "load", "paper", "start"} | {"patch"}
     assert (options["target"], options["hchnl"], options["repeat"]) == (str(images), 4, 1)
     names = {path.name for path in (whole / "savings").iterdir()}
     assert names >= {f"{name}.safetensors" for name in ("latest", "best_test", "best_train", "epoch_00003")}
