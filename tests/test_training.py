@@ -120,7 +120,8 @@ def refused(capsys, *argv, status=2):
 
 def test_folder_of_a_training(whole, images, tmp_path):
     options = json.loads((whole / "parameter.json").read_text())
-    assert options.keys() == easymain.OPTIONS.keys() - {"config", "folder", "load", "paper", "start"} | {"patch"}
+    not_kept = {"config", "folder", "load", "paper", "start"}
+    assert options.keys() == easymain.OPTIONS.keys() - not_kept | {"patch"}
     assert (options["target"], options["hchnl"], options["repeat"]) == (str(images), 4, 1)
     names = {path.name for path in (whole / "savings").iterdir()}
     assert names >= {f"{name}.safetensors" for name in ("latest", "best_test", "best_train", "epoch_00003")}
