@@ -23,7 +23,7 @@ demo: $(VENV)/installed  ## compress photographs and back, then train a small fl
 	$(BIN)/python easyEncode.py -img $(TEST_PHOTOS) -out output/demo -force
 	$(BIN)/python easyEncode.py -decode output/demo -out output/demo -force
 	$(BIN)/python easymain.py -folder opt/demo $(if $(wildcard opt/demo/parameter.json),-load, \
-		-HUE -hchnl 32 -batch 32 -lr 0.004 -lrSchedule cosine -ema 0.99 -epoch 6 -savePeriod 2)
+		-HUE -hchnl 32 -paper -batch 32 -lr 0.004 -lrSchedule cosine -ema 0.99 -epoch 6 -savePeriod 2)
 	@echo "the loss curve: opt/demo/pic/lossCurve.png"
 
 test: $(VENV)/tested  ## run the tests
