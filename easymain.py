@@ -15,7 +15,7 @@ import utils.interrupt  # noqa: F401
 # isort: split
 import sys
 
-from flow.options import ARCHITECTURE, PAPER, TRAINING
+from flow.options import ARCHITECTURE, PAPER_TRAINING, TRAINING
 from utils.options import (
     CUDA,
     DATA_FOLDER,
@@ -51,16 +51,16 @@ FOLDER = {
     ),
     "load": Option(False, "go on with the training in the folder; architecture and data set are its own"),
 }
-PAPERS = {
+PAPER = {
     "paper": Option(
         False,
         "train as the paper does, where options do not say otherwise: "
-        + " ".join(f"-{name} {value}" for name, value in PAPER.items()),
+        + " ".join(f"-{name} {value}" for name, value in PAPER_TRAINING.items()),
     )
 }
 OPTIONS = (
     grouped("data set", DATA) | grouped("architecture", ARCHITECTURE)
-    | grouped("training", TRAINING | PAPERS) | grouped("model folder", FOLDER) | CUDA
+    | grouped("training", TRAINING | PAPER) | grouped("model folder", FOLDER) | CUDA
 )  # fmt: skip
 CROPS_ALONE = "transpose", "grey", "origins"
 MAY_CHANGE = {"data", "workers", "cuda"} | TRAINING.keys() - {"ema", "seed", "optimizer"}
@@ -95,15 +95,14 @@ def resolve(argv):
         typed = read_plan(config) | typed
         options |= typed
     if options.pop("paper"):
-        typed = PAPER | {name: value for name, value in typed.items() if name != "paper"}
+        typed = PAPER_TRAINING | {name: value for name, value in typed.items() if name != "paper"}
         options |= typed
     refuse(typed, CROPS_ALONE if not options["crops"] and "load" not in typed else (), "without -crops")
     folder = options.pop("folder") or default_folder(options)
     resume, start = options.pop("load"), options.pop("start")
     refuse(typed, ("start",) if resume else (), "with -load")
     if resume:
-        # what a folder from before an option trained with was the paper's
-        saved = PAPER | read_options(folder)
+        saved = PAPER_TRAINING | read_options(folder)
         check_values(saved, DATA | TRAINING, options_file(folder))
         for name in typed.keys() - MAY_CHANGE - {"folder", "load"}:
             value = saved["patch"] if name == "size" else saved.get(name, OPTIONS[name].default)
@@ -180,7 +179,7 @@ def main(argv=None):
             step, weights = (size / 2**20 for size in trainer.memory())
             each = " in each process" if workers.count > 1 else ""
             parts = f"{step:,.0f} for a step, {weights:,.0f} for weights, gradients and averages of them"
-            if not resume and options["optimizer"] != PAPER["optimizer"]:
+            if not resume and options["optimizer"] != PAPER_TRAINING["optimizer"]:
                 how = f"by {options['optimizer']}, {options['batch']} images a step"
                 print(f"{how}; -paper trains as the paper does")
             print(f"about {step + weights:,.0f} MiB of memory{each} beside the data: {parts}")

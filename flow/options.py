@@ -81,5 +81,7 @@ TRAINING = {
     "compile": Option(False, "compile the training step with torch.compile"),
     "board": Option(False, "write the losses for TensorBoard too, which must be installed: records/board"),
 }  # fmt: skip
-# What -paper trains with.
-PAPER = {"batch": 200, "lr": 0.001, "optimizer": "adamax", "clipNorm": 0.0, "lrSchedule": "paper", "ema": 0.0}
+# What -paper trains with, and folders from before an option did.
+PAPER_TRAINING = {
+    "batch": 200, "lr": 0.001, "optimizer": "adamax", "clipNorm": 0.0, "lrSchedule": "paper", "ema": 0.0,
+}  # fmt: skip

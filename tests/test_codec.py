@@ -91,6 +91,7 @@ def test_size_is_what_theory_says():
     actual = sum(map(len, coded(model, images))) * 8 / images.numel()
     assert theory - 0.01 < actual < theory + 0.01 + 32 / 3072
     unsealed = [encoder.finish(seal=None) for encoder in encode(model, images)]
+    assert sum(map(len, unsealed)) < sum(map(len, coded(model, images)))
     actual = sum(map(len, unsealed)) * 8 / images.numel()
     assert theory - 0.01 < actual < theory + 0.01 + 24 / 3072
     back, decoders = decoded(model, unsealed, (32, 32), sealed=False)

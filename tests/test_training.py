@@ -28,7 +28,7 @@ from flow.codec.evaluate import open_test_set
 from flow.codec.options import TEST_SET
 from flow.folder import PAPER, open_model, read_options, target_name
 from flow.model import build
-from flow.options import TRAINING
+from flow.options import PAPER_TRAINING, TRAINING
 from flow.training import Trainer, learning_rate, time_left
 from utils.arithmetic.integers import bits_per_dimension
 from utils.data.datasets import PHOTOS, load
@@ -123,6 +123,7 @@ def test_folder_of_a_training(whole, images, tmp_path):
     not_kept = {"config", "folder", "load", "paper", "start"}
     assert options.keys() == easymain.OPTIONS.keys() - not_kept | {"patch"}
     assert (options["target"], options["hchnl"], options["repeat"]) == (str(images), 4, 1)
+    assert options.items() >= (PAPER_TRAINING | {"batch": 8, "lr": 0.01}).items()
     names = {path.name for path in (whole / "savings").iterdir()}
     assert names >= {f"{name}.safetensors" for name in ("latest", "best_test", "best_train", "epoch_00003")}
     with Image.open(whole / "pic" / "lossCurve.png") as curve:
