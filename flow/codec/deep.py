@@ -1,4 +1,4 @@
-"""Pictures of 16 bits a sample, which Pillow has in grey only: as arrays, as bytes, and in PNG and PNM files.
+"""Pictures of 16 bits a sample, which Pillow has in grey only: as arrays, bytes, PNG, PNM and TIFF files.
 
 Samples are numbered by the values that occur, where these are few: those of fewer bits have gaps, wherever
 their bits are. The high bytes of the numbers are then a picture of 8 bits, and what is below them is another.
@@ -7,11 +7,14 @@ their bits are. The high bytes of the numbers are then a picture of 8 bits, and 
 import math
 import re
 import struct
+import sys
 import zlib
+from io import BytesIO
 
 import numba
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import PLANAR_CONFIGURATION
 
 from flow.codec.planes import (
     CHANNELS,
@@ -31,6 +34,10 @@ MODES = {CHANNELS[mode]: mode for mode in ("L", "LA", "RGB", "RGBA")}
 PASSES = (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)
 # The head of a PGM or PPM of all 16 bits: between its words is space, or a comment to the end of a line.
 PNM = re.compile(rb"P([56])%b(\d+)%b(\d+)%b65535\s" % ((rb"(?:\s|#[^\r\n]*[\r\n])+",) * 3))
+
+# By what Pillow unpacks colour of 16 bits in a TIFF, to the high byte of each sample; and what takes the low.
+HIGH = re.compile("(RGBA?);16([LBN])")
+LOW = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 
 
 class Deep:
@@ -65,6 +72,16 @@ class Deep:
         image = Image.fromarray(self.array)
         image.info = self.info
         return image
+
+    def with_alpha(self):
+        """The same of mode RGBA; its transparent colour, if it has one, is where alpha is 0."""
+        pixels = self.array.reshape(self.height, self.width, -1)
+        colours = pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., [0, 0, 0]]
+        if self.mode in ("LA", "RGBA"):
+            alpha = pixels[..., -1]
+        else:
+            alpha = np.where((pixels == self.info.get("transparency")).all(2), 0, 65535)
+        return Deep(np.dstack([colours, alpha]), self.info)
 
     def planes(self):
         """The pixels in one piece: raw, high bytes first, and deflated as in a PNG. Inverse: unpack_plane."""
@@ -135,10 +152,16 @@ def unpack_plane(data, method, mode, size):
     return Deep(array)
 
 
-def reader(data):
-    """What reads the pixels of a file, if it is a PNG, PGM or PPM of 16 bits a sample; or else None."""
+def reader(data, image):
+    """What reads the pixels of a file of 16 bits a sample, as Pillow has opened it: where it would cut them.
+
+    None for other files, among them TIFFs in grey, and in colour those that keep planes apart.
+    """
     if data[:8] == SIGNATURE and data[24:25] == b"\x10":
         return read_png
+    if image.format == "TIFF" and image.tag_v2.get(PLANAR_CONFIGURATION, 1) == 1:
+        if image.tile and all(HIGH.fullmatch(_rawmode(tile)) for tile in image.tile):
+            return read_tiff
     return read_pnm if PNM.match(data) else None
 
 
@@ -186,6 +209,30 @@ def with_pixels(png, picture):
     header = struct.pack(">IIBBBBB", *picture.size, 16, COLOUR_TYPES[picture.mode], 0, 0, 0)
     kept = [(name, body) for name, body in chunks(png) if name not in (b"IHDR", b"IDAT", b"IEND")]
     return png_of([(b"IHDR", header), *kept, (b"IDAT", picture.planes()[DEFLATE]), (b"IEND", b"")])
+
+
+def _rawmode(tile):
+    args = tile[3]
+    return str(args[0] if isinstance(args, tuple) else args)
+
+
+def read_tiff(data):
+    """The pixels of a TIFF of 16 bits a sample in colour: uint16 (H, W, 3 or 4).
+
+    Pillow decodes it twice, each time to one byte of each sample.
+    """
+
+    def low(tile):
+        args = HIGH.sub(lambda found: f"{found[1]};16{LOW[found[2]]}", _rawmode(tile))
+        if isinstance(tile[3], tuple):
+            args = args, *tile[3][1:]
+        return tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args)  # Pillow 10
+
+    with Image.open(BytesIO(data)) as image:
+        high = np.asarray(image, np.uint16)
+    with Image.open(BytesIO(data)) as image:
+        image.tile = [low(tile) for tile in image.tile]
+        return high << 8 | np.asarray(image)
 
 
 def filtered(rows, step):

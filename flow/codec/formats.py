@@ -1,6 +1,10 @@
 """Pictures as files that others read: what they show is kept without loss, or the format is refused."""
 
+import zlib
 from io import BytesIO
+
+import numpy as np
+from PIL import Image, TiffImagePlugin
 
 from flow.codec.deep import Deep, pnm_of
 from flow.codec.pictures import as_picture, write_png
@@ -21,7 +25,7 @@ MODES = {
 KEPT = {"ppm": (), "tif": ("icc_profile", "exif"), "webp": ("icc_profile", "exif")}
 SAVED = {
     "ppm": ("PPM", {}),
-    "tif": ("TIFF", {"compression": "tiff_adobe_deflate"}),
+    "tif": ("TIFF", {}),
     "webp": ("WEBP", {"lossless": True, "exact": True, "quality": 100}),
 }
 
@@ -42,19 +46,56 @@ def in_format(picture, name):
     deep = isinstance(picture, Deep) or picture.mode == "I;16"
     if deep:
         picture = as_picture(picture)
-        if name == "webp" or (name == "tif" and picture.mode != "L"):
-            raise ValueError(f"16 bits a sample: no .{name} file of them is written; choose -format png")
+        if name == "webp":
+            raise ValueError("16 bits a sample: a .webp file has 8; choose -format png or tif")
     info = dict(picture.info)
     clear = info.pop("transparency", None) is not None or picture.mode in ("LA", "RGBA")
     if clear and name == "ppm":
         raise ValueError("a picture with transparency: a .ppm file has none; choose another -format")
     if deep and name == "ppm":
         return pnm_of(picture), list(info)
-    shown = picture = picture.image() if deep else picture
-    if picture.mode not in MODES[name] or "transparency" in picture.info:
-        shown = picture.convert("RGBA" if clear else "RGB")
+    if deep:
+        deep = picture.with_alpha() if clear else picture
+        shown = deep.high()
+    else:
+        other = picture.mode not in MODES[name] or "transparency" in picture.info
+        shown = picture.convert("RGBA" if clear else "RGB") if other else picture
     form, how = SAVED[name]
     kept = {tag: info[tag] for tag in KEPT[name] if tag in info}
     shown.info = {}
     shown.save(file, form, **how, **kept)
-    return file.getvalue(), [tag for tag in info if tag not in kept]
+    data = file.getvalue()
+    if name == "tif":
+        data = _with_pixels(data, np.asarray(deep or shown), shown.mode)
+    return data, [tag for tag in info if tag not in kept]
+
+
+def _with_pixels(tiff, pixels, mode):
+    """A TIFF that is not compressed -> the same with other pixels (H, W) or (H, W, C), deflated.
+
+    Pillow compresses by libtiff alone, which takes no EXIF of a camera's.
+    """
+    with Image.open(BytesIO(tiff)) as image:
+        exif = image.getexif().get_ifd(TiffImagePlugin.EXIFIFD)
+    with Image.open(BytesIO(tiff)) as image:  # once more, as getexif takes away from its tags
+        tags = image.tag_v2
+        dict(tags)  # which reads them all: those that nobody has looked at are not saved
+    height, _, *channels = pixels.shape
+    if pixels.dtype == bool:
+        pixels = np.packbits(pixels, 1)
+    else:
+        tags[TiffImagePlugin.BITSPERSAMPLE] = (8 * pixels.itemsize,) * (*channels, 1)[0]
+    if mode not in ("1", "P"):
+        pixels = np.diff(pixels, axis=1, prepend=pixels.dtype.type(0))
+        tags[TiffImagePlugin.PREDICTOR] = 2
+    little = tags.prefix == b"II"
+    packed = zlib.compress(pixels.astype(pixels.dtype.newbyteorder("<" if little else ">")).tobytes(), 9)
+    tags[TiffImagePlugin.COMPRESSION] = 8  # Adobe's deflate
+    tags[TiffImagePlugin.ROWSPERSTRIP] = height
+    tags[TiffImagePlugin.STRIPOFFSETS] = 0  # from the end of the tags
+    tags[TiffImagePlugin.STRIPBYTECOUNTS] = len(packed)
+    if exif:
+        tags[TiffImagePlugin.EXIFIFD] = exif
+    file = BytesIO()
+    tags.save(file)
+    return file.getvalue() + packed

@@ -43,7 +43,7 @@ def read_picture(path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the limit here
             with Image.open(BytesIO(data)) as image:
-                read = deep_format.reader(data)
+                read = deep_format.reader(data, image)
                 refusal = _refusal(image, read)
                 if refusal is None:
                     picture = _normal(image)
@@ -83,7 +83,7 @@ def as_picture(image):
 def _refusal(image, read=None):
     """Why an opened file is no picture, or None; read: what reads its pixels, where Pillow would not."""
     if is_deep(image) and not read and not image.mode.startswith("I;16"):
-        return "more than 8 bits per sample: kept are 16 of PNG and PPM, of TIFF in grey; convert it first"
+        return "more than 8 bits per sample: kept are 16 of PNG, PPM and TIFF of one plane; convert it first"
     if image.mode not in CHANNELS and not image.mode.startswith("I"):
         return f"colours of mode {image.mode}; convert it to one of {', '.join(CHANNELS)} first"
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # whose other frames are previews
