@@ -87,6 +87,7 @@ def resolve(argv):
     """
     options, typed = parse(__doc__, OPTIONS, argv)
     # from here on it takes seconds, which -h does not have to wait for
+    from flow.board import writer_class
     from flow.folder import default_folder, options_file, read_options
     from utils.data.datasets import choose_sides
 
@@ -111,6 +112,13 @@ def resolve(argv):
         options |= saved | {name: typed[name] for name in typed.keys() & MAY_CHANGE}
     elif options_file(folder).exists():
         raise ValueError(f"{folder} holds a model: -load goes on with it, -folder names another place")
+    if options["board"]:
+        try:
+            writer_class()
+        except ValueError:
+            if "board" in typed:
+                raise
+            options["board"] = False  # a folder may go on where there is none
     if options["prior"] == "simple":  # one model, one name
         options |= {"prior": "paper", "simplePrior": True}
     sides = choose_sides(options["target"], typed.get("size"))
@@ -125,7 +133,6 @@ def main(argv=None):
     options, folder, resume, start = resolve(argv)
     import torch
 
-    from flow.board import writer_class
     from flow.folder import (
         RESUMABLE,
         find_saving,
@@ -143,8 +150,6 @@ def main(argv=None):
     from utils.data.datasets import load
     from utils.workers import Workers
 
-    if options["board"]:
-        writer_class()  # before anything is read
     workers = Workers()
     device = pick_device(options["cuda"])
     torch.manual_seed(options["seed"])

@@ -271,6 +271,17 @@ def test_no_board_without_tensorboard(command, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "model").exists()
 
 
+def test_a_folder_with_a_board_goes_on_without_tensorboard(command, whole, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as installed:
+        installed.setattr("flow.board.writer_class", lambda: Board)
+        easymain.main([*command, "-folder", str(tmp_path), "-epoch", "2", "-board"])
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert "-board needs TensorBoard" in refused(capsys, "-folder", tmp_path, "-load", "-board")
+    easymain.main(["-folder", str(tmp_path), "-load", "-epoch", "3"])
+    assert "-board False, was True" in capsys.readouterr().out
+    assert_same_training(tmp_path, whole)
+
+
 PEAK = """
 import re, sys
 from pathlib import Path
