@@ -83,7 +83,7 @@ def as_picture(image):
 def _refusal(image, read=None):
     """Why an opened file is no picture, or None; read: what reads its pixels, where Pillow would not."""
     if is_deep(image) and not read and not image.mode.startswith("I;16"):
-        return "more than 8 bits per sample: kept are 16 of PNG, PPM and TIFF of one plane; convert it first"
+        return "more than 8 bits per sample: kept are 16 of PNG, PPM and TIFF (planes together); convert it"
     if image.mode not in CHANNELS and not image.mode.startswith("I"):
         return f"colours of mode {image.mode}; convert it to one of {', '.join(CHANNELS)} first"
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # whose other frames are previews
