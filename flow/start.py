@@ -1,29 +1,87 @@
-"""A training that begins with the weights of another model, which may be smaller."""
+"""A training that begins with the weights of another model: smaller, or without the transform."""
+
+from operator import gt
 
 import torch
 
 from source.bands import OUTPUT_GAIN
+from utils.arithmetic.integers import MIDDLE
 
 # A component that becomes two: each half as likely, one narrower, one wider by so many octaves.
 APART = 0.3
+# What a pixel of each band of the lazy wavelet is, nearly, in coefficients of lifting: its own detail, and of
+# other bands the mean of here and the next, "h" across, "v" down. 0: the coarse band; 1, 2, 3: ur, dl, dr.
+MADE_OF = {0: ""}, {1: "", 0: "h"}, {2: "", 0: "v"}, {3: "", 1: "v", 2: "h", 0: "hv"}
+# Three taps -> those of the same filter behind that mean; what falls outside is added to the last.
+NEXT = torch.tensor([[1 / 2, 1 / 2, 0], [0, 1 / 2, 1 / 2], [0, 0, 1]], dtype=torch.float64)
 
 
 def inherit(model, parent):
     """Fill a model with the weights of another, `parent`: what it computes is then the parent's, or nearly.
 
     The model may have more levels of its own (-ownLevels), each of which begins as what served it before, and
-    up to twice as many -components, of which those with the lowest numbers are halved.
+    up to twice as many -components, of which those with the lowest numbers are halved. A band-wise prior may
+    be wider (-width): what was there does not read the further channels at first. And it may come behind
+    -lifting where the parent's comes behind none (-repeat 0): it reads pixels out of details, nearly.
     Raises ValueError if other options are different.
     """
     given = dict(parent.named_parameters())
+    bands = [name.removesuffix("base.weight") for name in given if name.endswith(".base.weight")]
+    if bands and _has_lifting(model) and not list(parent.pyramid.parameters()):
+        given = _of_details(given, bands) | dict(model.pyramid.named_parameters(prefix="pyramid"))
     with torch.no_grad():
         for name, p in model.named_parameters():
             weight = given.get(_in_parent(name, given))
             if weight is not None and ".out." in name:
                 weight = _with_components(weight, len(p) // 3)
+            if weight is not None and bands and name.startswith("detail."):
+                weight = _widened(weight, p, len(weight) if ".out." in name else None)
             if weight is None or weight.shape != p.shape:
                 raise ValueError(f"-start: that model does not fit: {name}")
             p.copy_(weight)
+
+
+def _has_lifting(model):
+    return model.pyramid.level(0).flat == 0
+
+
+def _of_details(given, bands):
+    """The parameters of a band-wise prior of pixels, by name, for one of details; `bands` begin names."""
+    given, pixel = dict(given), torch.zeros(3, 3, dtype=torch.float64)
+    pixel[1, 1] = 1
+    for name in bands:
+        band = 1 + int(name.split(".")[-2])
+        known = list(range(band))
+        base, enter = (
+            [f"{name}{layer}.{kind}" for kind in ("weight", "bias")] for layer in ("base", "enter")
+        )
+        weight, bias = _folded(given[base[0]], given[base[1]], known)
+        channels = len(weight)
+        for other, along in MADE_OF[band].items():
+            bias = bias - (MIDDLE if other else 0)
+            for c in range(channels) if other != band else ():
+                weight[c, other * channels + c] -= _moved(pixel, along)
+        given |= zip(base, (weight, bias))
+        given |= zip(enter, _folded(given[enter[0]], given[enter[1]], [*known, band]))
+    return given
+
+
+def _folded(weight, bias, bands):
+    """A convolution of pixels, (O, bands x C, 3, 3), for coefficients; bands: which its C planes each are."""
+    parts, bias = weight.detach().double().unflatten(1, (len(bands), -1)), bias.detach().double()
+    result = torch.zeros_like(parts)
+    for i, band in enumerate(bands):
+        for other, along in MADE_OF[band].items():
+            result[:, i if other == band else bands.index(other)] += _moved(parts[:, i], along)
+            if other:  # a plane of details, less the middle of pixels
+                bias = bias + MIDDLE * parts[:, i].sum((1, 2, 3))
+    return result.flatten(1, 2), bias
+
+
+def _moved(taps, along):
+    """Taps (.., 3, 3) that are to read the mean of here and the next."""
+    taps = taps @ NEXT if "h" in along else taps
+    return NEXT.T @ taps if "v" in along else taps
 
 
 def _in_parent(name, given):
@@ -49,3 +107,13 @@ def _with_components(weight, count):
             grown[0, halves] -= 1 / OUTPUT_GAIN
             grown[2, halves] += octaves / OUTPUT_GAIN
     return grown.flatten(0, 1)
+
+
+def _widened(weight, p, rows=None):
+    """A weight as the first channels of a parameter, which do not read the others; these stay as they are."""
+    if any(map(gt, weight.shape, p.shape)):
+        return weight
+    result = p[:rows].clone()
+    result[: len(weight)] = 0
+    result[tuple(map(slice, weight.shape))] = weight.to(result)
+    return result

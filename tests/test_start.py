@@ -8,11 +8,14 @@ from conftest import make_wild, noise
 from PIL import Image
 
 import easymain
-from flow.folder import open_model
+from flow.folder import open_model, read_options
+from flow.lifting import Lift, LiftingLevel
 from flow.model import build
 from flow.muon import STEP_SIZE, Muon, orthogonal
 from flow.start import inherit
+from source.prior import given_parts
 from utils.arithmetic.integers import bits_per_dimension
+from utils.data.images import PHOTOS
 
 SMALL = {"prior": "bands", "repeat": 0, "HUE": True, "width": 6, "components": 2}
 
@@ -50,12 +53,59 @@ def test_components_that_split_keep_the_rate(before, after, photo):
         assert len({tuple(component.tolist()) for component in means.T}) == after
 
 
-@pytest.mark.parametrize(
-    "change", [{"width": 8}, {"components": 5}, {"components": 1}, {"lifting": "haar", "repeat": 1}]
-)
+@pytest.mark.parametrize("width", [7, 8, 13])
+def test_a_wider_prior_begins_as_it_was(width):
+    parent, model = wild(), build(SMALL | {"width": width, "components": 4, "ownLevels": 1})
+    narrow, images = build(SMALL | {"components": 4, "ownLevels": 1}), noise(2, 3, 37, 50)
+    for heir in (model, narrow):
+        inherit(heir, parent)
+    torch.testing.assert_close(model.log_prob(images), narrow.log_prob(images), rtol=1e-5, atol=0)
+    model.log_prob(images).sum().backward()
+    moved = [p.grad[6:].abs().max() for n, p in model.named_parameters() if n.endswith("trunk.weight")]
+    assert all((p.grad[:, 6:] != 0).any() for n, p in model.named_parameters() if n.endswith("trunk.weight"))
+    assert not any(moved)  # nobody reads the further channels yet, but each is about to be
+
+
+def test_a_prior_of_pixels_reads_them_out_of_details():
+    """Exactly, in the middle, where lifting but predicts by the mean of two, and the mean is an integer."""
+    parent = wild()
+    with torch.no_grad():
+        for name, p in parent.named_parameters():
+            if name.endswith(("base.weight", "bands.0.enter.weight")) or ".enter.weight" in name:
+                p[..., 2, :], p[..., :, 2] = 0, 0  # what would be beyond the kernel
+    model = build(SMALL | {"lifting": "linear", "repeat": 1})
+    inherit(model, parent)
+    model.pyramid.levels[0] = LiftingLevel([Lift((0, 1 / 2, 1 / 2), 0)])
+    images = 64 * (noise(2, 3, 64, 64) // 64)
+    pairs = []
+    for each in (parent, model):
+        (_, coarse, detail), *_ = each.pyramid.analyse(each.from_images(images), 1)
+        pairs.append([distribution for distribution, _ in given_parts(each.detail, coarse, 0, detail)])
+    for before, after in zip(*pairs, strict=True):
+        for field in ("logits", "logscale"):
+            one, other = (getattr(x, field)[..., 8:-8, 8:-8] for x in (before, after))
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_the_model_in_the_box_behind_lifting(photo):
+    parent, _ = open_model(PHOTOS.parent / "model")
+    options = read_options(PHOTOS.parent / "model") | {"lifting": "linear", "repeat": 1}
+    fresh, model = build(options), build(options)
+    inherit(model, parent)
+    images = photo[..., :128, :128]
+    costs = [bits_per_dimension(-m.log_prob(images), images.numel()).item() for m in (parent, model, fresh)]
+    assert costs[0] < costs[1] < costs[0] + 0.6 < costs[2] - 1
+
+
+@pytest.mark.parametrize("change", [{"width": 5}, {"components": 5}, {"components": 1}, {"repeat": 1}])
 def test_what_does_not_fit_is_refused(change):
     with pytest.raises(ValueError, match="does not fit"):
         inherit(build(SMALL | change), wild())
+
+
+def test_the_papers_prior_does_not_read_details_for_pixels():
+    with pytest.raises(ValueError, match="does not fit"):
+        inherit(build({"lifting": "legall"}), build({"repeat": 0}))
 
 
 def test_fewer_levels_of_their_own_are_refused():
@@ -80,7 +130,7 @@ def test_start_is_an_option(tmp_path, capsys):
     parent, model = (open_model(tmp_path / name)[0] for name in ("parent", "grown"))
     torch.testing.assert_close(model.log_prob(images), parent.log_prob(images), rtol=1e-4, atol=0)
     capsys.readouterr()
-    for argv in ([*grown[:-1], str(tmp_path / "grown"), "-load"], [*small, "-width", "8", *start]):
+    for argv in ([*grown[:-1], str(tmp_path / "grown"), "-load"], [*small, "-width", "4", *start]):
         with pytest.raises(SystemExit) as stop:
             easymain.main(argv)
         error = capsys.readouterr().err
