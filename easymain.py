@@ -47,7 +47,8 @@ FOLDER = {
     "folder": Option(None, "model folder (default: opt/default_easyMera_TARGET and the architecture)"),
     "start": Option(
         None,
-        "model folder whose weights to begin with; this model may have more -ownLevels and -components",
+        "model folder whose weights to begin with; this model may have more -ownLevels and -components, "
+        "-prior bands of more -width, and that behind -lifting where the other has -repeat 0",
     ),
     "load": Option(False, "go on with the training in the folder; architecture and data set are its own"),
 }
@@ -118,7 +119,7 @@ def resolve(argv):
         except ValueError:
             if "board" in typed:
                 raise
-            options["board"] = False  # a folder may go on where there is none
+            options["board"] = False  # so a folder may go on where there is none; from then on, unless typed
     if options["prior"] == "simple":  # one model, one name
         options |= {"prior": "paper", "simplePrior": True}
     sides = choose_sides(options["target"], typed.get("size"))

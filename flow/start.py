@@ -23,15 +23,19 @@ def inherit(model, parent):
     up to twice as many -components, of which those with the lowest numbers are halved. A band-wise prior may
     be wider (-width): what was there does not read the further channels at first. And it may come behind
     -lifting where the parent's comes behind none (-repeat 0): it reads pixels out of details, nearly.
-    Raises ValueError if other options are different.
+    Raises ValueError if other options of the architecture are different.
     """
-    given = dict(parent.named_parameters())
+    if model.ycocg != parent.ycocg:
+        raise ValueError("-start: that model does not fit: one of the two has -HUE")
+    given, taken = dict(parent.named_parameters()), set()
     bands = [name.removesuffix("base.weight") for name in given if name.endswith(".base.weight")]
     if bands and _has_lifting(model) and not list(parent.pyramid.parameters()):
         given = _of_details(given, bands) | dict(model.pyramid.named_parameters(prefix="pyramid"))
     with torch.no_grad():
         for name, p in model.named_parameters():
-            weight = given.get(_in_parent(name, given))
+            there = _in_parent(name, given)
+            weight = given.get(there)
+            taken.add(there)
             if weight is not None and ".out." in name:
                 weight = _with_components(weight, len(p) // 3)
             if weight is not None and bands and name.startswith("detail."):
@@ -39,6 +43,8 @@ def inherit(model, parent):
             if weight is None or weight.shape != p.shape:
                 raise ValueError(f"-start: that model does not fit: {name}")
             p.copy_(weight)
+    if left := given.keys() - taken:
+        raise ValueError(f"-start: that model does not fit: it has {min(left)}")
 
 
 def _has_lifting(model):

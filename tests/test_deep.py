@@ -1,6 +1,7 @@
 """Pictures of 16 bits a sample: through .nwf and PNG files and back, beside other libraries."""
 
 import io
+import pickle
 import random
 import zlib
 
@@ -256,29 +257,72 @@ def test_sixteen_bits_as_files_of_other_formats():
             in_format(picture, "webp")
 
 
+# As a camera or an editor leaves it, with tags of another picture's layout.
+LAID_OUT = {
+    256: 9,
+    257: 9,
+    258: 8,
+    259: 5,
+    262: 0,
+    266: 2,
+    273: 8,
+    277: 1,
+    284: 2,
+    317: 2,
+    320: 1,
+    338: 1,
+    339: 3,
+}
+EXIF = {
+    271: "somebody's",
+    274: 1,
+    0x8769: {0x9003: "2026:11:26 00:00:00"},
+    0x8825: {1: "N", 2: (1.0, 2.0, 3.5)},
+}
+
+
+def exif_of(tags):
+    exif = Image.Exif()
+    for tag, value in tags.items():
+        exif[tag] = value
+    return exif.tobytes()
+
+
+def check_exif(exif):
+    assert exif[271] == "somebody's" and exif.get_ifd(0x8769)[0x9003] == "2026:11:26 00:00:00"
+    assert dict(exif.get_ifd(0x8825)) == EXIF[0x8825]
+
+
 @pytest.mark.parametrize("channels", CHANNELS.values())
 def test_tiff_there_and_back(channels):
-    """By way of our own reader and another library's, with a profile, EXIF, transparent colours."""
+    """By way of our own reader and another library's, with metadata and transparent colours."""
     array = smooth(channels, 16)
     picture = as_picture(array)
-    exif = Image.Exif()
-    exif[271], exif.get_ifd(0x8769)[0x9003] = "somebody's", "2026:11:26 00:00:00"
-    picture.info = {"icc_profile": b"some profile" * 9, "exif": exif.tobytes(), "gamma": 0.5}
+    profile, xmp = b"some profile" * 9, b"<x:xmpmeta/>"
+    picture.info = {
+        "icc_profile": profile,
+        "exif": exif_of(EXIF),
+        "xmp": xmp,
+        "dpi": (300, 200),
+        "gamma": 0.5,
+    }
     data, dropped = in_format(picture, "tif")
     back = read_picture(io.BytesIO(data))
-    assert dropped == ["gamma"] and back.info["icc_profile"] == b"some profile" * 9
-    with Image.open(io.BytesIO(data)) as image:
-        assert image.getexif()[271] == "somebody's"
-        assert image.getexif().get_ifd(0x8769)[0x9003] == "2026:11:26 00:00:00"
+    assert dropped == ["gamma"] and back.info["icc_profile"] == profile and back.info["xmp"] == xmp
+    assert back.info["dpi"] == pytest.approx((300, 200), rel=1e-3)
+    exif = Image.Exif()
+    exif.load(back.info["exif"])
+    check_exif(exif)
     shown = array[..., [0, 0, 0, 1]] if channels == 2 else array
     same(back, shown)
-    imagecodecs = pytest.importorskip("imagecodecs")
-    assert np.array_equal(imagecodecs.tiff_decode(data), shown.squeeze())
+    same(unpack(pack(back)), shown)
     if channels in (1, 3):
         picture.info = {"transparency": tuple(array[3, 7].tolist()) if channels == 3 else int(array[3, 7, 0])}
         back = read_picture(io.BytesIO(in_format(picture, "tif")[0])).array
         assert np.array_equal(back[..., :3], np.broadcast_to(array, (*array.shape[:2], 3)))
         assert np.array_equal(back[..., 3] == 0, (array == array[3, 7]).all(2)) and back[0, 0, 3] == 65535
+    imagecodecs = pytest.importorskip("imagecodecs")
+    assert np.array_equal(imagecodecs.tiff_decode(data), shown.squeeze())
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4])
@@ -315,13 +359,44 @@ def test_what_came_back_changed_is_not_kept():
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 def test_a_tiff_of_a_camera_picture(mode):
-    """With EXIF of its own tags, which Pillow's compression by libtiff does not take."""
-    picture, exif = PHOTOGRAPH.crop((300, 200, 341, 230)).convert(mode), Image.Exif()
-    exif[271], exif.get_ifd(0x8769)[0x9003] = "somebody's", "2026:11:26 00:00:00"
-    picture.info = {"exif": exif.tobytes()}
-    data, dropped = in_format(picture, "tif")
-    with Image.open(io.BytesIO(data)) as image:
-        assert image.mode == mode and np.array_equal(image, picture) and not dropped
-        assert image.getexif()[271] == "somebody's" and 0x9003 in image.getexif().get_ifd(0x8769)
-        assert len(data) < len(picture.tobytes()) + (400 if mode != "P" else 2000)  # its palette: 1,536
-        assert np.array_equal(image.convert("RGB"), picture.convert("RGB"))
+    """Its EXIF tells how another picture is laid out, and more that libtiff does not take of Pillow."""
+    picture = PHOTOGRAPH.crop((300, 200, 341, 230)).convert(mode)
+    for exif in (EXIF, LAID_OUT | EXIF):
+        picture.info = {"exif": exif_of(exif)}
+        data, dropped = in_format(picture, "tif")
+        assert len(data) < len(picture.tobytes()) + (600 if mode != "P" else 2200) and not dropped
+        with Image.open(io.BytesIO(data)) as image:
+            assert image.mode == mode and np.array_equal(image, picture)
+            assert np.array_equal(image.convert("RGB"), picture.convert("RGB"))
+            check_exif(image.getexif())
+        back = read_picture(io.BytesIO(data))
+        assert np.array_equal(back, picture) and set(back.info) == {"exif"}
+
+
+def test_damaged_exif_is_left_out_of_a_tiff_and_named():
+    picture, draw, whole = PHOTOGRAPH.crop((300, 200, 341, 230)), random.Random(0), exif_of(EXIF)
+    left_out = 0
+    for _ in range(200):
+        wrong = bytearray(whole)
+        for _ in range(4):
+            wrong[draw.randrange(6, len(wrong))] = draw.randrange(256)
+        picture.info = {"exif": bytes(wrong)}
+        data, dropped = in_format(picture, "tif")
+        with Image.open(io.BytesIO(data)) as image:
+            assert np.array_equal(image, picture)
+        left_out += dropped == ["exif"]
+    assert 0 < left_out < 200
+
+
+def test_white_may_be_zero():
+    tifffile, array = pytest.importorskip("tifffile"), smooth(1, 16)[..., 0]
+    file = io.BytesIO()
+    tifffile.imwrite(file, array, photometric="miniswhite", byteorder="<")
+    same(read_picture(io.BytesIO(file.getvalue())), 65535 - array)
+
+
+def test_a_tiff_that_was_pickled_is_a_picture():
+    file = io.BytesIO()
+    PHOTOGRAPH.crop((300, 200, 341, 230)).save(file, "TIFF")
+    image = pickle.loads(pickle.dumps(Image.open(io.BytesIO(file.getvalue()))))
+    assert np.array_equal(as_picture(image), image)

@@ -35,7 +35,8 @@ PASSES = (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (
 # The head of a PGM or PPM of all 16 bits: between its words is space, or a comment to the end of a line.
 PNM = re.compile(rb"P([56])%b(\d+)%b(\d+)%b65535\s" % ((rb"(?:\s|#[^\r\n]*[\r\n])+",) * 3))
 
-# By what Pillow unpacks colour of 16 bits in a TIFF, to the high byte of each sample; and what takes the low.
+# Raw modes by which Pillow keeps the high byte of each sample of a TIFF in colour, 16 bits each; the opposite
+# order of bytes gives the low one.
 HIGH = re.compile("(RGBA?);16([LBN])")
 LOW = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 
@@ -153,9 +154,9 @@ def unpack_plane(data, method, mode, size):
 
 
 def reader(data, image):
-    """What reads the pixels of a file of 16 bits a sample, as Pillow has opened it: where it would cut them.
+    """The function that reads the pixels of a file of 16 bits a sample where Pillow would cut them; or None.
 
-    None for other files, among them TIFFs in grey, and in colour those that keep planes apart.
+    image: the file as Pillow has opened it. None too for TIFFs in grey, and with their planes apart.
     """
     if data[:8] == SIGNATURE and data[24:25] == b"\x10":
         return read_png

@@ -1,13 +1,14 @@
 """Pictures as files that others read: what they show is kept without loss, or the format is refused."""
 
+import warnings
 import zlib
 from io import BytesIO
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import TiffImagePlugin as Tiff
 
 from flow.codec.deep import Deep, pnm_of
-from flow.codec.pictures import as_picture, write_png
+from flow.codec.pictures import as_picture, described, write_png
 from flow.codec.planes import WEBP_SIDE
 
 SUFFIXES = {
@@ -19,13 +20,12 @@ SUFFIXES = {
 # The modes that formats have; others are shown by one of these, with the same colours.
 MODES = {
     "ppm": ("1", "L", "RGB"),
-    "tif": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
+    "tif": ("1", "L", "LA", "P", "RGB", "RGBA"),
     "webp": ("RGB", "RGBA"),
 }
-KEPT = {"ppm": (), "tif": ("icc_profile", "exif"), "webp": ("icc_profile", "exif")}
+KEPT = {"ppm": (), "tif": ("icc_profile", "exif", "dpi", "xmp"), "webp": ("icc_profile", "exif")}
 SAVED = {
     "ppm": ("PPM", {}),
-    "tif": ("TIFF", {}),
     "webp": ("WEBP", {"lossless": True, "exact": True, "quality": 100}),
 }
 
@@ -55,47 +55,61 @@ def in_format(picture, name):
     if deep and name == "ppm":
         return pnm_of(picture), list(info)
     if deep:
-        deep = picture.with_alpha() if clear else picture
-        shown = deep.high()
+        shown = picture.with_alpha() if clear else picture
     else:
         other = picture.mode not in MODES[name] or "transparency" in picture.info
         shown = picture.convert("RGBA" if clear else "RGB") if other else picture
-    form, how = SAVED[name]
     kept = {tag: info[tag] for tag in KEPT[name] if tag in info}
-    shown.info = {}
-    shown.save(file, form, **how, **kept)
-    data = file.getvalue()
     if name == "tif":
-        data = _with_pixels(data, np.asarray(deep or shown), shown.mode)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                data = tiff_of(shown, **kept)
+        except Exception:  # as many as there are ways of EXIF to be damaged
+            kept.pop("exif", None)
+            data = tiff_of(shown, **kept)
+    else:
+        form, how = SAVED[name]
+        shown.info = {}
+        shown.save(file, form, **how, **kept)
+        data = file.getvalue()
     return data, [tag for tag in info if tag not in kept]
 
 
-def _with_pixels(tiff, pixels, mode):
-    """A TIFF that is not compressed -> the same with other pixels (H, W) or (H, W, C), deflated.
+def tiff_of(picture, icc_profile=None, exif=b"", dpi=None, xmp=None):
+    """A picture of one of MODES["tif"], or a Deep in grey, RGB or RGBA, as a TIFF of one deflated strip.
 
-    Pillow compresses by libtiff alone, which takes no EXIF of a camera's.
+    Pillow itself compresses TIFFs by libtiff alone, which takes no EXIF of a camera's.
     """
-    with Image.open(BytesIO(tiff)) as image:
-        exif = image.getexif().get_ifd(TiffImagePlugin.EXIFIFD)
-    with Image.open(BytesIO(tiff)) as image:  # once more, as getexif takes away from its tags
-        tags = image.tag_v2
-        dict(tags)  # which reads them all: those that nobody has looked at are not saved
-    height, _, *channels = pixels.shape
-    if pixels.dtype == bool:
+    pixels, tags = np.asarray(picture), Tiff.ImageFileDirectory_v2()
+    for tag, value in described(exif).items():
+        tags[tag] = value
+    height, width, channels = (*pixels.shape, 1)[:3]
+    deep, mode = pixels.dtype == np.uint16, picture.mode
+    if mode == "1":
         pixels = np.packbits(pixels, 1)
+    elif mode == "P":
+        palette = np.array(picture.getpalette("RGB"), np.uint16).reshape(-1, 3) * 257
+        tags[Tiff.COLORMAP] = tuple(np.pad(palette, ((0, 256 - len(palette)), (0, 0))).T.ravel().tolist())
     else:
-        tags[TiffImagePlugin.BITSPERSAMPLE] = (8 * pixels.itemsize,) * (*channels, 1)[0]
-    if mode not in ("1", "P"):
         pixels = np.diff(pixels, axis=1, prepend=pixels.dtype.type(0))
-        tags[TiffImagePlugin.PREDICTOR] = 2
-    little = tags.prefix == b"II"
-    packed = zlib.compress(pixels.astype(pixels.dtype.newbyteorder("<" if little else ">")).tobytes(), 9)
-    tags[TiffImagePlugin.COMPRESSION] = 8  # Adobe's deflate
-    tags[TiffImagePlugin.ROWSPERSTRIP] = height
-    tags[TiffImagePlugin.STRIPOFFSETS] = 0  # from the end of the tags
-    tags[TiffImagePlugin.STRIPBYTECOUNTS] = len(packed)
-    if exif:
-        tags[TiffImagePlugin.EXIFIFD] = exif
+        tags[Tiff.PREDICTOR] = 2
+    packed = zlib.compress(pixels.astype(pixels.dtype.newbyteorder("<")).tobytes(), 9)
+    tags[Tiff.IMAGEWIDTH], tags[Tiff.IMAGELENGTH] = width, height
+    tags[Tiff.BITSPERSAMPLE] = (1 if mode == "1" else 16 if deep else 8,) * channels
+    tags[Tiff.SAMPLESPERPIXEL], tags[Tiff.PLANAR_CONFIGURATION] = channels, 1
+    tags[Tiff.PHOTOMETRIC_INTERPRETATION] = {"P": 3, "RGB": 2, "RGBA": 2}.get(mode, 1)
+    if mode in ("LA", "RGBA"):
+        tags[Tiff.EXTRASAMPLES] = 2  # alpha, not premultiplied
+    tags[Tiff.COMPRESSION] = 8  # Adobe's deflate
+    tags[Tiff.STRIPOFFSETS] = 0  # from the end of the tags
+    tags[Tiff.ROWSPERSTRIP], tags[Tiff.STRIPBYTECOUNTS] = height, len(packed)
+    if dpi:
+        tags[Tiff.X_RESOLUTION], tags[Tiff.Y_RESOLUTION], tags[Tiff.RESOLUTION_UNIT] = *dpi, 2
+    if icc_profile:
+        tags[Tiff.ICCPROFILE] = icc_profile
+    if xmp:
+        tags[Tiff.XMP] = xmp
     file = BytesIO()
     tags.save(file)
     return file.getvalue() + packed

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, PngImagePlugin
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, X_RESOLUTION
 
 from flow.codec import deep as deep_format
 from flow.codec.deep import Deep
@@ -31,6 +32,12 @@ XMP = "XML:com.adobe.xmp"  # what it is called in a PNG
 # Profiles and texts of a PNG may be as long as files keep them: to Pillow, one of more than 1 MB is no image
 PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, MAX_METADATA)
 ORIENTATION = 0x0112  # EXIF's
+GROUPS, INTEROPERABILITY = (0x8769, 0x8825), 0xA005  # EXIF's own, the place; the first may point to the last
+# Tags of a TIFF that say how it is laid out, or are kept in other ways: profile, XMP, DPI.
+LAYOUT = {
+    *range(254, 267), 273, *range(277, 285), *range(288, 294), 296, 301, *range(317, 348), *range(512, 533),
+    *(700, 34675, 37724),
+}  # fmt: skip
 
 
 def read_picture(path):
@@ -83,7 +90,9 @@ def as_picture(image):
 def _refusal(image, read=None):
     """Why an opened file is no picture, or None; read: what reads its pixels, where Pillow would not."""
     if is_deep(image) and not read and not image.mode.startswith("I;16"):
-        return "more than 8 bits per sample: kept are 16 of PNG, PPM and TIFF (planes together); convert it"
+        return (
+            "more than 8 bits per sample: kept are 16 of PNG, PPM and TIFF (grey, RGB, RGBA, planes together)"
+        )
     if image.mode not in CHANNELS and not image.mode.startswith("I"):
         return f"colours of mode {image.mode}; convert it to one of {', '.join(CHANNELS)} first"
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # whose other frames are previews
@@ -95,13 +104,21 @@ def _refusal(image, read=None):
 
 def _normal(image):
     """The picture of an image: a copy, its metadata brought to one form."""
-    widened = _widened(image)
+    widened, tags = _widened(image), getattr(image, "tag_v2", None)  # of a TIFF
     image.load()
     texts, image, exif = getattr(image, "text", None), image.copy(), image.getexif()
     info = _known(image.info | ({"text": texts} if texts else {}))
     if widened and "transparency" in info:
         info["transparency"] *= widened
-    if "exif" not in info and exif.get(ORIENTATION, 1) != 1:
+    if tags:
+        own = Image.Exif()
+        for tag, value in described(exif).items():
+            own[tag] = value
+        if len(own):
+            info["exif"] = own.tobytes()
+        if X_RESOLUTION not in tags:
+            info.pop("dpi", None)  # Pillow's guess
+    elif "exif" not in info and exif.get(ORIENTATION, 1) != 1:
         own = Image.Exif()
         own[ORIENTATION] = exif[ORIENTATION]
         info["exif"] = own.tobytes()
@@ -115,7 +132,8 @@ def _normal(image):
     elif image.mode in ("LA", "RGBA"):
         info.pop("transparency", None)
     if image.mode.startswith("I"):
-        return Deep(np.asarray(image), info)
+        white_is_zero = tags and not tags.get(PHOTOMETRIC_INTERPRETATION, 1)
+        return Deep(np.asarray(image) ^ np.uint16(65535 * bool(white_is_zero)), info)
     image.info = info
     return image
 
@@ -135,6 +153,18 @@ def _known(info):
     }
     known = {tag: (info | own).get(tag) for tag in TAGS if tag not in PALETTES}
     return {tag: value for tag, value in known.items() if value is not None and value not in (b"", {})}
+
+
+def described(exif):
+    """What an Exif of Pillow's, or the bytes of one, tells besides how a TIFF is laid out: tag -> value."""
+    if isinstance(exif, bytes):
+        data, exif = exif, Image.Exif()
+        exif.load(data)
+    found = {tag: value for tag, value in exif.items() if tag not in LAYOUT and tag not in GROUPS}
+    for group in GROUPS:
+        if tags := {tag: value for tag, value in exif.get_ifd(group).items() if tag != INTEROPERABILITY}:
+            found[group] = tags
+    return found
 
 
 def _widened(image):

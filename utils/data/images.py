@@ -61,7 +61,7 @@ def is_deep(image):
     """Tell whether the samples of an opened PNG, TIFF or PNM file have more than 8 bits."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return True
-    if image.format == "TIFF" and max(image.tag_v2.get(BITSPERSAMPLE, (1,))) > 8:
+    if max(getattr(image, "tag_v2", {}).get(BITSPERSAMPLE, (1,))) > 8:
         return True
     # Pillow cuts 16-bit colour to 8 bits without a word: only how it is going to decode the file tells.
     return any(
