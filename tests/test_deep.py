@@ -3,6 +3,7 @@
 import io
 import pickle
 import random
+import warnings
 import zlib
 
 import numpy as np
@@ -393,6 +394,21 @@ def test_white_may_be_zero():
     file = io.BytesIO()
     tifffile.imwrite(file, array, photometric="miniswhite", byteorder="<")
     same(read_picture(io.BytesIO(file.getvalue())), 65535 - array)
+
+
+@pytest.mark.parametrize(
+    "tag", [(65005, "Q", 1, 2**40, True), (33723, "I", 2, (1, 2), True), (65004, "b", 1, -3, True)]
+)
+def test_tags_of_anybody_do_not_hide_a_picture(tag):
+    tifffile, array, file = pytest.importorskip("tifffile"), np.asarray(PHOTOGRAPH)[:20, :30], io.BytesIO()
+    tifffile.imwrite(file, array, photometric="rgb", extratags=[tag, (271, "s", 0, "somebody's", True)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        back = read_picture(io.BytesIO(file.getvalue()))
+    exif = Image.Exif()
+    exif.load(back.info["exif"])
+    assert np.array_equal(back, array) and exif[271] == "somebody's"
+    assert unpack(pack(back)).info == back.info
 
 
 def test_a_tiff_that_was_pickled_is_a_picture():

@@ -111,11 +111,8 @@ def _normal(image):
     if widened and "transparency" in info:
         info["transparency"] *= widened
     if tags:
-        own = Image.Exif()
-        for tag, value in described(exif).items():
-            own[tag] = value
-        if len(own):
-            info["exif"] = own.tobytes()
+        if own := _exif_bytes(exif):
+            info["exif"] = own
         if X_RESOLUTION not in tags:
             info.pop("dpi", None)  # Pillow's guess
     elif "exif" not in info and exif.get(ORIENTATION, 1) != 1:
@@ -153,6 +150,22 @@ def _known(info):
     }
     known = {tag: (info | own).get(tag) for tag in TAGS if tag not in PALETTES}
     return {tag: value for tag, value in known.items() if value is not None and value not in (b"", {})}
+
+
+def _exif_bytes(exif):
+    """The EXIF block of what an Exif of Pillow's tells, less tags that it cannot write."""
+    whole = Image.Exif()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for tag, value in described(exif).items():
+            alone = Image.Exif()
+            alone[tag] = value
+            try:
+                alone.tobytes()
+            except Exception:  # tags of anybody's own, values of any type
+                continue
+            whole[tag] = value
+        return whole.tobytes() if len(whole) else b""
 
 
 def described(exif):
