@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, X_RESOLUTION
+from PIL.TiffImagePlugin import XMP as TIFF_XMP
 
 from flow.codec import deep as deep_format
 from flow.codec.deep import Deep
@@ -36,7 +37,7 @@ GROUPS, INTEROPERABILITY = (0x8769, 0x8825), 0xA005  # EXIF's own, the place; th
 # Tags of a TIFF that say how it is laid out, or are kept in other ways: profile, XMP, DPI.
 LAYOUT = {
     *range(254, 267), 273, *range(277, 285), *range(288, 294), 296, 301, *range(317, 348), *range(512, 533),
-    *(700, 34675, 37724),
+    *(TIFF_XMP, 34675, 37724),
 }  # fmt: skip
 
 
@@ -113,6 +114,8 @@ def _normal(image):
     if tags:
         if own := _exif_bytes(exif):
             info["exif"] = own
+        if isinstance(tags.get(TIFF_XMP), bytes):  # older versions of Pillow do not tell
+            info["xmp"] = tags[TIFF_XMP]
         if X_RESOLUTION not in tags:
             info.pop("dpi", None)  # Pillow's guess
     elif "exif" not in info and exif.get(ORIENTATION, 1) != 1:
