@@ -13,7 +13,7 @@ from flow.lifting import classical
 from flow.model import NeuralWavelet
 from flow.pyramid import finest
 from source.distribution import drawing
-from source.prior import SimplePrior, TopPrior, given_parts, part_of
+from source.prior import SimplePrior, TopPrior, part_of, parts_in_turn
 from utils.arithmetic.integers import MIDDLE, centre
 from utils.arithmetic.polyphase import depth, level_sizes
 from utils.show.quality import psnr
@@ -58,8 +58,7 @@ def pyramid(model, images, levels):
     for level, coarse, detail in analysis:
         details.append(detail)
         residuals.append(tuple(map(torch.empty_like, detail)))
-        parts = model.detail.parts(coarse.shape[-2])
-        for part, (given, values) in zip(parts, given_parts(model.detail, coarse, level, detail)):
+        for part, given, values in parts_in_turn(model.detail, coarse, level, detail):
             part_of(residuals[-1], part).copy_(values - given.mode())
     return coarse, details, residuals
 

@@ -15,8 +15,8 @@ from source.prior import (
     PositionPrior,
     SimplePrior,
     TopPrior,
-    generate_details,
-    given_parts,
+    empty_details,
+    parts_in_turn,
 )
 from utils.arithmetic.colour import rgb_to_ycocg, ycocg_to_rgb
 from utils.arithmetic.crew import crew
@@ -112,16 +112,15 @@ class NeuralWavelet(nn.Module):
         And whose the latter are, part by part: (level, band as in a Part, number of values).
         """
         x = self.from_images(images)
-        analysis, parts, bands = self.pyramid.analyse(x, levels), [], []
+        analysis, parts = self.pyramid.analyse(x, levels), []
         for level, x, detail in analysis:
-            parts += given_parts(self.detail, x, level, detail)
-            bands += [(level, part.band) for part in self.detail.parts(x.shape[-2])]
+            parts += ((level, *part) for part in parts_in_turn(self.detail, x, level, detail))
         top = self.top(len(x), x.shape[-2:]).log_prob(x).flatten(1)
         if not parts:
             return top, top[:, :0], []
-        distributions, values = zip(*parts)
+        numbers, places, distributions, values = zip(*parts)
         values = [flattened(part) for part in values]
-        bands = [(*band, part.shape[1]) for band, part in zip(bands, values)]
+        bands = [(level, place.band, part.shape[1]) for level, place, part in zip(numbers, places, values)]
         return top, concatenated(distributions).log_prob(torch.cat(values, -1)), bands
 
     @torch.no_grad()
@@ -145,7 +144,10 @@ class NeuralWavelet(nn.Module):
         """
 
         def details_of(band, level):
-            return generate_details(self.detail, band, level, sizes[level], values_of)
+            detail = empty_details(band, sizes[level])
+            for _, distribution, values in parts_in_turn(self.detail, band, level, detail, known=False):
+                values.copy_(values_of(distribution))
+            return detail
 
         return self.pyramid.synthesise(coarse, len(sizes) - 1, details_of, last)
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from flow.codec.container import FLOW, read_head, unpack
+from flow.codec.container import FLOW, model_of, read_head, unpack
 from flow.codec.stream import DEFAULT, decode_levels, encode, pixels
 from flow.pyramid import finest
 from source.distribution import drawing
@@ -78,7 +78,7 @@ def load_file(model, name, data):
     if head.method != FLOW:
         raise ValueError("a .nwf file without levels: another method was smaller than the flow")
     stream, size = data[head.end :], head.size[::-1]
-    for level, count in prefixes(model, stream, size, head.settings):
+    for level, count in prefixes(model_of(head, model, name), stream, size, head.settings):
         count += head.end
         coarse = unpack(data[:count], model, name, level)
         full = unpack(data[:count], model, name, partial=True) if level else coarse

@@ -4,9 +4,9 @@ Every prior of details is a module with
     given = prior(coarse, level, known) level 0 is the finest; known: the details, where they are, or None
     distribution = given(known)         of each part, once and in turn; known: a list of those before
     prior.parts(height)                 what the parts are: a list of Part; height: of the coarse band
-so that a prior may let a part depend on those before it. Evaluation and encoding take the parts from
-`given_parts`, sampling and decoding from `generate_details`, its inverse. Distributions have the size of the
-coarse band; these two crop them. `start` is where means start, in the networks' range.
+so that a prior may let a part depend on those before it. All who code, draw or judge details take the parts
+from `parts_in_turn`, cropped to their band: distributions have the size of the coarse band. `start` is where
+means start, in the networks' range.
 Source: method 3.
 """
 
@@ -40,28 +40,22 @@ class Part(NamedTuple):
     rows: slice = slice(None)
 
 
-def given_parts(prior, coarse, level, detail):
-    """Yield (distribution, values) of each part of known details (ur, dl, dr), in the prior's order."""
-    given, known = prior(coarse, level, detail), []
-    for part in prior.parts(coarse.shape[-2]):
-        values = part_of(detail, part)
-        yield cropped(given(known), values.shape[-2:]), values
-        known.append(values)
+def parts_in_turn(prior, coarse, level, detail, known=True):
+    """Yield (part, distribution, values) of each part of details (ur, dl, dr), in the prior's order.
 
-
-def generate_details(prior, coarse, level, size, values_of):
-    """Details (ur, dl, dr), part by part in the prior's order: values_of(distribution), known from then on.
-
-    size: (height, width) of what coarse and details make. values_of: distribution -> (B, c, h, w).
+    values: a view, (B, c, h, w). known: if not, details are to be filled in, each part before the next.
     """
-    shapes = [(*coarse.shape[:2], *band) for band in band_sizes(*size)[1:]]
-    detail = tuple(channels_last(coarse.new_empty(shape)) for shape in shapes)
-    given, known = prior(coarse, level), []
+    given, before = prior(coarse, level, detail if known else None), []
     for part in prior.parts(coarse.shape[-2]):
         values = part_of(detail, part)
-        values.copy_(values_of(cropped(given(known), values.shape[-2:])))
-        known.append(values)
-    return detail
+        yield part, cropped(given(before), values.shape[-2:]), values
+        before.append(values)
+
+
+def empty_details(coarse, size):
+    """Details (ur, dl, dr) to fill in, which with a coarse band make what has this (height, width)."""
+    shapes = [(*coarse.shape[:2], *band) for band in band_sizes(*size)[1:]]
+    return tuple(channels_last(coarse.new_empty(shape)) for shape in shapes)
 
 
 def part_of(detail, part):

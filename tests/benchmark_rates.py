@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from flow.codec import stream  # noqa: E402
 from flow.codec.api import Codec  # noqa: E402
 from flow.codec.evaluate import code, open_test_set, streams_of  # noqa: E402
-from flow.codec.options import CODER, TEST_SET, weights_of  # noqa: E402
+from flow.codec.options import CODER, EFFORT, TEST_SET, weights_of  # noqa: E402
 from flow.codec.stream import Settings  # noqa: E402
 from flow.folder import find_folder, read_options, target_name  # noqa: E402
 from utils.data.images import image_files, read_rgb  # noqa: E402
@@ -33,6 +33,7 @@ ALL_BATCHES = {name: option for name, option in TEST_SET.items() if name != "ear
 OPTIONS = ALL_BATCHES | CODER | {
     "img": Option(None, "these image files, and those in these folders", many=True),
     "others": Option(None, "only these of the other codecs, such as PNG", many=True),
+    "effort": EFFORT._replace(help=f"of ours, with -img: {EFFORT.help}"),
     "count": Option(None, "only the first so many pictures (default: all)", kind=int, least=1, most=10**9),
 }  # fmt: skip
 REFERENCE = "JPEG XL 9"
@@ -61,7 +62,7 @@ def measure_pictures(options):
         pixels = read_rgb(file)
         picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
         start = time.perf_counter()
-        data = codec.compress(picture)
+        data = codec.compress(picture, options["effort"])
         middle = time.perf_counter()
         back = codec.decompress(data)
         end = time.perf_counter()
@@ -101,6 +102,8 @@ def main(argv=None):
     options, typed = parse(__doc__, OPTIONS, argv)
     if "img" in typed and "target" in typed:
         raise ValueError("-img measures pictures, -target a data set: need one of them at most")
+    if "effort" in typed and "img" not in typed:
+        raise ValueError("-effort is of -img: images of a data set are coded alike")
     options["others"] = options["others"] or list(rivals())
     unknown = [name for name in options["others"] if name not in rivals()]
     if unknown:

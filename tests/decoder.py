@@ -71,6 +71,8 @@ def read_head(data):
         field("settings", lambda: (reader.varint(), reader.varint()))
     if method == FLOW:
         field("model", lambda: reader.take(8))
+    if "settings" in head and head["settings"][2][1] & 64:
+        field("moves", lambda: reader.take(reader.varint()))
     if kind >> 5 & 1:
         field("metadata", lambda: reader.take(reader.varint()))
     if method == FLOW:
@@ -326,6 +328,18 @@ class Model:
             digest.update(t.astype(t.dtype.newbyteorder("<")).tobytes())
         return digest.digest()
 
+    def moved(self, data):
+        """The model with moves of biases."""
+        stream, t, model = Stream(data, 4096, 24), 0, Model(self.stored, self.options)
+        for name in sorted(n.removesuffix(".shift") for n in self.tensors if n.endswith(".shift")):
+            b, e = (model.tensors[f"{name}.{part}"] for part in ("bias", "exponent"))
+            (t,) = clamp(stream.logistic(1, 192, int(t)), 8)
+            v = clamp(np.array(stream.logistic(len(b), 192 + 16 * int(t))), 256)
+            b += v * (128 if ".out." in name else 8) << np.maximum(e, 0) >> np.maximum(-e, 0)
+            assert (abs(b) < 2**24).all()
+        stream.finish(0)
+        return model
+
     def has(self, name):
         return name in self.tensors
 
@@ -548,7 +562,9 @@ def decode(data, model=None):
         return whole(pixels, mode, head), head, metadata, None
     assert head["model"][2] == model.identity()[:8]
     nbins, precision = head["settings"][2] if "settings" in head else (4096, 24)
-    corrected, precision = precision >= 32, precision % 32
+    corrected, precision = bool(precision & 32), precision % 32
+    if "moves" in head:
+        model = model.moved(head["moves"][2])
     stream = Stream(data[at:], nbins, precision)
     stream.luma_alone, stream.flat, stream.corrected = kind & 7 in LUMA_ALONE, 128, corrected
     levels = depth(height, width)

@@ -12,7 +12,7 @@ from integers import WORKING, computed, drawn, seeded
 import source.bands
 from source.bands import LEVELS, BandPrior
 from source.distribution import FixedMixture
-from source.prior import generate_details, given_parts
+from source.prior import empty_details, parts_in_turn
 from source.units import SCALES, WEIGHT_SUM_BITS
 from utils.arithmetic.crew import crew, in_tiles
 from utils.arithmetic.fixed import observe
@@ -43,16 +43,16 @@ def drawn_level(height, width, batch=2):
 
 def distributions(prior, coarse, detail, size, level=0):
     """The distribution of each part; generated from its values, the details must come back under the same."""
-    found = list(given_parts(prior, coarse, level, detail))
-    distributions, again = [distribution for distribution, _ in found], []
-    values = iter([values for _, values in found])
-
-    def following(distribution):
+    found, again = list(parts_in_turn(prior, coarse, level, detail)), []
+    filled = empty_details(coarse, size)
+    for (part, *_, wanted), (place, distribution, values) in zip(
+        found, parts_in_turn(prior, coarse, level, filled, known=False), strict=True
+    ):
+        assert part == place
         again.append(distribution)
-        return next(values)
-
-    assert all(map(torch.equal, generate_details(prior, coarse, level, size, following), detail))
-    assert all(map(same, distributions, again))
+        values.copy_(wanted)
+    distributions = [distribution for _, distribution, _ in found]
+    assert all(map(torch.equal, filled, detail)) and all(map(same, distributions, again))
     return distributions
 
 
@@ -133,7 +133,7 @@ def test_trunk_sees_the_coarse_band_alone_and_once():
         hook = prior.trunk.register_forward_pre_hook(lambda module, given: inputs.append(given[0].clone()))  # noqa: B023
         coarse, detail = drawn_level(6, 6)
         for known in (detail, [255 - band for band in detail]):
-            list(given_parts(prior, coarse, 0, known))
+            list(parts_in_turn(prior, coarse, 0, known))
         hook.remove()
         assert len(inputs) == 2 and torch.equal(*inputs)
 

@@ -203,9 +203,13 @@ def test_photographs_are_not_searched_but_at_high_effort(monkeypatch):
     pack(photo())  # without the flow, WebP is the smallest
     assert tried == [LOOK, GOOD]
     pack(photo(), effort=9)
-    assert tried[2:] == [LOOK, BEST]
+    assert tried[2:] == [LOOK, GOOD, BEST]
     pack(drawing("RGB"))
-    assert tried[4:] == [LOOK, BEST]
+    assert tried[5:] == [LOOK, BEST]
+    # nor then, where another method is smaller by more than the best search may give
+    plane = pack_webp(photo())
+    searched(photo(), {WEBP: plane}, len(plane) * 2 // 3, 9)
+    assert tried[7:] == [GOOD]
 
 
 @pytest.mark.usefixtures("without_webp")

@@ -13,7 +13,7 @@ from flow.lifting import Lift, LiftingLevel
 from flow.model import build
 from flow.muon import STEP_SIZE, Muon, orthogonal
 from flow.start import inherit
-from source.prior import given_parts
+from source.prior import parts_in_turn
 from utils.arithmetic.integers import bits_per_dimension
 from utils.data.images import PHOTOS
 
@@ -80,7 +80,7 @@ def test_a_prior_of_pixels_reads_them_out_of_details():
     pairs = []
     for each in (parent, model):
         (_, coarse, detail), *_ = each.pyramid.analyse(each.from_images(images), 1)
-        pairs.append([distribution for distribution, _ in given_parts(each.detail, coarse, 0, detail)])
+        pairs.append([distribution for _, distribution, _ in parts_in_turn(each.detail, coarse, 0, detail)])
     for before, after in zip(*pairs, strict=True):
         for field in ("logits", "logscale"):
             one, other = (getattr(x, field)[..., 8:-8, 8:-8] for x in (before, after))

@@ -1,5 +1,6 @@
 """The codec as a library: Codec, pictures <-> bytes under the model of a folder."""
 
+from functools import cached_property
 from itertools import groupby
 
 import numpy as np
@@ -9,7 +10,7 @@ from flow.codec.container import pack, unpack
 from flow.codec.pictures import as_picture, colours
 from flow.codec.planes import DEFAULT_EFFORT
 from flow.codec.stream import DEFAULT, encode, has_luma_alone
-from flow.folder import find_folder, open_frozen
+from flow.folder import find_folder, open_frozen, open_model
 from utils.arithmetic.crew import crew
 from utils.arithmetic.products import trials
 
@@ -37,19 +38,27 @@ class Codec:
         if threads is not None and threads < 1:
             raise ValueError(f"{threads} threads: need at least 1, or None")
         self.threads, self.settings = threads or torch.get_num_threads(), settings
-        self.model, _, self.identity = open_frozen(find_folder(folder), weights, device)
+        self._opened = find_folder(folder), weights, device
+        self.model, _, self.identity = open_frozen(*self._opened)
         for wide in (False, True):  # threads that meet in the trials would spoil their times
             trials(self.model.device, wide)
 
     def compress(self, picture, effort=DEFAULT_EFFORT, progress=None):
         """A picture -> the bytes of the smallest .nwf file that holds it. Inverse: decompress.
 
-        effort: 1 .. 9: how much to adapt to the picture; above 5, it may take a minute a megapixel.
+        effort: 1 .. 9: how much to adapt to the picture; above 6, it may take a minute a megapixel.
         progress: called with how many of three values for each pixel are done since, by any thread.
         """
         picture = as_picture(picture)
         with crew(self.threads):
-            return pack(picture, self.model, self.identity, self.settings, effort, progress)
+            return pack(
+                picture, self.model, self.identity, self.settings, effort, progress, lambda: self._learned
+            )
+
+    @cached_property
+    def _learned(self):
+        """The model in real numbers."""
+        return open_model(*self._opened)[0]
 
     def decompress(self, data, levels=0, partial=False, progress=None):
         """The bytes of a .nwf file -> its picture, a PIL image; np.asarray makes it an array.

@@ -1,13 +1,14 @@
 """The .nwf file: a picture <-> bytes. docs/format.md is its definition.
 
-    magic | kind | width | height | [settings] | [model] | [metadata] | level checksums | [plane] | checksum
-    | stream
+    magic | kind | width | height | [settings] | [model] | [moves] | [metadata] | level checksums | [plane]
+    | checksum | stream
 
 All before the stream is the head. A photograph goes through the flow into the stream, its alpha channel
 into the plane; a picture for which deflate, WebP or no compression at all is smaller is a plane as a whole.
 """
 
 import zlib
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -41,6 +42,7 @@ from flow.codec.stream import (
     has_luma_alone,
     pixels,
 )
+from flow.codec.tuning import count_steps, learn, tuned
 from flow.pyramid import finest
 from source.distribution import drawing
 from source.rans import Decoder
@@ -52,8 +54,8 @@ MODES = tuple(CHANNELS)
 # Grey whose stream holds luma alone; beside the numbers of MODES.
 LUMA = {6: "L", 7: "LA"}
 HAS_METADATA, HAS_SETTINGS, IS_DEEP = 1 << 5, 1 << 6, 1 << 7
-# Beside the precision of the probabilities: the stream has corrections.
-CORRECTED = 1 << 5
+# Beside the precision of the probabilities: the stream has corrections; the model's biases are moved.
+CORRECTED, TUNED = 1 << 5, 1 << 6
 IDENTITY_BYTES = 8
 # What a stream may promise for each of its bytes, lest a few bytes claim memory and hours: as deflate has it.
 VALUES_PER_BYTE = 1032
@@ -72,7 +74,7 @@ class Corrupt(ValueError):
 class Head(NamedTuple):
     """What stands before the stream, which begins at `end`.
 
-    level_checksums: level -> that of its image.
+    moves: of the model's biases, see flow/codec/tuning.py. level_checksums: level -> that of its image.
     deep: whether samples have 16 bits. low: of these, unless the plane has them whole, the values that occur
     and the plane of what is below 8 bits.
     """
@@ -82,6 +84,7 @@ class Head(NamedTuple):
     size: tuple
     settings: Settings
     model: str
+    moves: bytes
     metadata: bytes
     level_checksums: dict
     plane: bytes
@@ -91,13 +94,17 @@ class Head(NamedTuple):
     end: int
 
 
-def pack(picture, model=None, identity="", settings=DEFAULT, effort=DEFAULT_EFFORT, progress=None):
+def pack(
+    picture, model=None, identity="", settings=DEFAULT, effort=DEFAULT_EFFORT, progress=None, learned=None
+):
     """A picture, as flow.codec.pictures reads them -> the bytes of the smallest .nwf file. Inverse: unpack.
 
     model, identity: frozen, and the hash of its integers in hex; without them the flow is no choice.
-    effort: 1 .. 9: how much to adapt to the picture, from 1, nothing, and 2 on with corrections looked for at
-    twice as many positions with each; above 5, WebP is searched for photographs too, a minute a megapixel.
+    effort: 1 .. 9: how much to adapt to the picture: at 1 nothing; from 2 on with corrections, looked for at
+    twice as many positions with each; from 7 on the model is tuned to it, for up to a minute a megapixel at 9,
+    half as long with each below. Above 5, WebP is searched for where it is not far from the smallest.
     progress: called with how many of the flow's values (three for each pixel) are done since.
+    learned: gives the model in real numbers; without it, the highest efforts do not tune it to the picture.
     """
     _check_size(*picture.size)
     metadata = pack_metadata(picture)
@@ -109,9 +116,8 @@ def pack(picture, model=None, identity="", settings=DEFAULT, effort=DEFAULT_EFFO
     with crew():
         planes = submit(pack_planes, picture)  # beside the flow, as it takes half as long
         if model is not None and picture.mode not in ("1", "P"):
-            head, stream = _pack_flow(picture, metadata, model, identity, settings, effort, low, progress)
-            if plausible(picture.size, stream):
-                files.append(head + stream)
+            flow = _pack_flow(picture, metadata, model, identity, settings, effort, low, progress, learned)
+            files += [head + stream for head, stream in flow if plausible(picture.size, stream)]
         planes = {m: plane for m, plane in planes.result().items() if m == WEBP or not low}
         below = sum(map(len, low))
         smallest = min([len(file) - below for file in files] + [len(plane) for plane in planes.values()])
@@ -183,11 +189,13 @@ def read_head(data):
         raise ValueError(f"corrupt file: mode {mode} does not go through the flow")
     size = reader.varint(), reader.varint()
     _check_size(*size)
-    settings = DEFAULT._replace(luma=luma)
+    settings, is_tuned = DEFAULT._replace(luma=luma), False
     if kind & HAS_SETTINGS:
         nbins, precision = reader.varint(), reader.varint()
-        settings = Settings(nbins, precision & ~CORRECTED, luma, bool(precision & CORRECTED))
+        is_tuned = bool(precision & TUNED)
+        settings = Settings(nbins, precision & ~(CORRECTED | TUNED), luma, bool(precision & CORRECTED))
     model = reader.take(IDENTITY_BYTES).hex() if flow else ""
+    moves = reader.block() if is_tuned else b""
     metadata = reader.block() if kind & HAS_METADATA else b""
     checked = _checked_levels(*size) if flow else ()
     checksums = {level: int.from_bytes(reader.take(4), "big") for level in checked}
@@ -198,7 +206,9 @@ def read_head(data):
     if int.from_bytes(reader.take(4), "big") != checksum:
         raise ValueError("corrupt file: the checksum of its head is another")
     end = reader.position
-    return Head(mode, method, size, settings, model, metadata, checksums, plane, deep, low, checksum, end)
+    return Head(
+        mode, method, size, settings, model, moves, metadata, checksums, plane, deep, low, checksum, end
+    )
 
 
 class CutHead(ValueError):
@@ -246,15 +256,18 @@ def _block(data):
     return _varint(len(data)) + data
 
 
-def _head(picture, method, metadata, settings=DEFAULT, model=b"", checksums=b"", plane=None, low=()):
+def _head(
+    picture, method, metadata, settings=DEFAULT, model=b"", moves=b"", checksums=b"", plane=None, low=()
+):
     """The head of a file, checksum included."""
-    numbers = settings.nbins, settings.precision | CORRECTED * settings.corrected
+    flags = CORRECTED * settings.corrected | TUNED * bool(moves)
+    numbers = settings.nbins, settings.precision | flags
     other = numbers != DEFAULT[:2]
     mode = 5 + CHANNELS[picture.mode] if settings.luma else MODES.index(picture.mode)
     kind = mode | method << 3 | HAS_METADATA * bool(metadata) | HAS_SETTINGS * other
     kind |= IS_DEEP * (bool(low) or isinstance(picture, Deep))
     head = MAGIC + bytes([kind]) + b"".join(map(_varint, picture.size))
-    head += b"".join(map(_varint, numbers)) * other + model
+    head += b"".join(map(_varint, numbers)) * other + model + (_block(moves) if moves else b"")
     head += (_block(metadata) if metadata else b"") + checksums
     head += b"".join(_block(block) for block in (plane, *low) if block is not None)
     return head + zlib.crc32(head).to_bytes(4, "big")
@@ -300,8 +313,11 @@ def _array(images):
     return images[0].permute(1, 2, 0).contiguous().cpu().numpy()
 
 
-def _pack_flow(picture, metadata, model, identity, settings, effort=DEFAULT_EFFORT, low=(), progress=None):
-    """The head and the stream of a picture in colour or grey, perhaps with alpha. Inverse: _unpack_flow."""
+def _pack_flow(picture, metadata, model, identity, settings, effort, low, progress, learned):
+    """Yield the head and the stream of a picture in colour or grey, perhaps with alpha, in each way there is.
+
+    Inverse: _unpack_flow.
+    """
     alpha = None
     if picture.mode in ("LA", "RGBA"):
         alpha = smallest_plane(picture.getchannel("A"), effort)
@@ -315,24 +331,37 @@ def _pack_flow(picture, metadata, model, identity, settings, effort=DEFAULT_EFFO
         luma=picture.mode in ("L", "LA") and has_luma_alone(model, images),
         corrected=effort > 1 and can_correct(model, array.shape[:2]),
     )
-    (encoder,) = encode(model, images, settings, watch, progress, effort)
-    checksums = b"".join(checksums[level].to_bytes(4, "big") for level in _checked_levels(*picture.size))
+    ways, steps = [(b"", model)], learned and count_steps(model, array.shape[:2], effort)
+    if steps:
+        moves = learn(model, learned(), images[0], steps, _in_parts(progress, array.size, steps))
+        progress = None
+        with suppress(ValueError):  # weights near what is exact may have no room for them
+            ways.append((moves, tuned(model, moves)))
     identity = bytes.fromhex(identity)[:IDENTITY_BYTES]
-    head = _head(picture, FLOW, metadata, settings, identity, checksums, alpha, low)
-    # the head's checksum goes into the seal, so that no head fits another's stream
-    return head, encoder.finish(zlib.crc32(array, zlib.crc32(head[:-4])))
+    for moves, moved in ways:
+        (encoder,) = encode(moved, images, settings, watch, progress, effort)
+        ordered = b"".join(checksums[level].to_bytes(4, "big") for level in _checked_levels(*picture.size))
+        head = _head(picture, FLOW, metadata, settings, identity, moves, ordered, alpha, low)
+        # the head's checksum goes into the seal, so that no head fits another's stream
+        yield head, encoder.finish(zlib.crc32(array, zlib.crc32(head[:-4])))
 
 
-def check_model(head, model, identity):
-    """Raise ValueError unless the model made the file."""
+def _in_parts(progress, total, count):
+    """What to call after each of `count` steps, that `progress` adds up to a total."""
+    return lambda step: progress and progress(total * (step + 1) // count - total * step // count)
+
+
+def model_of(head, model, identity):
+    """The model that made a file, tuned as it was then. Raises ValueError unless it is this one."""
     if model is None or identity[: len(head.model)] != head.model:
         other = f"not with {identity[: len(head.model)]}" if identity else "which is needed"
         raise ValueError(f"made with the model {head.model}, {other}")
+    return tuned(model, head.moves) if head.moves else model
 
 
 def _unpack_flow(head, stream, model, identity, levels, partial, progress=None):
     """The picture of a stream; see unpack."""
-    check_model(head, model, identity)
+    model = model_of(head, model, identity)
     width, height = head.size
     small = level_sizes(height, width, levels)[-1]
     if not partial and not plausible(small, stream):

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from flow.codec.container import CutHead, check_model, plausible, read_head
+from flow.codec.container import CutHead, model_of, plausible, read_head
 from flow.codec.corrected import Wanted
 from flow.codec.planes import FLOW
 from flow.codec.stream import walk
@@ -50,8 +50,7 @@ class Reader:
     def _begin(self, head):
         """The walk through the levels of a file, ready to be sent its data."""
         if head.method == FLOW:
-            check_model(head, self.codec.model, self.codec.identity)
-            walk = _levels(self.codec.model, head)
+            walk = _levels(model_of(head, self.codec.model, self.codec.identity), head)
         else:
             walk = _at_once()
         next(walk)

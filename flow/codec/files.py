@@ -123,9 +123,12 @@ def told(path, about):
         side.append(f"in it {'alpha' if about['method'] == 'flow' else 'pixels'} {about['plane']:,}")
     if about["method"] == "flow":
         side.append(f"checksums of levels {about['checksums']}")
+        if about["moves"]:
+            side.append(f"moves of biases {about['moves']:,}")
         lines.append(
             f"  model {about['model']}, nbins {about['nbins']}, precision {about['precision']}"
             + ", corrected" * about["corrected"]
+            + ", tuned" * bool(about["moves"])
         )
     lines.append("  " + ", ".join(side))
     if about["metadata"]:

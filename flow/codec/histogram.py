@@ -11,7 +11,7 @@ import torch
 
 from flow.codec.stream import pixels
 from flow.pyramid import finest
-from source.prior import given_parts
+from source.prior import parts_in_turn
 from source.rans import Encoder
 from source.tables import Histogram
 from utils.arithmetic.crew import crew
@@ -35,8 +35,8 @@ def differences(model, images):
     x, parts = model.from_images(images), []
     levels = model.pyramid.analyse(x)
     for level, x, detail in levels:
-        given = given_parts(model.detail, x, level, detail)
-        parts[:0] = [_in_turn(values - distribution.mode()) for distribution, values in given]
+        given = parts_in_turn(model.detail, x, level, detail)
+        parts[:0] = [_in_turn(values - distribution.mode()) for _, distribution, values in given]
     parts.insert(0, _in_turn(x - _top_baseline(model.top(len(x), x.shape[-2:]))))
     return torch.cat(parts, 1).cpu().numpy()
 

@@ -1,6 +1,6 @@
 """What a .nwf file holds, told without its picture."""
 
-from flow.codec.container import read_head
+from flow.codec.container import model_of, read_head
 from flow.codec.pictures import unpack_metadata
 from flow.codec.planes import DEFLATE, FLOW, RAW, WEBP
 from flow.codec.stream import decode_levels
@@ -33,9 +33,9 @@ def describe(data, model=None, identity=""):
     if head.method == FLOW:
         about |= {"model": head.model, "checksums": 4 * len(head.level_checksums)}
         about |= dict(zip(("nbins", "precision"), head.settings))
-        about |= {"corrected": head.settings.corrected, "levels": None}
+        about |= {"corrected": head.settings.corrected, "moves": len(head.moves), "levels": None}
         if model is not None and identity[: len(head.model)] == head.model:
-            about["levels"] = _levels(head, data[head.end :], model)
+            about["levels"] = _levels(head, data[head.end :], model_of(head, model, identity))
     return about
 
 

@@ -25,9 +25,10 @@ WEBP_LIMIT, WEBP_FREE_PIXELS = 1 << 12, 1 << 22
 # Its searches: a look, mostly within a third of the best, costs a photograph some percent of its time; the
 # next takes four times as long, the best a hundred times.
 LOOK, GOOD, BEST = (dict(method=m, quality=q) for m, q in ((1, 0), (4, 50), (6, 100)))
-# The best is for where the look comes so near to the smallest, always in pictures of fewer pixels, and by
-# default only where so many pixels are as their left neighbours are: in drawings and screenshots.
-NEAR, TINY, FLAT = 2, 1 << 10, 0.5
+# The best is for where the look comes so near to the smallest, always in pictures of fewer pixels, otherwise
+# where so many pixels are as their left neighbours are, in drawings and screenshots, or, at high effort,
+# where the next comes nearer still.
+NEAR, TINY, FLAT, NEARER = 2, 1 << 10, 0.5, 1.1
 DEFAULT_EFFORT = EFFORT.default
 
 
@@ -43,10 +44,12 @@ def searched(picture, planes, smallest, effort=DEFAULT_EFFORT):
     if look is None:
         return planes
     tiny, near = picture.width * picture.height < TINY, len(look) < NEAR * smallest
-    if tiny or near and (effort > DEFAULT_EFFORT or _flatness(picture) > FLAT):
-        forms = look, pack_webp(picture, BEST)
-    else:
-        forms = (look, pack_webp(picture, GOOD)) if len(look) <= smallest else (look,)
+    drawn, forms = tiny or near and _flatness(picture) > FLAT, [look]
+    thorough = near and effort > DEFAULT_EFFORT
+    if not drawn and (thorough or len(look) <= smallest):
+        forms.append(pack_webp(picture, GOOD))
+    if drawn or thorough and len(forms[-1]) < NEARER * smallest:
+        forms.append(pack_webp(picture, BEST))
     return planes | {WEBP: min(forms, key=len)}
 
 

@@ -14,14 +14,13 @@ import torch
 from flow.codec.corrected import DecodedStrips, EncodedStrips, Wanted, fields_of, integers, is_large
 from flow.codec.planes import DEFAULT_EFFORT
 from flow.pyramid import finest
-from source.distribution import cropped
-from source.prior import given_parts, part_of
+from source.prior import empty_details, parts_in_turn
 from source.rans import Encoder, Truncated
 from source.tables import Mixture
 from utils.arithmetic.crew import TILE, crew, in_crew, submit
 from utils.arithmetic.fixed import EXACT
 from utils.arithmetic.integers import MIDDLE
-from utils.arithmetic.polyphase import band_sizes, channels_last, depth, level_sizes
+from utils.arithmetic.polyphase import channels_last, depth, level_sizes
 
 
 class Settings(NamedTuple):
@@ -115,15 +114,14 @@ def encode(model, images, settings=DEFAULT, watch=None, progress=None, effort=DE
 @torch.no_grad()
 def _encode_level(model, level, coarse, detail, settings, progress, effort):
     """The Encoders of one level's details."""
-    encoders, parts = [Encoder() for _ in coarse], model.detail.parts(coarse.shape[-2])
-    group = None
+    encoders, group = [Encoder() for _ in coarse], None
     if settings.corrected and is_large(coarse.shape[-2:]):
         bands = zip(*detail)
         group = [
             EncodedStrips(encoder, effort, one, model.detail.order, bands_of_one, settings)
             for encoder, one, bands_of_one in zip(encoders, coarse, bands)
         ]
-    for part, (distribution, values) in zip(parts, given_parts(model.detail, coarse, level, detail)):
+    for part, distribution, values in parts_in_turn(model.detail, coarse, level, detail):
         coded = _coded(settings, part.channels)
         if group is None or not values[:, coded].numel():
             _push(encoders, distribution, values, settings, coded)
@@ -170,19 +168,15 @@ def walk(model, batch, size, settings, skip=0, progress=None):
 
 def _details(model, coarse, level, size, settings, flat, progress):
     """The details (ur, dl, dr) of a level; a generator of Wanted."""
-    shapes = [(*coarse.shape[:2], *band) for band in band_sizes(*size)[1:]]
-    detail = tuple(channels_last(coarse.new_empty(shape)) for shape in shapes)
-    readers = None
+    detail, readers = empty_details(coarse, size), None
     if settings.corrected and is_large(coarse.shape[-2:]):
         order = model.detail.order
         readers = [
             DecodedStrips(n, one, order, bands, settings)
             for n, (one, bands) in enumerate(zip(coarse, zip(*detail)))
         ]
-    given, known = model.detail(coarse, level), []
-    for part in model.detail.parts(coarse.shape[-2]):
-        values, coded = part_of(detail, part), _coded(settings, part.channels)
-        distribution = cropped(given(known), values.shape[-2:])
+    for part, distribution, values in parts_in_turn(model.detail, coarse, level, detail, known=False):
+        coded = _coded(settings, part.channels)
         if readers is None or not values[:, coded].numel():
             band = yield from _band(model, distribution, settings, coded, flat)
         else:
@@ -192,7 +186,6 @@ def _details(model, coarse, level, size, settings, flat, progress):
                 band.append((yield from reader.read(part, fields, values.shape[-2:], likely)))
             band = _on_device(model, band)
         values.copy_(band)
-        known.append(values)
         if progress:
             progress(values[0].numel())
     return detail

@@ -159,6 +159,10 @@ class Fixed(nn.Module):
         self._made = {}
         return super()._load_from_state_dict(*args, **kwargs)
 
+    def __getstate__(self):
+        # what was made of a layer its copies make anew: they may be moved
+        return self.__dict__ | {"_made": {}}
+
     @property
     def kernel(self):
         """(rows, columns) of the kernel."""
@@ -230,6 +234,18 @@ class FixedConv(_Narrow):
         units = torch.as_tensor(units).expand(weight.shape[1])
         integers = _narrow_integers(weight, bias, peak, high, max(high, -low), units, out_units)
         return cls(weight.shape, low, high)._fill(**integers)
+
+    def move(self, steps):
+        """Add `steps` (out,), int64, to y, rounded down where y is shifted to the left.
+
+        Raises ValueError if a sum could pass what is exact.
+        """
+        exponent = self.exponent.long()
+        bias = self.bias + (steps.to(exponent) << exponent.clamp(min=0) >> (-exponent).clamp(min=0))
+        if bias.abs().max() >= EXACT:
+            raise _too_large()
+        self._made = {}
+        self._fill(bias=bias)
 
     def convolve(self, q, onto=None):
         """Activations q -> y (B, H, W, out) int16, added to `onto`, of that shape, if it is given."""

@@ -1,0 +1,168 @@
+"""What a picture moves biases of the prior's networks by, learned from it by gradient descent.
+
+Networks serve all pictures. At high effort the encoder goes on training them, on the one picture that they
+are to serve; of all weights the biases of narrow layers, of which a decoder needs some hundred bytes, and
+which it moves in no time. Moves are integers, 0 unless they pay for their bits, in the head of the file.
+Source: instance-adaptive compression (arXiv 2101.08687), where moves are priced in the loss as well.
+"""
+
+import math
+from copy import deepcopy
+
+import numpy as np
+import torch
+
+from source.rans import Decoder, Encoder
+from source.tables import Mixture
+from source.units import MEAN_BITS, MIN_OCTAVE, SCALES_PER_OCTAVE
+from utils.arithmetic.crew import submit
+from utils.arithmetic.fixed import FixedConv
+from utils.arithmetic.passes import ACTIVATION_BITS, FINE_BITS
+
+# Moves count 2^-3 of an activation.
+MOVE_BITS, MOVE_MAX = 3, 1 << 8
+# From this effort on, with so many steps at the highest, half as many with each below.
+LEAST_EFFORT, MOST_EFFORT = 7, 9
+# A step sees CROPS pieces of the picture of this side; there is one for so many pixels, up to a limit.
+CROPS, SIDE, PIXELS_PER_STEP, MOST_STEPS = 4, 128, 1 << 12, 128
+# Smaller pictures have too few values for what moves cost.
+LEAST_PIXELS = 1 << 14
+RATE, BETAS = 0.024, (0.9, 0.99)
+# Pieces begin at multiples of this, so that their finest levels are the picture's.
+GRID = 8
+# How moves are coded: logistics around 0, of scales of half octaves, from 2^-4 to 2^4.
+HALF_OCTAVES = range(-8, 9)
+
+
+def count_steps(model, size, effort):
+    """How many steps of descent an image of this (height, width) is worth; 0: none."""
+    pixels = size[0] * size[1]
+    if effort < LEAST_EFFORT or pixels < LEAST_PIXELS or not _layers(model):
+        return 0
+    return min(pixels // PIXELS_PER_STEP, MOST_STEPS) >> MOST_EFFORT - effort
+
+
+@torch.inference_mode(False)
+def learn(model, learned, image, steps, progress=lambda step: None):
+    """The moves that make an image (3, H, W) cheapest, as far as so many steps tell, as bytes.
+
+    model: frozen; learned: the same in real numbers, which stays as it is. progress: called after each step.
+    The same moves for any number of threads. Inverse: tuned.
+    """
+    counts = {name: len(layer.bias) for name, layer, _ in _layers(model)}
+    model = deepcopy(learned).requires_grad_(False)
+    layers = {name: _convolutions(model.detail.get_submodule(name)) for name in counts if _is_tuned(name)}
+    biases = [conv.bias.requires_grad_() for layer in layers.values() for conv in layer]
+    start = [bias.detach().clone() for bias in biases]
+    optimizer = torch.optim.Adam(biases, RATE, BETAS)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(steps):
+        crops = [_crop(image, generator) for _ in range(CROPS)]
+        share = image[0].numel() / sum(crop[0, 0].numel() for crop in crops)
+        parts = [submit(_gradient, model, crop, biases, pixels=crop[0, 0].numel()) for crop in crops]
+        for bias, first, *gradients in zip(biases, start, *(part.result() for part in parts)):
+            away = (bias.detach() - first) * (1 << MOVE_BITS)
+            # of the bits that moves take, about 2 log2(1 + |move|) each
+            price = 2 * away.sign() * (1 << MOVE_BITS) / ((1 + away.abs()) * math.log(2))
+            bias.grad = share * sum(gradients) + price
+        optimizer.step()
+        schedule.step()
+        progress(step)
+    away = iter([(bias.detach() - first) * (1 << MOVE_BITS) for bias, first in zip(biases, start)])
+    away = {name: torch.cat([next(away) for _ in layer]) for name, layer in layers.items()}
+    zeros = {name: torch.zeros(count) for name, count in counts.items()}
+    moves = [values.round().clamp(-MOVE_MAX, MOVE_MAX) for values in (zeros | away).values()]
+    return _pack([values.int().cpu().numpy() for values in moves])
+
+
+def tuned(model, data):
+    """A copy of a frozen model whose layers are moved by what `learn` gave.
+
+    Raises ValueError for what it cannot have given.
+    """
+    model = deepcopy(model)
+    layers = _layers(model)
+    for (_, layer, bits), moves in zip(layers, _unpack(data, [len(layer.bias) for _, layer, _ in layers])):
+        layer.move(torch.from_numpy(moves).long() << bits - MOVE_BITS)
+    return model
+
+
+def _layers(model):
+    """The narrow layers of a frozen prior, by name, and the bits behind the point of what they give."""
+    narrow = [(name, layer) for name, layer in model.detail.named_modules() if isinstance(layer, FixedConv)]
+    return [(n, layer, FINE_BITS if ".out." in n else ACTIVATION_BITS) for n, layer in sorted(narrow)]
+
+
+def _is_tuned(name):
+    """Whether to move a layer: those of the trunk that all bands share give nothing more."""
+    return "bands." in name
+
+
+def _convolutions(module):
+    """Those that are one layer when they are frozen."""
+    return list(module) if isinstance(module, torch.nn.ModuleList) else [module]
+
+
+def _crop(image, generator):
+    """A piece of an image, (1, 3, h, w)."""
+    for axis in (1, 2):
+        spare = max(image.shape[axis] - SIDE, 0)
+        first = int(torch.randint(spare // GRID + 1, (), generator=generator)) * GRID
+        image = image.narrow(axis, first, min(SIDE, image.shape[axis]))
+    return image[None]
+
+
+def _gradient(model, crop, biases):
+    """That of the bits of a crop."""
+    kind, fast = crop.device.type, crop.is_cuda or _has_bfloat16()
+    # not from autocast's cache, which within another autocast keeps biases as they were
+    with torch.enable_grad(), torch.autocast(kind, torch.bfloat16, enabled=fast, cache_enabled=False):
+        bits = -model.log_prob(crop).sum() / math.log(2)
+    return torch.autograd.grad(bits, biases, allow_unused=True, materialize_grads=True)
+
+
+def _has_bfloat16():
+    """Whether this processor computes in bfloat16; where it does not, it would be slower."""
+    return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+
+
+def _pack(layers):
+    """Moves, (C,) of each layer -> bytes. Inverse: _unpack."""
+    encoder, before = Encoder(), 0
+    for moves in layers:
+        costs = [_bits(_around_zero(len(moves), step), moves) for step in HALF_OCTAVES]
+        step = HALF_OCTAVES[int(np.argmin(costs))]
+        encoder.push(_next_step(before), np.array([step]))
+        encoder.push(_around_zero(len(moves), step), moves)
+        before = step
+    return encoder.finish()
+
+
+def _unpack(data, counts):
+    """Bytes -> moves of layers with so many channels each. Raises ValueError if the bytes are no such."""
+    decoder, before, layers = Decoder(data), 0, []
+    for count in counts:
+        (step,) = decoder.pop(_next_step(before))
+        before = int(np.clip(step, HALF_OCTAVES[0], HALF_OCTAVES[-1]))
+        layers.append(np.clip(decoder.pop(_around_zero(count, before)), -MOVE_MAX, MOVE_MAX))
+    if decoder.finish():
+        raise ValueError("corrupt file: moves of biases that end otherwise than they should")
+    return layers
+
+
+def _bits(distribution, symbols):
+    encoder = Encoder()
+    encoder.push(distribution, symbols)
+    return encoder.bits
+
+
+def _around_zero(count, step):
+    """The coder's distribution of moves: logistics of scale 2^(step / 2)."""
+    scale = SCALES_PER_OCTAVE // 2 * (step - 2 * MIN_OCTAVE)
+    return Mixture.logistic(np.zeros(count, np.int32), np.full(count, scale))
+
+
+def _next_step(before):
+    """The coder's distribution of the step of a layer, given the one before."""
+    return Mixture.logistic(np.array([before << MEAN_BITS]), np.array([-MIN_OCTAVE * SCALES_PER_OCTAVE]))
