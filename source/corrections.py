@@ -42,9 +42,12 @@ OF_KIND, OF_SCALES, COEFFICIENT_OCTAVES = (1, 0, ALL), (CLASSES, 0), 3
 SCALES_FEWER = 4
 # A multiplier whose products' bits look random.
 SCATTER = 2654435761
-TRIED = np.array([-8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8], np.int32)
+TRIED = np.array([-8, -5, -3, -2, -1, 0, 1, 2, 3, 5, 8], np.int32)
 # Errors of so many scales count half; what the diagonal of the normal equations is raised by.
-OUTLIER, RIDGE, ROUNDS = 2.5, 1e-4, 4
+OUTLIER, RIDGE = 2.5, 1e-4
+# Rounds of least squares look at one position of so many: the first ones tell which are outliers.
+# No even number, which would be the period of a picture's own pattern.
+ROUNDS = 5, 5, 5, 1
 # Bits of a set, about: of a scale as far from the one before, of a coefficient.
 SCALE_COST, FARTHER_COST, COEFFICIENT_COST = 1.5, 1.0, 6.0
 
@@ -239,6 +242,8 @@ def choose(strips, settings, look, before):
 def _spread_out(count, most):
     """Indices below `count`, `most` at most: one of each stretch, where no pattern of a picture is."""
     step = -(-count // most)
+    if step == 1:
+        return slice(None)
     index = np.arange(0, count, step)
     return np.minimum(index + (index * SCATTER >> 16) % step, count - 1)
 
@@ -254,13 +259,13 @@ def _costs(fields, mixtures, values, settings):
 def _least_squares(mixtures, features, values):
     """The coefficients with which features predict errors best, in scales, outliers counting less."""
     errors = values * float(1 << MEAN_BITS) - mixtures.centre
-    variance, left = 4.0 ** (mixtures.spread / SCALES_PER_OCTAVE), errors
-    for _ in range(ROUNDS):
-        weights = 1 / (variance + (left / OUTLIER) ** 2)
-        matrix, vector = kernels.normal_equations(features, errors, weights)
+    variance, coefficients = 4.0 ** (mixtures.spread / SCALES_PER_OCTAVE), np.zeros(len(features), np.int32)
+    for fewer in ROUNDS:
+        some, wanted = (np.ascontiguousarray(a[..., ::fewer]) for a in (features, errors))
+        weights = 1 / (variance[::fewer] + ((wanted - moved(coefficients, some)) / OUTLIER) ** 2)
+        matrix, vector = kernels.normal_equations(some, wanted, weights)
         matrix[np.diag_indices_from(matrix)] *= 1 + RIDGE
         matrix[np.diag_indices_from(matrix)] += RIDGE
         coefficients = np.rint(np.linalg.solve(matrix, vector) * (1 << COEFFICIENT_BITS))
         coefficients = np.clip(coefficients, -MAX_COEFFICIENT, MAX_COEFFICIENT).astype(np.int32)
-        left = errors - moved(coefficients, features)
     return coefficients

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from flow.codec.container import pack, unpack
+from flow.codec.options import EFFORT
 from flow.codec.pictures import as_picture, colours
 from flow.codec.planes import DEFAULT_EFFORT
 from flow.codec.stream import DEFAULT, encode, has_luma_alone
@@ -49,6 +50,8 @@ class Codec:
         effort: 1 .. 9: how much to adapt to the picture; above 6, it may take a minute a megapixel.
         progress: called with how many of three values for each pixel are done since, by any thread.
         """
+        if not EFFORT.least <= effort <= EFFORT.most:
+            raise ValueError(f"effort {effort}: need {EFFORT.least} .. {EFFORT.most}")
         picture = as_picture(picture)
         with crew(self.threads):
             return pack(

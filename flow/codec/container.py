@@ -7,8 +7,10 @@ All before the stream is the head. A photograph goes through the flow into the s
 into the plane; a picture for which deflate, WebP or no compression at all is smaller is a plane as a whole.
 """
 
+import math
 import zlib
-from contextlib import suppress
+from functools import partial
+from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -57,6 +59,8 @@ HAS_METADATA, HAS_SETTINGS, IS_DEEP = 1 << 5, 1 << 6, 1 << 7
 # Beside the precision of the probabilities: the stream has corrections; the model's biases are moved.
 CORRECTED, TUNED = 1 << 5, 1 << 6
 IDENTITY_BYTES = 8
+# A model is not tuned to a picture for which another method is smaller than its stream by more than this.
+WORTH_TUNING = 1.1
 # What a stream may promise for each of its bytes, lest a few bytes claim memory and hours: as deflate has it.
 VALUES_PER_BYTE = 1032
 # Coarse images of so many pixels have a checksum, which is then less than a percent of what it guards.
@@ -101,7 +105,7 @@ def pack(
 
     model, identity: frozen, and the hash of its integers in hex; without them the flow is no choice.
     effort: 1 .. 9: how much to adapt to the picture: at 1 nothing; from 2 on with corrections, looked for at
-    twice as many positions with each; from 7 on the model is tuned to it, for up to a minute a megapixel at 9,
+    twice as many positions with each; from 7 on the model is tuned to it, up to a minute a megapixel at 9,
     half as long with each below. Above 5, WebP is searched for where it is not far from the smallest.
     progress: called with how many of the flow's values (three for each pixel) are done since.
     learned: gives the model in real numbers; without it, the highest efforts do not tune it to the picture.
@@ -115,12 +119,19 @@ def pack(
         low = values, smallest_plane(low, effort)
     with crew():
         planes = submit(pack_planes, picture)  # beside the flow, as it takes half as long
+        steps, flows, below, count = 0, [], sum(map(len, low)), _in_quarters(progress)
         if model is not None and picture.mode not in ("1", "P"):
-            flow = _pack_flow(picture, metadata, model, identity, settings, effort, low, progress, learned)
-            files += [head + stream for head, stream in flow if plausible(picture.size, stream)]
+            steps = count_steps(model, picture.size, effort) if learned else 0
+            pack_flow = partial(_pack_flow, picture, metadata, model, identity, settings, effort, low)
+            flows.append(pack_flow(partial(count, 1 if steps else 4)))
         planes = {m: plane for m, plane in planes.result().items() if m == WEBP or not low}
-        below = sum(map(len, low))
-        smallest = min([len(file) - below for file in files] + [len(plane) for plane in planes.values()])
+        least = min(map(len, planes.values()), default=math.inf)
+        if steps and sum(map(len, flows[0])) - below < WORTH_TUNING * least:
+            image = torch.from_numpy(colours(picture)).permute(2, 0, 1).to(model.device)
+            if moves := learn(model, learned(), image, steps, partial(count, 2)):
+                flows.append(pack_flow(partial(count, 1), moves))
+        files += [head + stream for head, stream in flows if plausible(picture.size, stream)]
+        smallest = min([least, *(len(file) - below for file in files)])
         for method, plane in searched(picture, planes, smallest, effort).items():
             files.append(_head(picture, method, metadata, plane=plane, low=low))
     return min(files, key=len)
@@ -196,6 +207,8 @@ def read_head(data):
         settings = Settings(nbins, precision & ~(CORRECTED | TUNED), luma, bool(precision & CORRECTED))
     model = reader.take(IDENTITY_BYTES).hex() if flow else ""
     moves = reader.block() if is_tuned else b""
+    if is_tuned and not moves:
+        raise ValueError("corrupt file: it has no moves where there should be some")
     metadata = reader.block() if kind & HAS_METADATA else b""
     checked = _checked_levels(*size) if flow else ()
     checksums = {level: int.from_bytes(reader.take(4), "big") for level in checked}
@@ -313,11 +326,25 @@ def _array(images):
     return images[0].permute(1, 2, 0).contiguous().cpu().numpy()
 
 
-def _pack_flow(picture, metadata, model, identity, settings, effort, low, progress, learned):
-    """Yield the head and the stream of a picture in colour or grey, perhaps with alpha, in each way there is.
+def _in_quarters(progress):
+    """A function (quarters, count): gives progress so many quarters of a count, in whole numbers."""
+    done, lock = 0, Lock()
 
-    Inverse: _unpack_flow.
-    """
+    def add(quarters, count):
+        nonlocal done
+        with lock:
+            done, before = done + quarters * count, done
+            whole = done // 4 - before // 4
+        if progress:
+            progress(whole)
+
+    return add
+
+
+def _pack_flow(
+    picture, metadata, model, identity, settings, effort=DEFAULT_EFFORT, low=(), progress=None, moves=b""
+):
+    """The head and the stream of a picture in colour or grey, perhaps with alpha. Inverse: _unpack_flow."""
     alpha = None
     if picture.mode in ("LA", "RGBA"):
         alpha = smallest_plane(picture.getchannel("A"), effort)
@@ -331,24 +358,12 @@ def _pack_flow(picture, metadata, model, identity, settings, effort, low, progre
         luma=picture.mode in ("L", "LA") and has_luma_alone(model, images),
         corrected=effort > 1 and can_correct(model, array.shape[:2]),
     )
-    ways, steps = [(b"", model)], learned and count_steps(model, array.shape[:2], effort)
-    if steps:
-        moves = learn(model, learned(), images[0], steps, _in_parts(progress, array.size, steps))
-        progress = None
-        with suppress(ValueError):  # weights near what is exact may have no room for them
-            ways.append((moves, tuned(model, moves)))
+    (encoder,) = encode(tuned(model, moves) if moves else model, images, settings, watch, progress, effort)
+    checksums = b"".join(checksums[level].to_bytes(4, "big") for level in _checked_levels(*picture.size))
     identity = bytes.fromhex(identity)[:IDENTITY_BYTES]
-    for moves, moved in ways:
-        (encoder,) = encode(moved, images, settings, watch, progress, effort)
-        ordered = b"".join(checksums[level].to_bytes(4, "big") for level in _checked_levels(*picture.size))
-        head = _head(picture, FLOW, metadata, settings, identity, moves, ordered, alpha, low)
-        # the head's checksum goes into the seal, so that no head fits another's stream
-        yield head, encoder.finish(zlib.crc32(array, zlib.crc32(head[:-4])))
-
-
-def _in_parts(progress, total, count):
-    """What to call after each of `count` steps, that `progress` adds up to a total."""
-    return lambda step: progress and progress(total * (step + 1) // count - total * step // count)
+    head = _head(picture, FLOW, metadata, settings, identity, moves, checksums, alpha, low)
+    # the head's checksum goes into the seal, so that no head fits another's stream
+    return head, encoder.finish(zlib.crc32(array, zlib.crc32(head[:-4])))
 
 
 def model_of(head, model, identity):
@@ -356,6 +371,8 @@ def model_of(head, model, identity):
     if model is None or identity[: len(head.model)] != head.model:
         other = f"not with {identity[: len(head.model)]}" if identity else "which is needed"
         raise ValueError(f"made with the model {head.model}, {other}")
+    if head.settings.corrected and not can_correct(model):
+        raise ValueError("corrupt file: this model has no distributions to correct")
     return tuned(model, head.moves) if head.moves else model
 
 

@@ -15,7 +15,7 @@ def describe(data, model=None, identity=""):
 
     model, identity: frozen, and the hash of its integers: only the model that made a file can tell how many
     bytes each of its levels takes; a cut file has those that are whole. All sizes are in bytes.
-    Raises ValueError if the head is not whole.
+    Raises ValueError if the head is not whole, or has moves that this model cannot have made.
     """
     head = read_head(data)
     width, height = head.size

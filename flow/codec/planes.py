@@ -48,9 +48,9 @@ def searched(picture, planes, smallest, effort=DEFAULT_EFFORT):
     thorough = near and effort > DEFAULT_EFFORT
     if not drawn and (thorough or len(look) <= smallest):
         forms.append(pack_webp(picture, GOOD))
-    if drawn or thorough and len(forms[-1]) < NEARER * smallest:
+    if drawn or thorough and len(forms[-1] or look) < NEARER * smallest:
         forms.append(pack_webp(picture, BEST))
-    return planes | {WEBP: min(forms, key=len)}
+    return planes | {WEBP: min(filter(None, forms), key=len)}
 
 
 def smallest_plane(picture, effort=DEFAULT_EFFORT):

@@ -60,9 +60,9 @@ def has_luma_alone(model, images):
     return True
 
 
-def can_correct(model, size):
-    """Whether an image of this (height, width) has levels to correct: large ones, of a band-wise prior."""
-    return hasattr(model.detail, "order") and is_large(level_sizes(*size, 1)[-1])
+def can_correct(model, size=None):
+    """Whether images, or one of this (height, width), have levels to correct: large, of a band-wise prior."""
+    return hasattr(model.detail, "order") and (size is None or is_large(level_sizes(*size, 1)[-1]))
 
 
 def _coded(settings, channels=slice(None)):

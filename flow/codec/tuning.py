@@ -23,10 +23,9 @@ from utils.arithmetic.passes import ACTIVATION_BITS, FINE_BITS
 MOVE_BITS, MOVE_MAX = 3, 1 << 8
 # From this effort on, with so many steps at the highest, half as many with each below.
 LEAST_EFFORT, MOST_EFFORT = 7, 9
-# A step sees CROPS pieces of the picture of this side; there is one for so many pixels, up to a limit.
-CROPS, SIDE, PIXELS_PER_STEP, MOST_STEPS = 4, 128, 1 << 12, 128
-# Smaller pictures have too few values for what moves cost.
-LEAST_PIXELS = 1 << 14
+# A step sees CROPS pieces of the picture of this side; there is one for so many pixels, up to a limit. Fewer
+# than the least do not get far enough, and small pictures have too few values for what moves cost.
+CROPS, SIDE, PIXELS_PER_STEP, LEAST_STEPS, MOST_STEPS = 4, 128, 1 << 12, 8, 128
 RATE, BETAS = 0.024, (0.9, 0.99)
 # Pieces begin at multiples of this, so that their finest levels are the picture's.
 GRID = 8
@@ -35,23 +34,24 @@ HALF_OCTAVES = range(-8, 9)
 
 
 def count_steps(model, size, effort):
-    """How many steps of descent an image of this (height, width) is worth; 0: none."""
-    pixels = size[0] * size[1]
-    if effort < LEAST_EFFORT or pixels < LEAST_PIXELS or not _layers(model):
+    """How many steps of descent an image with these sides is worth; 0: none."""
+    if effort < LEAST_EFFORT or not _layers(model):
         return 0
-    return min(pixels // PIXELS_PER_STEP, MOST_STEPS) >> MOST_EFFORT - effort
+    steps = min(size[0] * size[1] // PIXELS_PER_STEP, MOST_STEPS) >> MOST_EFFORT - effort
+    return steps if steps >= LEAST_STEPS else 0
 
 
 @torch.inference_mode(False)
-def learn(model, learned, image, steps, progress=lambda step: None):
+def learn(model, learned, image, steps, progress=None):
     """The moves that make an image (3, H, W) cheapest, as far as so many steps tell, as bytes.
 
-    model: frozen; learned: the same in real numbers, which stays as it is. progress: called after each step.
-    The same moves for any number of threads. Inverse: tuned.
+    model: frozen; learned: the same in real numbers, which stays as it is.
+    progress: called after each step with what part of the image's values that is.
+    The same moves for any number of threads. b"" if there are none, or no room for them. Inverse: tuned.
     """
     counts = {name: len(layer.bias) for name, layer, _ in _layers(model)}
-    model = deepcopy(learned).requires_grad_(False)
-    layers = {name: _convolutions(model.detail.get_submodule(name)) for name in counts if _is_tuned(name)}
+    real = deepcopy(learned).requires_grad_(False)
+    layers = {name: _convolutions(real.detail.get_submodule(name)) for name in counts if _is_tuned(name)}
     biases = [conv.bias.requires_grad_() for layer in layers.values() for conv in layer]
     start = [bias.detach().clone() for bias in biases]
     optimizer = torch.optim.Adam(biases, RATE, BETAS)
@@ -60,7 +60,7 @@ def learn(model, learned, image, steps, progress=lambda step: None):
     for step in range(steps):
         crops = [_crop(image, generator) for _ in range(CROPS)]
         share = image[0].numel() / sum(crop[0, 0].numel() for crop in crops)
-        parts = [submit(_gradient, model, crop, biases, pixels=crop[0, 0].numel()) for crop in crops]
+        parts = [submit(_gradient, real, crop, biases, pixels=crop[0, 0].numel()) for crop in crops]
         for bias, first, *gradients in zip(biases, start, *(part.result() for part in parts)):
             away = (bias.detach() - first) * (1 << MOVE_BITS)
             # of the bits that moves take, about 2 log2(1 + |move|) each
@@ -68,12 +68,21 @@ def learn(model, learned, image, steps, progress=lambda step: None):
             bias.grad = share * sum(gradients) + price
         optimizer.step()
         schedule.step()
-        progress(step)
+        if progress:
+            progress(image.numel() * (step + 1) // steps - image.numel() * step // steps)
     away = iter([(bias.detach() - first) * (1 << MOVE_BITS) for bias, first in zip(biases, start)])
     away = {name: torch.cat([next(away) for _ in layer]) for name, layer in layers.items()}
     zeros = {name: torch.zeros(count) for name, count in counts.items()}
     moves = [values.round().clamp(-MOVE_MAX, MOVE_MAX) for values in (zeros | away).values()]
-    return _pack([values.int().cpu().numpy() for values in moves])
+    moves = [values.int().cpu().numpy() for values in moves]
+    if not any(values.any() for values in moves):
+        return b""
+    data = _pack(moves)
+    try:
+        tuned(model, data)
+    except ValueError:  # there are biases near what is exact
+        return b""
+    return data
 
 
 def tuned(model, data):
