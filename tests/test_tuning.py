@@ -1,5 +1,8 @@
 """Tuning: moves of biases fit a model to one picture, come back from every decoder, and spoil nothing."""
 
+import zlib
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +12,10 @@ from test_corrections import SMALL, smooth
 
 from flow.codec import tuning
 from flow.codec.api import Codec
-from flow.codec.container import pack, read_head, unpack
+from flow.codec.container import _pack_flow, pack, read_head, unpack
 from flow.codec.feed import Reader
 from flow.codec.info import describe
-from flow.codec.stream import encode
+from flow.codec.stream import DEFAULT, encode
 from flow.codec.tuning import count_steps, learn, tuned
 from flow.folder import identity
 from flow.model import build
@@ -48,7 +51,7 @@ def model(learned):
     return learned.freeze()
 
 
-def drawn(mode="RGB", size=(180, 190)):
+def drawn(mode="RGB", size=(220, 230)):
     return Image.fromarray(smooth(*size)[0].permute(1, 2, 0).byte().numpy()).convert(mode)
 
 
@@ -83,8 +86,11 @@ def test_what_a_layer_gives_moves_as_far(model):
         assert other is not model and torch.equal(layer(x), before)
         layer.move(steps)
         assert torch.equal(layer(x).int(), before.int() + steps.int())
+        copied = deepcopy(layer)
         layer.move(-steps)
         assert torch.equal(layer(x), before)
+        assert torch.equal(copied(x).int(), before.int() + steps.int())
+        assert copied.weight is layer.weight and copied.bias is not layer.bias
 
 
 def test_layers_shifted_to_the_left_move_by_what_is_below():
@@ -100,7 +106,7 @@ def test_layers_shifted_to_the_left_move_by_what_is_below():
 def test_steps_grow_with_effort_and_size(model):
     counts = [count_steps(model, (512, 512), effort) for effort in range(1, 10)]
     assert counts[:6] == [0] * 6 and 0 < counts[6] < counts[7] < counts[8]
-    assert count_steps(model, (150, 150), 9) == 0 < count_steps(model, (200, 200), 9)
+    assert count_steps(model, (150, 150), 9) == 0 < count_steps(model, (230, 230), 9)
     assert count_steps(model, (9000, 9000), 9) == tuning.MOST_STEPS
     assert count_steps(build({"repeat": 0}).freeze(), (512, 512), 9) == 0
 
@@ -158,16 +164,13 @@ def test_a_file_in_pieces(model, learned):
 
 
 def test_where_moves_do_not_pay_the_file_is_without(model, learned, monkeypatch):
-    name, picture = identity(model, OPTIONS), drawn(size=(200, 200))
+    name, picture = identity(model, OPTIONS), drawn(size=(230, 230))
     monkeypatch.setattr("flow.codec.container.learn", lambda *_: moves_of(model))
     data = pack(picture, model, name, effort=9, learned=lambda: learned)
     assert not read_head(data).moves and unpack(data, model, name).tobytes() == picture.tobytes()
 
 
 def test_another_decoder_takes_moves_of_every_layer(model):
-    from flow.codec.container import _pack_flow
-    from flow.codec.stream import DEFAULT
-
     name, picture, moves = identity(model, OPTIONS), drawn(size=(130, 140)), moves_of(model, 3)
     head, stream = _pack_flow(picture, b"", model, name, DEFAULT, moves=moves)
     by_the_page = Model({n: t.numpy() for n, t in model.state_dict().items()}, OPTIONS)
@@ -197,3 +200,31 @@ def test_wild_moves_are_refused_or_decode(model):
         tuned(
             large, tuning._pack([np.full(len(la.bias), 256, np.int32) for _, la, _ in tuning._layers(large)])
         )
+
+
+def test_heads_that_make_no_sense_are_refused(model):
+    name, picture = identity(model, OPTIONS), drawn(size=(64, 70))
+
+    def with_checksum(head):
+        return head + zlib.crc32(head).to_bytes(4, "big")
+
+    head, stream = _pack_flow(picture, b"", model, name, DEFAULT, moves=moves_of(model))
+    moves = read_head(head).moves
+    start = head.index(moves)
+    assert len(moves) >= 128  # hence a length of two bytes
+    empty = head[: start - 2] + b"\0" + head[start + len(moves) : -4]
+    with pytest.raises(ValueError, match="no moves"):
+        unpack(with_checksum(empty) + stream, model, name)
+    cut = moves[:-4]
+    wrong = (
+        head[: start - 2] + bytes([len(cut) & 127 | 128, len(cut) >> 7]) + cut + head[start + len(moves) : -4]
+    )
+    with pytest.raises(ValueError, match="stream"):
+        unpack(with_checksum(wrong) + stream, model, name)
+    # corrections of a model that has nothing to correct
+    other = build({"hchnl": 4}).freeze()
+    head, stream = _pack_flow(picture, b"", other, name, DEFAULT)
+    flagged = head[:4] + bytes([head[4] | 64]) + head[5:7] + b"\x80\x20" + bytes([24 | 32]) + head[7:-4]
+    assert read_head(with_checksum(flagged)).settings.corrected
+    with pytest.raises(ValueError, match="no distributions to correct"):
+        unpack(with_checksum(flagged) + stream, other, name, partial=True)

@@ -18,17 +18,19 @@ from source.units import MEAN_BITS, MIN_OCTAVE, SCALES_PER_OCTAVE
 from utils.arithmetic.crew import submit
 from utils.arithmetic.fixed import FixedConv
 from utils.arithmetic.passes import ACTIVATION_BITS, FINE_BITS
+from utils.arithmetic.polyphase import depth
 
 # Moves count 2^-3 of an activation.
 MOVE_BITS, MOVE_MAX = 3, 1 << 8
 # From this effort on, with so many steps at the highest, half as many with each below.
 LEAST_EFFORT, MOST_EFFORT = 7, 9
-# A step sees CROPS pieces of the picture of this side; there is one for so many pixels, up to a limit. Fewer
+# A step sees pieces of the picture of this side; there is a step for so many pixels, up to a limit. Fewer
 # than the least do not get far enough, and small pictures have too few values for what moves cost.
-CROPS, SIDE, PIXELS_PER_STEP, LEAST_STEPS, MOST_STEPS = 4, 128, 1 << 12, 8, 128
+CROPS, SIDE, PIXELS_PER_STEP, LEAST_STEPS, MOST_STEPS = 2, 96, 3 << 10, 16, 256
 RATE, BETAS = 0.024, (0.9, 0.99)
-# Pieces begin at multiples of this, so that their finest levels are the picture's.
-GRID = 8
+# Pieces begin at multiples of this, so that their finest levels are the picture's; deeper levels have too few
+# values to learn from.
+GRID, LEVELS = 8, 3
 # How moves are coded: logistics around 0, of scales of half octaves, from 2^-4 to 2^4.
 HALF_OCTAVES = range(-8, 9)
 
@@ -59,7 +61,7 @@ def learn(model, learned, image, steps, progress=None):
     generator = torch.Generator().manual_seed(0)
     for step in range(steps):
         crops = [_crop(image, generator) for _ in range(CROPS)]
-        share = image[0].numel() / sum(crop[0, 0].numel() for crop in crops)
+        share = image.numel() / sum(map(torch.numel, crops))
         parts = [submit(_gradient, real, crop, biases, pixels=crop[0, 0].numel()) for crop in crops]
         for bias, first, *gradients in zip(biases, start, *(part.result() for part in parts)):
             away = (bias.detach() - first) * (1 << MOVE_BITS)
@@ -127,7 +129,7 @@ def _gradient(model, crop, biases):
     kind, fast = crop.device.type, crop.is_cuda or _has_bfloat16()
     # not from autocast's cache, which within another autocast keeps biases as they were
     with torch.enable_grad(), torch.autocast(kind, torch.bfloat16, enabled=fast, cache_enabled=False):
-        bits = -model.log_prob(crop).sum() / math.log(2)
+        bits = -model.log_prob(crop, min(LEVELS, depth(*crop.shape[-2:]))).sum() / math.log(2)
     return torch.autograd.grad(bits, biases, allow_unused=True, materialize_grads=True)
 
 

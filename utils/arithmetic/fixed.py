@@ -13,6 +13,7 @@ weights from the largest of each output channel.
 """
 
 from contextlib import contextmanager
+from copy import copy
 
 import torch
 from torch import nn
@@ -159,9 +160,15 @@ class Fixed(nn.Module):
         self._made = {}
         return super()._load_from_state_dict(*args, **kwargs)
 
-    def __getstate__(self):
-        # what was made of a layer its copies make anew: they may be moved
-        return self.__dict__ | {"_made": {}}
+    def __deepcopy__(self, memo):
+        # copies may be moved, but share their weights, and what was made of these alone
+        other = copy(self)
+        other._buffers = {n: t if n == "weight" else t.clone() for n, t in self._buffers.items()}
+        other._forget_biases()
+        return other
+
+    def _forget_biases(self):
+        self._made = {key: made for key, made in self._made.copy().items() if key in products.WAYS}
 
     @property
     def kernel(self):
@@ -244,7 +251,7 @@ class FixedConv(_Narrow):
         bias = self.bias + (steps.to(exponent) << exponent.clamp(min=0) >> (-exponent).clamp(min=0))
         if bias.abs().max() >= EXACT:
             raise _too_large()
-        self._made = {}
+        self._forget_biases()
         self._fill(bias=bias)
 
     def convolve(self, q, onto=None):
