@@ -9,7 +9,7 @@ from PIL import Image
 from test_container import FIXTURES, tiny_model
 
 from flow.analysis import filter_figures
-from flow.codec.container import pack, unpack
+from flow.codec.container import pack, read_head, unpack
 from flow.figures.responses import PLACES, patches
 from flow.folder import find_folder, open_frozen, open_model
 from utils.data.images import PHOTOS
@@ -69,3 +69,9 @@ def test_files_of_a_band_wise_prior_decode_as_when_it_was_made(made):
     assert unpack(data, model, name).tobytes() == picture.tobytes()
     assert pack(picture, model, name) == data
     assert 8 * len(data) / math.prod(np.array(picture).shape) < 7
+
+
+def test_a_file_of_a_tuned_model_decodes_as_when_it_was_made():
+    model, name = tiny_model(BANDS)
+    data, picture = (BANDS / "tuned.nwf").read_bytes(), Image.open(BANDS / "flow.png").convert("RGB")
+    assert read_head(data).moves and unpack(data, model, name).tobytes() == picture.tobytes()
