@@ -73,5 +73,5 @@ def test_files_of_a_band_wise_prior_decode_as_when_it_was_made(made):
 
 def test_a_file_of_a_tuned_model_decodes_as_when_it_was_made():
     model, name = tiny_model(BANDS)
-    data, picture = (BANDS / "tuned.nwf").read_bytes(), Image.open(BANDS / "flow.png").convert("RGB")
+    data, picture = (BANDS / "tuned.nwf").read_bytes(), Image.open(BANDS / "tuned.png").convert("RGB")
     assert read_head(data).moves and unpack(data, model, name).tobytes() == picture.tobytes()
