@@ -36,7 +36,7 @@ AROUND = (-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)
 # Kinds of sets: as before; all new; new scales, the coefficients before; new scales alone; zeros.
 SAME, ALL, RESCALED, SCALES_ALONE, NOTHING = range(5)
 NEW_SCALES = ALL, RESCALED, SCALES_ALONE
-# How they are coded: count, octaves and mean of _around.
+# How they are coded: count, octaves and mean of around.
 OF_KIND, OF_SCALES, COEFFICIENT_OCTAVES = (1, 0, ALL), (CLASSES, 0), 3
 # For scales an encoder looks at fewer positions than for coefficients, by this factor.
 SCALES_FEWER = 4
@@ -92,11 +92,11 @@ class Set(NamedTuple):
 
     def push(self, kind, encoder):
         """Write it after one of which it has what the kind says. Inverse: read."""
-        encoder.push(_around(*OF_KIND), np.array([kind]))
+        encoder.push(around(*OF_KIND), np.array([kind]))
         if kind in NEW_SCALES:
-            encoder.push(_around(*OF_SCALES), np.diff(self.scales, prepend=0))
+            encoder.push(around(*OF_SCALES), np.diff(self.scales, prepend=0))
         if kind == ALL:
-            encoder.push(_around(len(self.coefficients), COEFFICIENT_OCTAVES), self.coefficients)
+            encoder.push(around(len(self.coefficients), COEFFICIENT_OCTAVES), self.coefficients)
 
 
 def read(before, wanted=lambda table: table):
@@ -104,23 +104,23 @@ def read(before, wanted=lambda table: table):
 
     before: the Set of the group before. wanted: the coder's distribution -> what to yield for it.
     """
-    (kind,), (scales, coefficients) = (yield wanted(_around(*OF_KIND))), before
+    (kind,), (scales, coefficients) = (yield wanted(around(*OF_KIND))), before
     kind = min(max(kind, SAME), NOTHING)
     if kind in (SCALES_ALONE, NOTHING):
         scales, coefficients = Set.zero(len(coefficients))
     if kind in NEW_SCALES:
-        steps = yield wanted(_around(*OF_SCALES))
+        steps = yield wanted(around(*OF_SCALES))
         scales = np.clip(np.cumsum(steps, dtype=np.int32), -MAX_SHIFT, MAX_SHIFT)
     if kind == ALL:
-        fresh = yield wanted(_around(len(coefficients), COEFFICIENT_OCTAVES))
+        fresh = yield wanted(around(len(coefficients), COEFFICIENT_OCTAVES))
         coefficients = np.clip(fresh, -MAX_COEFFICIENT, MAX_COEFFICIENT)
     return Set(scales, coefficients)
 
 
 @cache
-def _around(count, octaves, mean=0):
+def around(count, octaves, mean=0):
     """The coder's distribution of `count` symbols: logistics around a mean, of scale 2^octaves."""
-    scale = SCALES_PER_OCTAVE * (octaves - MIN_OCTAVE)
+    scale = int(SCALES_PER_OCTAVE * (octaves - MIN_OCTAVE))
     return Mixture.logistic(np.full(count, mean << MEAN_BITS), np.full(count, scale))
 
 
@@ -240,7 +240,7 @@ def choose(strips, settings, look, before):
 
 
 def _spread_out(count, most):
-    """Indices below `count`, `most` at most: one of each stretch, where no pattern of a picture is."""
+    """An index of `most` of `count` at most: all, or one of each stretch, with no pattern of a picture's."""
     step = -(-count // most)
     if step == 1:
         return slice(None)

@@ -40,6 +40,12 @@ def photo():
 
 
 @pytest.fixture
+def by_flow(monkeypatch):
+    """Files are made by the flow, however poor its model."""
+    monkeypatch.setattr("flow.codec.container.pack_planes", lambda picture: {})
+
+
+@pytest.fixture
 def without_webp(monkeypatch):
     """Pictures are not stored as WebP: for models that are small, and no match for it."""
     monkeypatch.setattr("flow.codec.planes.pack_webp", lambda picture, search=None: None)

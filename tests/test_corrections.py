@@ -34,18 +34,17 @@ CORRECTED = DEFAULT._replace(corrected=True)
 
 def nudged(**options):
     """A model near its start, whose means are those of the coarse band, as before any training."""
+    return nudged_in_real_numbers(**options).freeze()
+
+
+def nudged_in_real_numbers(**options):
+    """The same before it is frozen."""
     torch.manual_seed(0)
     model = build(SMALL | options)
     with torch.no_grad():
         for p in model.parameters():
             p += 0.01 * torch.randn(p.shape)
-    return model.freeze()
-
-
-@pytest.fixture
-def by_flow(monkeypatch):
-    """Files are made by the flow, however poor its model."""
-    monkeypatch.setattr("flow.codec.container.pack_planes", lambda picture: {})
+    return model
 
 
 @pytest.fixture

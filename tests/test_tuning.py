@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import make_wild
 from PIL import Image
-from test_corrections import SMALL, smooth
+from test_corrections import SMALL, nudged_in_real_numbers, smooth
 
 from flow.codec import tuning
 from flow.codec.api import Codec
@@ -20,6 +20,7 @@ from flow.codec.tuning import count_steps, learn, tuned
 from flow.folder import identity
 from flow.model import build
 from flow.zoom import load_file
+from source.corrections import around
 from source.rans import Encoder
 from tests.decoder import Model
 from tests.decoder import decode as decode_by_the_page
@@ -27,23 +28,12 @@ from utils.arithmetic.crew import crew
 from utils.arithmetic.fixed import FixedConv
 
 OPTIONS = SMALL | {"ownLevels": 1}
-
-
-@pytest.fixture(autouse=True)
-def by_flow(monkeypatch):
-    """Files are made by the flow, however poor its model."""
-    monkeypatch.setattr("flow.codec.container.pack_planes", lambda picture: {})
+pytestmark = pytest.mark.usefixtures("by_flow")
 
 
 @pytest.fixture(scope="module")
 def learned():
-    """A model in real numbers near its start."""
-    torch.manual_seed(0)
-    model = build(OPTIONS)
-    with torch.no_grad():
-        for p in model.parameters():
-            p += 0.01 * torch.randn(p.shape)
-    return model
+    return nudged_in_real_numbers(ownLevels=1)
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +48,12 @@ def drawn(mode="RGB", size=(220, 230)):
 def moves_of(model, seed=0, most=20):
     """Some moves of every layer, as bytes."""
     rng = np.random.default_rng(seed)
-    return tuning._pack(
-        [
-            rng.integers(-most, most + 1, len(layer.bias), dtype=np.int32)
-            for _, layer, _ in tuning._layers(model)
-        ]
-    )
+    return packed(model, lambda count: rng.integers(-most, most + 1, count, dtype=np.int32))
+
+
+def packed(model, moves_of_layer):
+    """Moves of every layer, of its number of channels, as bytes."""
+    return tuning._pack([moves_of_layer(len(layer.bias)) for _, layer, _ in tuning._layers(model)])
 
 
 @pytest.mark.parametrize("most", [0, 1, 20, 256])
@@ -80,9 +70,7 @@ def test_what_a_layer_gives_moves_as_far(model):
     for _, layer, bits in tuning._layers(model):
         x = torch.randint(0, 1000, (1, 5, 6, layer.weight.shape[1]), dtype=torch.int16)
         before, steps = layer(x), torch.arange(len(layer.bias)) - 3 << bits - tuning.MOVE_BITS
-        other = tuned(
-            model, tuning._pack([np.zeros(len(la.bias), np.int32) for _, la, _ in tuning._layers(model)])
-        )
+        other = tuned(model, packed(model, lambda count: np.zeros(count, np.int32)))
         assert other is not model and torch.equal(layer(x), before)
         layer.move(steps)
         assert torch.equal(layer(x).int(), before.int() + steps.int())
@@ -188,7 +176,7 @@ def test_wild_moves_are_refused_or_decode(model):
     assert refused
     encoder, sealed = Encoder(), moves_of(model)
     assert tuned(model, sealed)
-    encoder.push(tuning._next_step(0), np.array([0]))
+    encoder.push(around(1, 0, 0), np.array([0]))
     with pytest.raises(ValueError):
         tuned(model, encoder.finish())
     with pytest.raises(ValueError):
@@ -197,9 +185,7 @@ def test_wild_moves_are_refused_or_decode(model):
     layer = tuning._layers(large)[0][1]
     layer.bias += (1 << 24) - 1 - layer.bias.abs() - layer.weight.long().abs().flatten(1).sum(1).int() * 255
     with pytest.raises(ValueError, match="too large"):
-        tuned(
-            large, tuning._pack([np.full(len(la.bias), 256, np.int32) for _, la, _ in tuning._layers(large)])
-        )
+        tuned(large, packed(large, lambda count: np.full(count, 256, np.int32)))
 
 
 def test_heads_that_make_no_sense_are_refused(model):
@@ -216,9 +202,8 @@ def test_heads_that_make_no_sense_are_refused(model):
     with pytest.raises(ValueError, match="no moves"):
         unpack(with_checksum(empty) + stream, model, name)
     cut = moves[:-4]
-    wrong = (
-        head[: start - 2] + bytes([len(cut) & 127 | 128, len(cut) >> 7]) + cut + head[start + len(moves) : -4]
-    )
+    length = bytes([len(cut) & 127 | 128, len(cut) >> 7])
+    wrong = head[: start - 2] + length + cut + head[start + len(moves) : -4]
     with pytest.raises(ValueError, match="stream"):
         unpack(with_checksum(wrong) + stream, model, name)
     # corrections of a model that has nothing to correct

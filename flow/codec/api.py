@@ -51,7 +51,7 @@ class Codec:
         progress: called with how many of three values for each pixel are done since, by any thread.
         """
         if not EFFORT.least <= effort <= EFFORT.most:
-            raise ValueError(f"effort {effort}: need {EFFORT.least} .. {EFFORT.most}")
+            raise ValueError(f"effort {effort}: need {EFFORT.bounds}")
         picture = as_picture(picture)
         with crew(self.threads):
             return pack(

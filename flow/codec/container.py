@@ -10,7 +10,6 @@ into the plane; a picture for which deflate, WebP or no compression at all is sm
 import math
 import zlib
 from functools import partial
-from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -107,7 +106,8 @@ def pack(
     effort: 1 .. 9: how much to adapt to the picture: at 1 nothing; from 2 on with corrections, looked for at
     twice as many positions with each; from 7 on the model is tuned to it, up to a minute a megapixel at 9,
     half as long with each below. Above 5, WebP is searched for where it is not far from the smallest.
-    progress: called with how many of the flow's values (three for each pixel) are done since.
+    progress: called with how many of the flow's values (three for each pixel) are done since: coded,
+    or, where the model may be tuned, seen for that, which takes most of the time.
     learned: gives the model in real numbers; without it, the highest efforts do not tune it to the picture.
     """
     _check_size(*picture.size)
@@ -119,17 +119,18 @@ def pack(
         low = values, smallest_plane(low, effort)
     with crew():
         planes = submit(pack_planes, picture)  # beside the flow, as it takes half as long
-        steps, flows, below, count = 0, [], sum(map(len, low)), _in_quarters(progress)
+        steps, flows, below = 0, [], sum(map(len, low))
         if model is not None and picture.mode not in ("1", "P"):
             steps = count_steps(model, picture.size, effort) if learned else 0
-            pack_flow = partial(_pack_flow, picture, metadata, model, identity, settings, effort, low)
-            flows.append(pack_flow(partial(count, 1 if steps else 4)))
+            alpha = _alpha_plane(picture, effort)
+            pack_flow = partial(_pack_flow, picture, metadata, model, identity, settings, effort, low, alpha)
+            flows.append(pack_flow(None if steps else progress))
         planes = {m: plane for m, plane in planes.result().items() if m == WEBP or not low}
         least = min(map(len, planes.values()), default=math.inf)
         if steps and sum(map(len, flows[0])) - below < WORTH_TUNING * least:
             image = torch.from_numpy(colours(picture)).permute(2, 0, 1).to(model.device)
-            if moves := learn(model, learned(), image, steps, partial(count, 2)):
-                flows.append(pack_flow(partial(count, 1), moves))
+            if moves := learn(model, learned(), image, steps, progress):
+                flows.append(pack_flow(moves=moves))
         files += [head + stream for head, stream in flows if plausible(picture.size, stream)]
         smallest = min([least, *(len(file) - below for file in files)])
         for method, plane in searched(picture, planes, smallest, effort).items():
@@ -326,28 +327,28 @@ def _array(images):
     return images[0].permute(1, 2, 0).contiguous().cpu().numpy()
 
 
-def _in_quarters(progress):
-    """A function (quarters, count): gives progress so many quarters of a count, in whole numbers."""
-    done, lock = 0, Lock()
-
-    def add(quarters, count):
-        nonlocal done
-        with lock:
-            done, before = done + quarters * count, done
-            whole = done // 4 - before // 4
-        if progress:
-            progress(whole)
-
-    return add
+def _alpha_plane(picture, effort):
+    """The plane of a picture's alpha channel; None without one."""
+    return smallest_plane(picture.getchannel("A"), effort) if picture.mode in ("LA", "RGBA") else None
 
 
 def _pack_flow(
-    picture, metadata, model, identity, settings, effort=DEFAULT_EFFORT, low=(), progress=None, moves=b""
+    picture,
+    metadata,
+    model,
+    identity,
+    settings,
+    effort=DEFAULT_EFFORT,
+    low=(),
+    alpha=None,
+    progress=None,
+    moves=b"",
 ):
-    """The head and the stream of a picture in colour or grey, perhaps with alpha. Inverse: _unpack_flow."""
-    alpha = None
-    if picture.mode in ("LA", "RGBA"):
-        alpha = smallest_plane(picture.getchannel("A"), effort)
+    """The head and the stream of a picture in colour or grey, perhaps with alpha. Inverse: _unpack_flow.
+
+    alpha: its plane, where it is known.
+    """
+    alpha = alpha or _alpha_plane(picture, effort)
     array, checksums = colours(picture), {}
 
     def watch(level, x):

@@ -12,9 +12,9 @@ from copy import deepcopy
 import numpy as np
 import torch
 
+from flow.codec.options import EFFORT
+from source.corrections import around
 from source.rans import Decoder, Encoder
-from source.tables import Mixture
-from source.units import MEAN_BITS, MIN_OCTAVE, SCALES_PER_OCTAVE
 from utils.arithmetic.crew import submit
 from utils.arithmetic.fixed import FixedConv
 from utils.arithmetic.passes import ACTIVATION_BITS, FINE_BITS
@@ -23,7 +23,7 @@ from utils.arithmetic.polyphase import depth
 # Moves count 2^-3 of an activation.
 MOVE_BITS, MOVE_MAX = 3, 1 << 8
 # From this effort on, with so many steps at the highest, half as many with each below.
-LEAST_EFFORT, MOST_EFFORT = 7, 9
+LEAST_EFFORT = 7
 # A step sees pieces of the picture of this side; there is a step for so many pixels, up to a limit. Fewer
 # than the least do not get far enough, and small pictures have too few values for what moves cost.
 CROPS, SIDE, PIXELS_PER_STEP, LEAST_STEPS, MOST_STEPS = 2, 96, 3 << 10, 16, 256
@@ -31,7 +31,8 @@ RATE, BETAS = 0.024, (0.9, 0.99)
 # Pieces begin at multiples of this, so that their finest levels are the picture's; deeper levels have too few
 # values to learn from.
 GRID, LEVELS = 8, 3
-# How moves are coded: logistics around 0, of scales of half octaves, from 2^-4 to 2^4.
+# How moves are coded: of each layer around 0, of a scale of so many half octaves, which is coded around that
+# of the layer before.
 HALF_OCTAVES = range(-8, 9)
 
 
@@ -39,7 +40,7 @@ def count_steps(model, size, effort):
     """How many steps of descent an image with these sides is worth; 0: none."""
     if effort < LEAST_EFFORT or not _layers(model):
         return 0
-    steps = min(size[0] * size[1] // PIXELS_PER_STEP, MOST_STEPS) >> MOST_EFFORT - effort
+    steps = min(size[0] * size[1] // PIXELS_PER_STEP, MOST_STEPS) >> EFFORT.most - effort
     return steps if steps >= LEAST_STEPS else 0
 
 
@@ -56,6 +57,10 @@ def learn(model, learned, image, steps, progress=None):
     layers = {name: _convolutions(real.detail.get_submodule(name)) for name in counts if _is_tuned(name)}
     biases = [conv.bias.requires_grad_() for layer in layers.values() for conv in layer]
     start = [bias.detach().clone() for bias in biases]
+
+    def away():
+        return [(bias.detach() - first) * (1 << MOVE_BITS) for bias, first in zip(biases, start)]
+
     optimizer = torch.optim.Adam(biases, RATE, BETAS)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(0)
@@ -63,19 +68,18 @@ def learn(model, learned, image, steps, progress=None):
         crops = [_crop(image, generator) for _ in range(CROPS)]
         share = image.numel() / sum(map(torch.numel, crops))
         parts = [submit(_gradient, real, crop, biases, pixels=crop[0, 0].numel()) for crop in crops]
-        for bias, first, *gradients in zip(biases, start, *(part.result() for part in parts)):
-            away = (bias.detach() - first) * (1 << MOVE_BITS)
+        for bias, move, *gradients in zip(biases, away(), *(part.result() for part in parts)):
             # of the bits that moves take, about 2 log2(1 + |move|) each
-            price = 2 * away.sign() * (1 << MOVE_BITS) / ((1 + away.abs()) * math.log(2))
+            price = 2 * move.sign() * (1 << MOVE_BITS) / ((1 + move.abs()) * math.log(2))
             bias.grad = share * sum(gradients) + price
         optimizer.step()
         schedule.step()
         if progress:
             progress(image.numel() * (step + 1) // steps - image.numel() * step // steps)
-    away = iter([(bias.detach() - first) * (1 << MOVE_BITS) for bias, first in zip(biases, start)])
-    away = {name: torch.cat([next(away) for _ in layer]) for name, layer in layers.items()}
-    zeros = {name: torch.zeros(count) for name, count in counts.items()}
-    moves = [values.round().clamp(-MOVE_MAX, MOVE_MAX) for values in (zeros | away).values()]
+    found = iter(away())
+    moves = {name: torch.zeros(count) for name, count in counts.items()}
+    moves |= {name: torch.cat([next(found) for _ in layer]) for name, layer in layers.items()}
+    moves = [values.round().clamp(-MOVE_MAX, MOVE_MAX) for values in moves.values()]
     moves = [values.int().cpu().numpy() for values in moves]
     if not any(values.any() for values in moves):
         return b""
@@ -142,10 +146,9 @@ def _pack(layers):
     """Moves, (C,) of each layer -> bytes. Inverse: _unpack."""
     encoder, before = Encoder(), 0
     for moves in layers:
-        costs = [_bits(_around_zero(len(moves), step), moves) for step in HALF_OCTAVES]
-        step = HALF_OCTAVES[int(np.argmin(costs))]
-        encoder.push(_next_step(before), np.array([step]))
-        encoder.push(_around_zero(len(moves), step), moves)
+        step = _cheapest_step(moves)
+        encoder.push(around(1, 0, before), np.array([step]))
+        encoder.push(around(len(moves), step / 2), moves)
         before = step
     return encoder.finish()
 
@@ -154,26 +157,20 @@ def _unpack(data, counts):
     """Bytes -> moves of layers with so many channels each. Raises ValueError if the bytes are no such."""
     decoder, before, layers = Decoder(data), 0, []
     for count in counts:
-        (step,) = decoder.pop(_next_step(before))
+        (step,) = decoder.pop(around(1, 0, before))
         before = int(np.clip(step, HALF_OCTAVES[0], HALF_OCTAVES[-1]))
-        layers.append(np.clip(decoder.pop(_around_zero(count, before)), -MOVE_MAX, MOVE_MAX))
+        layers.append(np.clip(decoder.pop(around(count, before / 2)), -MOVE_MAX, MOVE_MAX))
     if decoder.finish():
         raise ValueError("corrupt file: moves of biases that end otherwise than they should")
     return layers
 
 
-def _bits(distribution, symbols):
-    encoder = Encoder()
-    encoder.push(distribution, symbols)
-    return encoder.bits
+def _cheapest_step(moves):
+    """The half octaves of the scale by which moves take the fewest bits."""
 
+    def bits(step):
+        encoder = Encoder()
+        encoder.push(around(len(moves), step / 2), moves)
+        return encoder.bits
 
-def _around_zero(count, step):
-    """The coder's distribution of moves: logistics of scale 2^(step / 2)."""
-    scale = SCALES_PER_OCTAVE // 2 * (step - 2 * MIN_OCTAVE)
-    return Mixture.logistic(np.zeros(count, np.int32), np.full(count, scale))
-
-
-def _next_step(before):
-    """The coder's distribution of the step of a layer, given the one before."""
-    return Mixture.logistic(np.array([before << MEAN_BITS]), np.array([-MIN_OCTAVE * SCALES_PER_OCTAVE]))
+    return min(HALF_OCTAVES, key=bits)
