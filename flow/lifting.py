@@ -1,4 +1,7 @@
-"""Scheme 1: a level of the wavelet as 1-D lifting of rows, then of columns; Haar and LeGall 5/3 among it."""
+"""Scheme 1: a level of the wavelet by lifting of rows, then of columns, Haar and LeGall 5/3 among it.
+
+And by lifting of both at once, which rounds less.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +11,7 @@ from flow.pyramid import Pyramid
 from source.networks import ConvNet
 from utils.arithmetic.fixed import check_finite
 from utils.arithmetic.integers import LIMIT, STEPS, round_through
-from utils.arithmetic.polyphase import crop, extend, join_columns, split_columns
+from utils.arithmetic.polyphase import crop, extend, join_columns, merge, split, split_columns
 
 # Predict and update of the classical wavelets: taps at n - 1, n, n + 1, then a bias in steps, which turns
 # rounding to the nearest into the standards' floor and never meets a tie.
@@ -18,15 +21,10 @@ CLASSICAL = {
     "haar": (((0, 1, 0), 0), ((0, 1 / 2, 0), -1 / 4)),
     "legall": (((0, 1 / 2, 1 / 2), -1 / 4), ((1 / 4, 1 / 4, 0), 1 / 8)),
 }
-# Interpolation by cubics (Deslauriers and Dubuc), as prediction and as update, taps at n - 2 .. n + 2: the
-# reversible 13/7-T wavelet. Source: Adams and Kossentini, "Reversible integer-to-integer wavelet transforms
-# for image compression" (2000).
-INTERPOLATING = (
-    ((0, -1 / 16, 9 / 16, 9 / 16, -1 / 16), -1 / 4),
-    ((-1 / 32, 9 / 32, 9 / 32, -1 / 32, 0), 1 / 8),
-)
-# What trainable lifting starts as; of the last two, see lifting_level.
-STARTS = CLASSICAL | {"linear": INTERPOLATING, "wavelet": INTERPOLATING}
+# Taps at n - 2 .. n + 2, LeGall's at first, and free to become longer.
+LONGER = ((0, 0, 1 / 2, 1 / 2, 0), 0), ((0, 1 / 4, 1 / 4, 0, 0), 0)
+# What trainable lifting starts as; see lifting_level.
+STARTS = CLASSICAL | {"linear": LONGER, "wavelet": LONGER}
 
 # A transform moves slowly, or each step would throw back what the prior learns beside it: where Adam's steps
 # are 0.004, a bias that is a weight as others are moves by a tone. Taps and biases are weights times SLOW.
@@ -36,6 +34,8 @@ INPUT_GAIN, OUTPUT_GAIN = 16.0, 1 / 512
 
 # A frozen lift's taps and bias count 2^-16, up to 2^8 and 2^8 steps; its network 2^-12.
 TAP_BITS, TAP_MAX, NETWORK_BITS = 16, 2**24, 12
+# What several filters add to a band counts 2^-8 of a step, until it is rounded.
+JOINT_BITS = 8
 
 
 def weighted(taps, x):
@@ -184,16 +184,129 @@ class FixedLiftingLevel(LiftingLevel):
         return self.lifts[i](source.clamp(-LIMIT, LIMIT).to(torch.int32)).to(source.dtype)
 
 
-def lifting_level(wavelet, repeat, hchnl, nhidden, channels=3):
-    """A trainable LiftingLevel of 2 * repeat steps, in pairs of predict and update.
+class JointLevel(nn.Module):
+    """Rows and columns lifted at once: four bands, each rounded once where a LiftingLevel rounds it twice.
 
-    "haar", "legall": every step has a network of rows; started as that classical wavelet, free to leave it.
-    "linear": started as 13/7-T, and a wavelet whatever it learns. Predictions are taps that sum to 1: where
-    rows are constant, details are 0. Updates are taps that sum to 1/2, which a constant, with d = 0, passes
-    unchanged, and the highest frequency, with d = -2 even, not at all. So the low pass is 1 at frequency 0
-    and 0 at pi, the high pass 0 at 0.
-    "wavelet": the same with networks beside the predictions, which see differences along rows alone, so that
-    all this remains true of the slopes.
+    With p, u for the taps of a predict and an update along rows, p', u' along columns, for all pairs in turn:
+        dr -= p (dl - p' ul) + p' ur
+        ur -= p ul - u' dr
+        dl -= p' ul - u dr
+        ul += u (ur - u' dr) + u' dl
+    But for rounding, these are the bands of a LiftingLevel. The first three may subtract a network each, of
+    the other bands that are known when they are undone. Every height and width is welcome, as there.
+    Source: Strutz and Rennert, "Two-dimensional integer wavelet transform with reduced influence of rounding
+    operations" (2012).
+    """
+
+    flat = LiftingLevel.flat
+    # The bands that steps change, as numbers of ul, ur, dl, dr, and those that their networks see.
+    SEEN = {3: (0, 1, 2), 1: (0, 3), 2: (0, 3, 1), 0: ()}
+
+    def __init__(self, lifts, networks=()):
+        """lifts: pairs of predict and update; networks: none, or three for each pair."""
+        super().__init__()
+        self.filters, self.networks = nn.ModuleList(lifts), nn.ModuleList(networks)
+        pairs = range(len(self.filters) // 2)
+        self.steps = [(pair, i, band) for pair in pairs for i, band in enumerate(self.SEEN)]
+
+    def freeze(self, peaks):
+        """A FixedJointLevel; peaks: see utils/arithmetic/fixed.py, observe. May raise ValueError."""
+        factor, limit = OUTPUT_GAIN * (STEPS << JOINT_BITS), int(LIMIT) << JOINT_BITS
+        networks = [network.freeze(peaks, factor, limit=limit) for network in self.networks]
+        return FixedJointLevel([lift.freeze(peaks) for lift in self.filters], networks)
+
+    def _along(self, taps, x):
+        return weighted(taps, x)
+
+    def _whole(self, y):
+        return round_through(y)
+
+    def _read(self, band):
+        """A band as filters and as networks see it."""
+        return band, band / STEPS
+
+    def _bias(self, lift):
+        return STEPS * lift.bias
+
+    def _output(self, i, seen):
+        return STEPS * OUTPUT_GAIN * self.networks[i](seen)
+
+    def _shift(self, pair, i, band, bands):
+        """What step i of a pair adds to a band."""
+        target = bands[band]
+        if not target.numel():
+            return target
+        predict, update = self.filters[2 * pair : 2 * pair + 2]
+        size = bands[0].shape[-2:]
+        (ul, ur, dl, dr), planes = zip(*(self._read(extend(b, size, 0)) for b in bands))
+
+        def along(lift, x):
+            return self._along(lift.taps, x)
+
+        def down(lift, x):
+            return along(lift, x.mT).mT
+
+        if band == 3:
+            y = along(predict, dl - down(predict, ul)) + down(predict, ur)
+        elif band == 1:
+            y = along(predict, ul) - down(update, dr)
+        elif band == 2:
+            y = down(predict, ul) - along(update, dr)
+        else:
+            y = along(update, ur - down(update, dr)) + down(update, dl)
+        y = y + self._bias(predict if band else update)
+        if band and self.networks:
+            y = y + self._output(3 * pair + i, torch.cat([planes[k] for k in self.SEEN[band]], 1))
+        shift = crop(self._whole(y), target.shape[-2:]).to(target.dtype)
+        return -shift if band else shift
+
+    def split(self, x):
+        """x (B, C, H, W) -> coarse band, detail bands (ur, dl, dr): high in columns, in rows, in both."""
+        bands = list(split(x))
+        for pair, i, band in self.steps:
+            bands[band] = bands[band] + self._shift(pair, i, band, bands)
+        return bands[0], tuple(bands[1:])
+
+    def merge(self, coarse, detail):
+        """Undo split."""
+        bands = [coarse, *detail]
+        for pair, i, band in reversed(self.steps):
+            bands[band] = bands[band] - self._shift(pair, i, band, bands)
+        return merge(*bands)
+
+
+class FixedJointLevel(JointLevel):
+    """A JointLevel in integers: the same steps for any order of summation."""
+
+    # filters read and give 2^-8 of a step
+    def _along(self, taps, x):
+        return weighted(taps, x) + (1 << TAP_BITS - 1) >> TAP_BITS
+
+    def _whole(self, y):
+        limit = int(LIMIT)
+        return (y + (1 << JOINT_BITS - 1) >> JOINT_BITS).clamp(-limit, limit)
+
+    def _read(self, band):
+        whole = band.clamp(-LIMIT, LIMIT).to(torch.int32)
+        return whole.long() << JOINT_BITS, whole
+
+    def _bias(self, lift):
+        return lift.bias >> TAP_BITS - JOINT_BITS
+
+    def _output(self, i, seen):
+        return self.networks[i](seen).long()
+
+
+def lifting_level(wavelet, repeat, hchnl, nhidden, channels=3):
+    """A trainable level of `repeat` pairs of predict and update, the first of which is a classical wavelet.
+
+    "haar", "legall": a LiftingLevel every step of which has a network of rows, free to leave its start.
+    "linear": a JointLevel started as LeGall's, and a wavelet whatever it learns. Predictions are taps that
+    sum to 1: where rows are constant, details are 0. Updates are taps that sum to 1/2, which a constant, with
+    d = 0, passes unchanged, and the highest frequency, with d = -2 even, not at all. So the low pass is 1 at
+    frequency 0 and 0 at pi, the high pass 0 at 0.
+    "wavelet": the same with networks beside the predictions, which see differences within bands alone, so
+    that all this remains true of the slopes.
     """
     steps = STARTS[wavelet]
     steps += (((0,) * len(steps[0][0]), 0),) * (2 * repeat - 2)
@@ -201,14 +314,12 @@ def lifting_level(wavelet, repeat, hchnl, nhidden, channels=3):
         networks = (ConvNet(channels, channels, hchnl, nhidden, kernel=(1, 3)) for _ in steps)
         lifts = (Lift(taps, bias, network) for (taps, bias), network in zip(steps, networks))
         return LiftingLevel(lifts, wavelet != "haar")
-    lifts = []
-    for i, (taps, bias) in enumerate(steps):
-        if i % 2 or wavelet == "linear":
-            lifts.append(Lift(taps, bias, total=sum(taps)))
-        else:
-            network = ConvNet(channels, channels, hchnl, nhidden, differences=INPUT_GAIN)
-            lifts.append(Lift(taps, bias, network, sum(taps), OUTPUT_GAIN))
-    return LiftingLevel(lifts)
+    seen = [len(known) for known in JointLevel.SEEN.values() if known] * repeat
+    networks = (
+        ConvNet(count * channels, channels, hchnl, nhidden, differences=INPUT_GAIN)
+        for count in (seen if wavelet == "wavelet" else ())
+    )
+    return JointLevel((Lift(taps, bias, total=sum(taps)) for taps, bias in steps), networks)
 
 
 def classical(wavelet):

@@ -17,8 +17,8 @@ ARCHITECTURE = {
     "heavy": Option(False, "networks of its own for every level, in place of shared ones"),
     "lifting": Option(
         "none",
-        "scheme 1, lifting of rows and columns, started as haar or legall; linear: taps alone, a wavelet "
-        "whatever they learn; wavelet: the same with networks; none: scheme 2",
+        "scheme 1, lifting of rows and columns, started as haar or legall; linear: of both at once, by taps "
+        "alone, a wavelet whatever they learn; wavelet: the same with networks; none: scheme 2",
         ("none", "haar", "legall", "linear", "wavelet"),
     ),
     "prior": Option(

@@ -143,7 +143,7 @@ class Shares(nn.Conv2d):
 
 
 class Differences(nn.Conv2d):
-    """A convolution each row of whose kernels sums to 0: it does not see what is constant along rows.
+    """A convolution whose kernels sum to 0 for each channel: it does not see what is constant.
 
     gain: factor on He's initial weights. In float32 also where autocast computes in bfloat16, in which small
     differences of pixels are lost.
@@ -159,7 +159,7 @@ class Differences(nn.Conv2d):
     @property
     def taps(self):
         """What it convolves with: (out, C, rows, columns)."""
-        return self.weight - self.weight.mean(3, keepdim=True)
+        return self.weight - self.weight.mean((2, 3), keepdim=True)
 
     def forward(self, x):
         """x (B, C, H, W) -> (B, out, H', W')."""
@@ -172,8 +172,7 @@ class ConvNet(nn.Module):
 
     channels, out: channels of the input and of the output; hchnl: of the hidden layers.
     kernel: (3, 3), or (1, 3) for networks of rows. The last layer starts at zero.
-    differences: if given, the first layer is Differences of that gain: net(x + a) = net(x) for a constant
-        along rows.
+    differences: if given, the first layer is Differences of that gain: net(x + a) = net(x) for constants.
     Input (B, channels, H, W), output (B, out, H, W), float. Source: method 2.
     """
 

@@ -14,9 +14,10 @@ plan says, its target's test part is measured, and -also pictures in folders are
     full    with all of them; -PART: without this one; +couplings: behind couplings; +wide: without couplings,
             but widened to as many multiply-adds; +drfirst: the diagonal band first; +own: the finest level
             has networks of its own; +five: mixtures of two components more; +muon: by Muon, half the rate
-    paper+ycocg and full with +haar, +legall, +interpolating: behind that wavelet, fixed; +learnedhaar,
-            +learnedlegall: lifting that starts so, free to leave it; +linear, +wavelet: -lifting so;
-            +linear2: -repeat 2; +quiet: its updates leave out what is within 3 tones of no detail
+    paper+ycocg and full with +haar, +legall: behind that wavelet, fixed; +learnedhaar, +learnedlegall:
+            lifting that starts so, free to leave it. Rows and columns at once: +joint, LeGall's, fixed;
+            +linear, +wavelet: -lifting so, which start as that; +linear2: -repeat 2; +cubic: 9/7-F, which
+            predicts by cubics, fixed; +fourstep: CDF 9/7, fixed
 Parts, and what stands in their place:
     bands     sight of the detail bands before; the coarse band alone
     channels  sight of the channels before, in the same band; none
@@ -50,8 +51,10 @@ from easymain import read_plan  # noqa: E402
 from flow.analysis import entropy, filter_figures  # noqa: E402
 from flow.figures.loading import middle  # noqa: E402
 from flow.figures.responses import PLACES, patches  # noqa: E402
+from flow.lifting import JointLevel, Lift  # noqa: E402
 from flow.model import build  # noqa: E402
 from flow.options import ARCHITECTURE, TRAINING  # noqa: E402
+from flow.pyramid import Pyramid  # noqa: E402
 from flow.training import Trainer  # noqa: E402
 from source.bands import LEVELS, START_OCTAVES, Band, BandPrior, Mixer  # noqa: E402
 from source.distribution import Mixture  # noqa: E402
@@ -94,8 +97,6 @@ KEY = ("row", *SETTINGS)
 WIDTH = 24
 # A value 255 away from the middle comes out as 8, as companded.
 PLAIN = 2.0**-5
-# Tones of a detail that updates leave out.
-QUIET = 3
 # The side of what is measured of a picture.
 MIDDLE_SIDE = 256
 
@@ -107,7 +108,7 @@ class Row(NamedTuple):
 
     parts: those it has; bands: whether its prior is band-wise, or the paper's; wavelet: its transform, one of
     WAVELETS; order: of the bands; like: the row that it is widened to, in multiply-adds; repeat: pairs of
-    steps of lifting; quiet: whether small details update nothing; own: levels with networks of their own;
+    steps of lifting; taps: fixed filters of both directions; own: levels with networks of their own;
     more: components more than of other rows; muon: the optimiser.
     """
 
@@ -118,7 +119,7 @@ class Row(NamedTuple):
     order: tuple = (0, 1, 2)
     like: str | None = None
     repeat: int = 1
-    quiet: bool = False
+    taps: tuple = ()
     own: int = 0
     more: int = 0
     muon: bool = False
@@ -129,11 +130,19 @@ ALL, COLOUR = frozenset(PARTS), frozenset({"ycocg"})
 WAVELETS = {
     "haar": ("haar", True),
     "legall": ("legall", True),
-    "interpolating": ("linear", True),
+    "joint": ("linear", True),
     "learnedhaar": ("haar", False),
     "learnedlegall": ("legall", False),
     "linear": ("linear", False),
     "wavelet": ("wavelet", False),
+}
+# Predictions and updates in turn, of 9/7-F by Deslauriers and Dubuc's cubics and of CDF 9/7.
+TAPS = {
+    "cubic": ((0, -1 / 16, 9 / 16, 9 / 16, -1 / 16), (1 / 4, 1 / 4, 0)),
+    "fourstep": (
+        *((0, 1.586134342, 1.586134342), (-0.052980118, -0.052980118, 0)),
+        *((0, -0.882911076, -0.882911076), (0.443506852, 0.443506852, 0)),
+    ),
 }
 ROWS = {
     "paper": Row(bands=False),
@@ -151,7 +160,7 @@ ROWS = {
     **{f"paper+ycocg+{name}": Row(COLOUR, bands=False, wavelet=name) for name in WAVELETS},
     **{f"full+{name}": Row(ALL, wavelet=name) for name in WAVELETS},
     "full+linear2": Row(ALL, wavelet="linear", repeat=2),
-    "full+quiet": Row(ALL, wavelet="linear", quiet=True),
+    **{f"full+{name}": Row(ALL, wavelet="linear", taps=taps) for name, taps in TAPS.items()},
     "full+own": Row(ALL, own=1),
     "full+five": Row(ALL, more=2),
     "full+muon": Row(ALL, muon=True),
@@ -217,17 +226,6 @@ class PartialPrior(BandPrior):
             self.register_buffer("level", torch.zeros(LEVELS, width, 1, 1))
 
 
-class QuietLift(nn.Module):
-    """A Lift of what is left of its input beyond QUIET tones: t(x - clamp(x))."""
-
-    def __init__(self, lift):
-        super().__init__()
-        self.lift, self.network = lift, lift.network
-
-    def forward(self, x):
-        return self.lift(x - x.clamp(-QUIET / STEPS, QUIET / STEPS))
-
-
 def make_model(name, options):
     """The untrained model of a row."""
     row, width = ROWS[name], options["width"]
@@ -256,13 +254,10 @@ def _model(row, width, options):
         model.detail = LevelPriors(priors) if row.own else priors[0]
     else:
         model = build(architecture | {"hchnl": width, "prior": "paper"})
-    if row.quiet:
-        for level in model.pyramid.levels:
-            level.lifts = nn.ModuleList(
-                QuietLift(lift) if i % 2 else lift for i, lift in enumerate(level.lifts)
-            )
-    if fixed:
-        for lift in (lift for level in model.pyramid.levels for lift in level.lifts):
+    if row.taps:
+        model.pyramid = Pyramid([JointLevel(Lift(taps, 0) for taps in row.taps)]).requires_grad_(False)
+    elif fixed:
+        for lift in (m for m in model.pyramid.modules() if isinstance(m, Lift)):
             lift.network = None
         model.pyramid.requires_grad_(False)
     return model

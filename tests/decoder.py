@@ -310,6 +310,23 @@ def extend(x, h, w, nothing=0):
     return np.pad(x, ((0, 0), (0, h - x.shape[1]), (0, w - x.shape[2])), "edge")
 
 
+def interleaved(ul, ur, dl, dr):
+    (channels, h, w), down, right = ul.shape, dl.shape[1], ur.shape[2]
+    image = np.zeros((channels, h + down, w + right), np.int64)
+    image[:, ::2, ::2], image[:, ::2, 1::2], image[:, 1::2, ::2], image[:, 1::2, 1::2] = ul, ur, dl, dr
+    return image
+
+
+def across(taps, x):
+    """Rows filtered, in the units of x."""
+    p = np.pad(x, ((0, 0), (0, 0), (len(taps) // 2,) * 2), "edge")
+    return sum(tap * p[:, :, k : k + x.shape[2]] for k, tap in enumerate(taps)) + 2**15 >> 16
+
+
+def down(taps, x):
+    return across(taps, x.swapaxes(1, 2)).swapaxes(1, 2)
+
+
 class Model:
     """A frozen model: its tensors, and the options of parameter.json. Maps are (channels, rows, columns)."""
 
@@ -372,22 +389,47 @@ class Model:
         name = f"pyramid.levels.{min(i, self.levels - 1)}"
         if self.options.get("lifting", "none") == "none":
             return self.couple(bands, f"{name}.networks")
+        if self.options["lifting"] in ("linear", "wavelet"):
+            return self.lift_both(bands, name)
         ul, ur, dl, dr = (band.swapaxes(1, 2) for band in bands)
         left, right = (self.lift(*halves, f"{name}.lifts") for halves in ((ul, dl), (ur, dr)))
         return self.lift(left.swapaxes(1, 2), right.swapaxes(1, 2), f"{name}.lifts")
 
     def couple(self, bands, name):
-        (channels, h, w), bands = bands[0].shape, list(bands)
+        (_, h, w), bands = bands[0].shape, list(bands)
         last = max((t for t in range(1000) if self.has(f"{name}.{t}.last.bias")), default=-1)
         for t in range(last, -1, -1):
             k = t % 4
             others = [extend(band, h, w, 128) - 128 for j, band in enumerate(bands) if j != k]
             shift = self.network(f"{name}.{t}", np.concatenate(others), 2**16)
             bands[k] = bands[k] - shift[:, : bands[k].shape[1], : bands[k].shape[2]]
-        ul, ur, dl, dr = bands
-        image = np.zeros((channels, h + dl.shape[1], w + ur.shape[2]), np.int64)
-        image[:, ::2, ::2], image[:, ::2, 1::2], image[:, 1::2, ::2], image[:, 1::2, 1::2] = ul, ur, dl, dr
-        return image
+        return interleaved(*bands)
+
+    def lift_both(self, bands, name):
+        """The image whose rows and columns are lifted at once."""
+        (_, h, w), bands = bands[0].shape, list(bands)
+        last = max(t for t in range(1000) if self.has(f"{name}.filters.{t}.taps"))
+        for t in range(last, -1, -2):
+            (p, a), (u, b) = (
+                [self.tensors[f"{name}.filters.{n}.{part}"] for part in ("taps", "bias")] for n in (t - 1, t)
+            )
+            for band in 0, 2, 1, 3:
+                x = [clamp(extend(each, h, w), 2**16) for each in bands]
+                ul, ur, dl, dr = (256 * each for each in x)
+                if band == 0:
+                    y = across(u, ur - down(u, dr)) + down(u, dl) + (b >> 8)
+                elif band == 1:
+                    y, seen, n = across(p, ul) - down(u, dr) + (a >> 8), (0, 3), 1
+                elif band == 2:
+                    y, seen, n = down(p, ul) - across(u, dr) + (a >> 8), (0, 3, 1), 2
+                else:
+                    y, seen, n = across(p, dl - down(p, ul)) + down(p, ur) + (a >> 8), (0, 1, 2), 0
+                if band and self.options["lifting"] == "wavelet":
+                    network = f"{name}.networks.{3 * (t // 2) + n}"
+                    y = y + self.network(network, np.concatenate([x[k] for k in seen]), 2**24)
+                shift = clamp(y + 128 >> 8, 2**16)[:, : bands[band].shape[1], : bands[band].shape[2]]
+                bands[band] = bands[band] + (shift if band else -shift)
+        return interleaved(*bands)
 
     def lift(self, low, high, name):
         """The rows whose halves these are."""

@@ -74,7 +74,7 @@ def test_the_page_is_enough_for_luma_alone(name, mode):
     options = OPTIONS[name if name in ("bands", "linear") else "paper"]
     options = options | dict(repeat=0) if name in ("bands", "no couplings") else options
     float_model = make_wild(build(options), 0.2)
-    for lift in float_model.pyramid.level(0).lifts if name == "linear" else ():
+    for lift in float_model.pyramid.level(0).filters if name == "linear" else ():
         lift.slow_bias.data.zero_()  # a wild one moves an even grey
     frozen = float_model.freeze()
     model = Model({n: t.numpy() for n, t in frozen.state_dict().items()}, options)

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from integers import drawn, seeded
 
-from flow.lifting import CLASSICAL, INTERPOLATING, STARTS, Lift, LiftingLevel, classical
+from flow.lifting import CLASSICAL, JointLevel, Lift, LiftingLevel, classical
 from flow.model import build
-from flow.pyramid import Pyramid
 from source.networks import ConvNet
 from utils.arithmetic.fixed import observe
 from utils.arithmetic.integers import STEPS
@@ -158,21 +157,58 @@ def test_equal_to_pywavelets_where_nothing_is_rounded(wavelet, levels, size):
     np.testing.assert_allclose(top, wanted, rtol=0, atol=1e-6)
 
 
-def interpolating():
-    """The linear wavelet that "wavelet" starts as."""
-    return LiftingLevel(Lift(*step) for step in INTERPOLATING)
-
-
-@pytest.mark.parametrize("wavelet", STARTS)
+@pytest.mark.parametrize("wavelet", CLASSICAL)
 @pytest.mark.parametrize("repeat", [1, 3])
 @torch.no_grad()
 def test_trainable_lifting_starts_as_the_classical_transform(wavelet, repeat, photo):
     x = photo[..., :129, :94]
     top, details = build({"lifting": wavelet, "repeat": repeat}).transform(x)
-    start = classical(wavelet) if wavelet in CLASSICAL else Pyramid([interpolating()])
-    wanted_top, wanted = start(x)
+    wanted_top, wanted = classical(wavelet)(x)
     assert torch.equal(top, wanted_top) and len(details) == len(wanted) == 7
     assert all(torch.equal(a, b) for pair in zip(details, wanted) for a, b in zip(*pair))
+
+
+# Two pairs of predict and update of no wavelet.
+PAIRS = [(0.1, -0.2, 0.7, 0.5, 0), (0.3, 0.25, -0.05), (0, 0.25, 0), (-0.1, 0.1, 0.2)]
+
+
+@pytest.mark.parametrize("size", [(8, 8), (13, 10), (10, 13), (1, 9), (9, 1), (1, 1), (2, 2)])
+@pytest.mark.parametrize("frozen", [False, True])
+@torch.no_grad()
+def test_rows_and_columns_at_once_are_rows_then_columns(size, frozen):
+    """But for rounding, by which LeGall's taps change no multiple of 64, and any taps a few tones."""
+    for taps, near in ([taps for taps, _ in CLASSICAL["legall"]], 0), (PAIRS, 4):
+        joint, apart = (kind([Lift(each, 0) for each in taps]) for kind in (JointLevel, LiftingLevel))
+        joint = joint.freeze({}) if frozen else joint
+        x = 64 * noise(2, 3, *size)
+        for one, other in zip(joint.split(x)[1], apart.split(x)[1]):
+            assert one.shape == other.shape and one.dtype == x.dtype
+            assert not one.numel() or (one - other).abs().max() <= near
+        assert torch.equal(joint.merge(*joint.split(x)), x)
+
+
+@torch.no_grad()
+def test_both_at_once_are_nearer_to_what_is_not_rounded(photo):
+    x, taps = photo[..., :130, :98].double(), PAIRS[:2]
+    joint, apart = (kind([Lift(each, 0) for each in taps]).double() for kind in (JointLevel, LiftingLevel))
+    finer = apart.split(2**7 * x)
+    bands = [(top, *details) for top, details in (joint.split(x), apart.split(x), finer)]
+    for once, twice, exact in zip(*bands):
+        errors = [(band - exact / 2**7).square().mean() for band in (once, twice)]
+        assert errors[0] < 0.75 * errors[1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lifting", ["linear", "wavelet"])
+def test_frozen_lifting_of_both_is_the_trained_one_rounded(lifting, photo):
+    model, x = make_wild(build({"lifting": lifting, "hchnl": 8, "repeat": 2}), 0.05), photo[..., :65, :94]
+    with observe(model) as peaks:
+        model.log_prob(x)
+    level = model.double().pyramid.level(0)
+    fixed = level.freeze(peaks)
+    for real, whole in zip(*((top, *details) for top, details in (level.split(x.double()), fixed.split(x)))):
+        assert (real - whole).abs().max() <= 3 and (real - whole).abs().mean() < 0.1
+    assert torch.equal(fixed.merge(*fixed.split(x)), x)
 
 
 def test_trainable_lifting_learns_its_taps():
@@ -200,7 +236,7 @@ def test_a_wavelet_whatever_it_learns(lifting, repeat):
     assert torch.allclose(low, torch.tensor([1.0, 0, 0]).double(), atol=1e-12)
     assert max(h.abs().max() for h in high) < 1e-12
     # not by staying as it was
-    assert all((a - b).abs().max() > 1 for a, b in zip(details, interpolating().double().split(x)[1]))
+    assert all((a - b).abs().max() > 1 for a, b in zip(details, classical("legall").double()(x, 1)[1][0]))
 
 
 @pytest.mark.parametrize("wavelet", CLASSICAL)
@@ -255,7 +291,7 @@ def test_frozen_classical_lifts_are_exact(wavelet, photo):
         assert torch.equal(fixed.merge(*given), x) and given[0].dtype == torch.float32
 
 
-@pytest.mark.parametrize("wavelet", STARTS)
+@pytest.mark.parametrize("wavelet", CLASSICAL)
 @torch.no_grad()
 def test_frozen_lifting_is_the_trained_one_rounded(wavelet):
     model = make_wild(build({"lifting": wavelet, "hchnl": 8, "repeat": 2}), 0.1)
