@@ -319,7 +319,12 @@ def lifting_level(wavelet, repeat, hchnl, nhidden, channels=3):
         ConvNet(count * channels, channels, hchnl, nhidden, differences=INPUT_GAIN)
         for count in (seen if wavelet == "wavelet" else ())
     )
-    return JointLevel((Lift(taps, bias, total=sum(taps)) for taps, bias in steps), networks)
+    level = JointLevel((Lift(taps, bias, total=sum(taps)) for taps, bias in steps), networks)
+    # what is added to all coefficients of a band the prior knows; a bias that learned would only wander, and
+    # take what is rounded, and with it the prior, along
+    for bias in (*(lift.slow_bias for lift in level.filters), *(n.last.bias for n in level.networks)):
+        bias.requires_grad_(False)
+    return level
 
 
 def classical(wavelet):

@@ -218,6 +218,16 @@ def test_trainable_lifting_learns_its_taps():
         assert lift.slow_taps.grad.abs().min() > 0 and lift.network.last.weight.grad.abs().max() > 0
 
 
+def test_of_both_at_once_all_learns_but_biases():
+    model = build({"lifting": "wavelet", "hchnl": 4})
+    model.log_prob(noise(2, 3, 8, 8)).sum().backward()
+    level = model.pyramid.level(0)
+    for lift in level.filters:
+        assert lift.slow_taps.grad.abs().min() > 0 and lift.slow_bias.grad is None
+    for network in level.networks:
+        assert network.last.weight.grad.abs().max() > 0 and network.last.bias.grad is None
+
+
 @pytest.mark.parametrize("lifting", ["linear", "wavelet"])
 @pytest.mark.parametrize("repeat", [1, 2])
 def test_a_wavelet_whatever_it_learns(lifting, repeat):
