@@ -47,18 +47,18 @@ def weighted(taps, x):
 
 
 class Lift(nn.Module):
-    """t(x) = taps * x + bias + gain network(x) along rows: one step of lifting; taps may be all there is.
+    """t(x) = taps * x + bias + network(x) along rows: one step of lifting; taps may be all there is.
 
     taps: an odd number of them, the middle one for the sample at n.
     total: what the taps sum to, whatever they learn; None: anything.
     x: (B, C, H, W) in the networks' range; returns the same shape. Source: method 4.
     """
 
-    def __init__(self, taps, bias, network=None, total=None, gain=1.0):
+    def __init__(self, taps, bias, network=None, total=None):
         super().__init__()
         self.slow_taps = nn.Parameter(torch.tensor(taps, dtype=torch.float32) / SLOW)
         self.slow_bias = nn.Parameter(torch.tensor(bias / STEPS / SLOW))
-        self.network, self.total, self.gain = network, total, gain
+        self.network, self.total = network, total
 
     @property
     def taps(self):
@@ -74,7 +74,7 @@ class Lift(nn.Module):
     def forward(self, x):
         """See the class."""
         y = weighted(self.taps, x) + self.bias
-        return y if self.network is None else y + self.gain * self.network(x)
+        return y if self.network is None else y + self.network(x)
 
     def freeze(self, peaks):
         """A FixedLift; peaks: see utils/arithmetic/fixed.py, observe. May raise ValueError."""
@@ -82,7 +82,7 @@ class Lift(nn.Module):
 
 
 class FixedLift(nn.Module):
-    """A Lift in integers, of coefficients v: floor(taps v + 256 bias + gain network(v) + 1/2), within +-2^16.
+    """A Lift in integers, of coefficients v: floor(taps v + 256 bias + network(v) + 1/2), within +-2^16.
 
     v: (B, C, H, W) int32 -> (B, C, H, W) int32.
     """
@@ -97,9 +97,7 @@ class FixedLift(nn.Module):
         self.network = (
             None
             if lift.network is None
-            else lift.network.freeze(
-                peaks, lift.gain * (STEPS << NETWORK_BITS), limit=int(LIMIT) << NETWORK_BITS
-            )
+            else lift.network.freeze(peaks, STEPS << NETWORK_BITS, limit=int(LIMIT) << NETWORK_BITS)
         )
 
     def check(self):
@@ -215,37 +213,33 @@ class JointLevel(nn.Module):
         networks = [network.freeze(peaks, factor, limit=limit) for network in self.networks]
         return FixedJointLevel([lift.freeze(peaks) for lift in self.filters], networks)
 
-    def _along(self, taps, x):
-        return weighted(taps, x)
-
-    def _whole(self, y):
-        return round_through(y)
-
     def _read(self, band):
-        """A band as filters and as networks see it."""
-        return band, band / STEPS
+        """A band as filters see it."""
+        return band
+
+    def _along(self, lift, x):
+        return weighted(lift.taps, x)
+
+    def _down(self, lift, x):
+        return self._along(lift, x.mT).mT
 
     def _bias(self, lift):
         return STEPS * lift.bias
 
     def _output(self, i, seen):
-        return STEPS * OUTPUT_GAIN * self.networks[i](seen)
+        return STEPS * OUTPUT_GAIN * self.networks[i](seen / STEPS)
+
+    def _whole(self, y):
+        return round_through(y)
 
     def _shift(self, pair, i, band, bands):
         """What step i of a pair adds to a band."""
         target = bands[band]
         if not target.numel():
             return target
+        bands = [extend(b, bands[0].shape[-2:], 0) for b in bands]
         predict, update = self.filters[2 * pair : 2 * pair + 2]
-        size = bands[0].shape[-2:]
-        (ul, ur, dl, dr), planes = zip(*(self._read(extend(b, size, 0)) for b in bands))
-
-        def along(lift, x):
-            return self._along(lift.taps, x)
-
-        def down(lift, x):
-            return along(lift, x.mT).mT
-
+        (ul, ur, dl, dr), along, down = map(self._read, bands), self._along, self._down
         if band == 3:
             y = along(predict, dl - down(predict, ul)) + down(predict, ur)
         elif band == 1:
@@ -256,7 +250,7 @@ class JointLevel(nn.Module):
             y = along(update, ur - down(update, dr)) + down(update, dl)
         y = y + self._bias(predict if band else update)
         if band and self.networks:
-            y = y + self._output(3 * pair + i, torch.cat([planes[k] for k in self.SEEN[band]], 1))
+            y = y + self._output(3 * pair + i, torch.cat([bands[k] for k in self.SEEN[band]], 1))
         shift = crop(self._whole(y), target.shape[-2:]).to(target.dtype)
         return -shift if band else shift
 
@@ -279,22 +273,21 @@ class FixedJointLevel(JointLevel):
     """A JointLevel in integers: the same steps for any order of summation."""
 
     # filters read and give 2^-8 of a step
-    def _along(self, taps, x):
-        return weighted(taps, x) + (1 << TAP_BITS - 1) >> TAP_BITS
-
-    def _whole(self, y):
-        limit = int(LIMIT)
-        return (y + (1 << JOINT_BITS - 1) >> JOINT_BITS).clamp(-limit, limit)
-
     def _read(self, band):
-        whole = band.clamp(-LIMIT, LIMIT).to(torch.int32)
-        return whole.long() << JOINT_BITS, whole
+        return band.clamp(-LIMIT, LIMIT).long() << JOINT_BITS
+
+    def _along(self, lift, x):
+        return weighted(lift.taps, x) + (1 << TAP_BITS - 1) >> TAP_BITS
 
     def _bias(self, lift):
         return lift.bias >> TAP_BITS - JOINT_BITS
 
     def _output(self, i, seen):
         return self.networks[i](seen).long()
+
+    def _whole(self, y):
+        limit = int(LIMIT)
+        return (y + (1 << JOINT_BITS - 1) >> JOINT_BITS).clamp(-limit, limit)
 
 
 def lifting_level(wavelet, repeat, hchnl, nhidden, channels=3):

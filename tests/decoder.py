@@ -317,10 +317,15 @@ def interleaved(ul, ur, dl, dr):
     return image
 
 
-def across(taps, x):
-    """Rows filtered, in the units of x."""
+def filtered(taps, x):
+    """Rows filtered, in units of both."""
     p = np.pad(x, ((0, 0), (0, 0), (len(taps) // 2,) * 2), "edge")
-    return sum(tap * p[:, :, k : k + x.shape[2]] for k, tap in enumerate(taps)) + 2**15 >> 16
+    return sum(tap * p[:, :, k : k + x.shape[2]] for k, tap in enumerate(taps))
+
+
+def across(taps, x):
+    """The same in units of x."""
+    return filtered(taps, x) + 2**15 >> 16
 
 
 def down(taps, x):
@@ -443,8 +448,7 @@ class Model:
                 source = np.pad(source, ((0, 0), (0, 0), (0, w - source.shape[2])))
             v = clamp(extend(source, h, w), 2**16)
             taps, bias = (self.tensors[f"{name}.{t}.{part}"] for part in ("taps", "bias"))
-            p = np.pad(v, ((0, 0), (0, 0), (len(taps) // 2,) * 2), "edge")
-            line = bias + sum(tap * p[:, :, k : k + v.shape[2]] for k, tap in enumerate(taps))
+            line = bias + filtered(taps, v)
             if self.has(f"{name}.{t}.network.last.bias"):
                 line = line + (self.network(f"{name}.{t}.network", v, 2**28) << 4)
             shift = clamp(line + 2**15 >> 16, 2**16)[:, :, : target.shape[2]]

@@ -181,7 +181,8 @@ def test_rows_and_columns_at_once_are_rows_then_columns(size, frozen):
         joint, apart = (kind([Lift(each, 0) for each in taps]) for kind in (JointLevel, LiftingLevel))
         joint = joint.freeze({}) if frozen else joint
         x = 64 * noise(2, 3, *size)
-        for one, other in zip(joint.split(x)[1], apart.split(x)[1]):
+        both = ((top, *details) for top, details in (joint.split(x), apart.split(x)))
+        for one, other in zip(*both):
             assert one.shape == other.shape and one.dtype == x.dtype
             assert not one.numel() or (one - other).abs().max() <= near
         assert torch.equal(joint.merge(*joint.split(x)), x)
