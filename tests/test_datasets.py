@@ -423,6 +423,11 @@ def test_forged_array_is_refused(tmp_path):
     assert "data are 'O8', not uint8" in shard_error(tmp_path, pickle.dumps({"data": Forged()}, 2))
 
 
+@pytest.mark.parametrize("content", [b"\x80\x02Nr\x00\x00\x10\x00.", b"Np1048576\n."], ids=["binary", "text"])
+def test_memo_larger_than_its_pickle_is_refused(tmp_path, content):
+    assert f"a memo of {1 << 20} objects in {len(content)} bytes" in shard_error(tmp_path, content)
+
+
 @pytest.mark.parametrize(
     "data",
     [pixels(2, 32).astype(np.int16), pixels(2, 32)[:, 1:], pixels(2, 32).reshape(2, 3, 32, 32)],

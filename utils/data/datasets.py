@@ -4,6 +4,7 @@ import hashlib
 import http.client
 import math
 import pickle
+import pickletools
 import re
 import shutil
 import tarfile
@@ -296,12 +297,24 @@ def _read_shard(path, size):
             if path.suffix == ".npz":
                 rows = np.load(file, allow_pickle=False)["data"]
             else:
+                _check_memo(file, path.stat().st_size)
                 rows = _array_of(_Unpickler(file, encoding="bytes").load())
         if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3 * size * size:
             raise ValueError(f"data are {rows.dtype} {rows.shape}, not uint8 (N, {3 * size * size})")
     except Exception as error:  # a damaged file can break its parser anywhere
         raise ValueError(f"{path}: not a whole shard of images ({_reason(error)})") from error
     return rows
+
+
+def _check_memo(file, size):
+    """Raise ValueError if a pickle of so many bytes numbers an object beyond them; rewinds the file.
+
+    The unpickler makes room for all numbers up to the largest, whatever the file holds.
+    """
+    for operation, number, _ in pickletools.genops(file):
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and number > size:
+            raise ValueError(f"a memo of {number} objects in {size} bytes")
+    file.seek(0)
 
 
 class _Call:
