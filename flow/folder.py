@@ -14,7 +14,11 @@ pic/                           lossCurve.png; samples.png and a test image's pyr
 
 import hashlib
 import json
+from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
+
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from flow.model import build
 from flow.options import ARCHITECTURE
@@ -197,16 +201,45 @@ def open_model(folder, weights=None, device="cpu"):
     options, path = read_options(folder), _weights_path(folder, weights)
     tensors, _ = load_tensors(path)
     part = "average." if any(n.startswith("average.") for n in tensors) else "model."
-    model = build(options)
-    _fill(model, {n.removeprefix(part): t for n, t in tensors.items() if n.startswith(part)}, path)
+    weights = {n.removeprefix(part): t for n, t in tensors.items() if n.startswith(part)}
+    with _no_larger(weights, path):
+        model = build(options)
+    _fill(model, weights, path)
     return model.eval().to(device), options
+
+
+@contextmanager
+def _no_larger(tensors, path):
+    """Within: a model of more weights than tensors have values is refused as soon as it has them.
+
+    A few options may ask for terabytes.
+    """
+    left, thread = sum(t.numel() for t in tensors.values()), get_ident()
+
+    def count(module, name, parameter):
+        nonlocal left
+        again = getattr(module, name, None) is parameter  # as after `self.weight *= 2`
+        if get_ident() == thread and not again:
+            left -= parameter.numel()
+            if left < 0:
+                raise _unfit(path)
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _fill(model, tensors, path):
     try:
         model.load_state_dict(tensors)
     except RuntimeError:
-        raise ValueError(f"{path}: its weights do not fit the options in parameter.json") from None
+        raise _unfit(path) from None
+
+
+def _unfit(path):
+    return ValueError(f"{path}: its weights do not fit the options in parameter.json")
 
 
 def identity(model, options):
@@ -251,7 +284,8 @@ def open_frozen(folder, weights=None, device="cpu"):
     """
     options, path = read_options(folder), freeze(folder, weights)
     tensors, state = load_tensors(path)
-    model = build(options).freeze()
+    with _no_larger(tensors, path):  # each weight is one of the integers
+        model = build(options).freeze()
     _fill(model, tensors, path)
     for part in model.modules():
         if hasattr(part, "check"):

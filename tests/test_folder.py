@@ -1,6 +1,8 @@
 """The model folder: names, identities, and frozen weights that are made once, kept and checked."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from flow.folder import (
     freeze,
     identity,
     open_frozen,
+    open_model,
     read_options,
     sample,
     write_options,
@@ -151,6 +154,27 @@ def test_stored_integers_of_another_shape_are_refused(folder):
     save_tensors(path, tensors, state)
     with pytest.raises(ValueError, match="do not fit the options"):
         open_frozen(folder)
+
+
+@pytest.fixture
+def little_memory():
+    """A gigabyte at most beside what is taken already."""
+    resource = pytest.importorskip("resource")
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is taken is read from /proc")
+@pytest.mark.parametrize("open_it", [open_model, open_frozen])
+def test_options_of_terabytes_are_refused_before_they_take_them(open_it, folder, little_memory):
+    freeze(folder)
+    large = {"repeat": 64, "hchnl": 2048, "nhidden": 32, "width": 2048, "blocks": 6, "ownLevels": 16}
+    write_options(folder, SMALL | large)
+    with pytest.raises(ValueError, match="best_test.*: its weights do not fit the options"):
+        open_it(folder)
 
 
 def test_images_to_observe_are_photographs_that_are_not_for_testing():
