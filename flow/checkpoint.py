@@ -1,6 +1,7 @@
 """The state of a training and its saving, from which it goes on exactly where it was."""
 
 import math
+import sys
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -14,6 +15,8 @@ OPTIMIZERS = {
     "adam": lambda module, lr: torch.optim.Adam(module.parameters(), lr, betas=(0.9, 0.99)),
     "muon": Muon,
 }
+# The figures of an epoch in a training's history; of old ones, the first three alone.
+RECORD = ("epoch", "train_bpd", "test_bpd", "rate", "seconds")
 
 
 def moments(optimizer, parameter):
@@ -41,6 +44,37 @@ class Progress:
     best_test: float = math.inf
     history: list = field(default_factory=list)
     bands: list = field(default_factory=list)
+
+    @classmethod
+    def of(cls, table, path):
+        """What a saving tells; path: its file. Raises ValueError for what no training has written."""
+        blank = asdict(cls())
+        for name, value in table.items():
+            if name not in blank or not _is_like(value, blank[name]):
+                raise ValueError(f"{path}: not the progress of a training ({name!r:.40} is {value!r:.40})")
+        progress = cls(**table)
+        if not all(set(RECORD[:3]) <= row.keys() <= set(RECORD) for row in progress.history):
+            raise ValueError(f"{path}: not the progress of a training (its history is of other figures)")
+        return progress
+
+
+def _is_like(value, default):
+    """Whether a value read from a file may stand where Progress has this default."""
+    if isinstance(default, list):
+        rows = isinstance(value, list) and all(isinstance(row, dict) for row in value)
+        return rows and all(_is_like(number, 0.0) for row in value for number in row.values())
+    if isinstance(default, int):
+        return type(value) is int and 0 <= value < 2**53
+    # infinite at first are the bests
+    finite = type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return finite or value == default == math.inf
+
+
+def _saved(tensors, name, like):
+    """The tensor of a name. Raises KeyError if there is none of the same shape: others would be repeated."""
+    if tensors[name].shape != like.shape:
+        raise KeyError(f"{name} of another shape")
+    return tensors[name]
 
 
 class TrainingState:
@@ -101,17 +135,19 @@ class TrainingState:
         try:
             if sum(n.startswith("model.") for n in tensors) != len(list(self.model.parameters())):
                 raise KeyError("another number of weights")
-            self.progress = Progress(**progress)
             for n, p in self.model.named_parameters():
-                p.data.copy_(tensors[f"model.{n}"])
+                p.data.copy_(_saved(tensors, f"model.{n}", p))
                 if self.average:
-                    self.average[n].copy_(tensors.get(f"average.{n}", p))
-                saved = {key: f"optimizer.{key}.{n}" for key in ("step", *moments(self.optimizer, p))}
-                if saved["step"] in tensors:
-                    state = {key: tensors[name].to(p.device) for key, name in saved.items()}
-                    self.optimizer.state[p] = state | {"step": state["step"].cpu()}
-        except (KeyError, TypeError, RuntimeError) as error:
+                    of_average = f"average.{n}"
+                    self.average[n].copy_(_saved(tensors, of_average, p) if of_average in tensors else p)
+                step = f"optimizer.step.{n}"
+                if step in tensors:
+                    state = {key: f"optimizer.{key}.{n}" for key in moments(self.optimizer, p)}
+                    state = {key: _saved(tensors, name, p).to(p) for key, name in state.items()}
+                    self.optimizer.state[p] = {"step": _saved(tensors, step, torch.tensor(0.0))} | state
+        except (KeyError, RuntimeError) as error:
             raise ValueError(f"{path}: a saving of another model or training ({error})") from None
+        self.progress = Progress.of(progress, path)
 
     def save_weights(self, path):
         """Write the weights alone, and the progress."""

@@ -20,6 +20,7 @@ from threading import get_ident
 
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from flow.checkpoint import Progress
 from flow.model import build
 from flow.options import ARCHITECTURE
 from utils.box import BOX, ROOT
@@ -299,9 +300,9 @@ def open_frozen(folder, weights=None, device="cpu"):
 def trained(folder, weights=None):
     """What a caption says of the weights: "CIFAR, 11 of 12 epochs, 4.023 bits per dimension"."""
     options, path = read_options(folder), _weights_path(folder, weights)
-    _, state = load_tensors(path)
+    progress = Progress.of(load_tensors(path)[1], path)
     words = [target_name(options.get("target", "unknown images"))]
-    words.append(f"{state.get('epoch', 0)} of {options.get('epoch', '?')} epochs")
-    if state.get("history"):
-        words.append(f"{state['history'][-1]['test_bpd']:.3f} bits per dimension")
+    words.append(f"{progress.epoch} of {options.get('epoch', '?')} epochs")
+    if progress.history:
+        words.append(f"{progress.history[-1]['test_bpd']:.3f} bits per dimension")
     return ", ".join(words)

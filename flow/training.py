@@ -17,7 +17,7 @@ from tqdm import tqdm
 from flow.analysis import common_limit, shown_pyramid, tones_of
 from flow.batches import batches_of, select, to_device
 from flow.board import open_board
-from flow.checkpoint import Progress, TrainingState
+from flow.checkpoint import RECORD, Progress, TrainingState
 from flow.folder import (
     bands_file,
     epoch_name,
@@ -45,7 +45,6 @@ SAMPLE_ROWS, SAMPLE_SIDE, SHOWN_LEVELS, SHOWN_WIDTH = 4, 64, 3, 512
 SAVE_SECONDS, SHOW_SECONDS, DRAW_SECONDS = 300, 0.5, 20
 # A working model costs 8 bits or less; one that costs this much never comes back.
 DIVERGED = 1000.0
-RECORD = ("epoch", "train_bpd", "test_bpd", "rate", "seconds")
 BANDS = ("ur", "dl", "dr")
 
 

@@ -60,7 +60,8 @@ def model_folder(path, options, state=None):
 
 @pytest.fixture
 def folder(tmp_path):
-    return model_folder(tmp_path, MODELS["scheme 2, YCoCg"], {"epoch": 7, "history": [{"test_bpd": 4.5}]})
+    state = {"epoch": 7, "history": [{"epoch": 7, "train_bpd": 4.6, "test_bpd": 4.5}]}
+    return model_folder(tmp_path, MODELS["scheme 2, YCoCg"], state)
 
 
 @pytest.mark.parametrize("wavelet", ["haar", "legall"])

@@ -27,6 +27,7 @@ from flow.batches import add_noise, epoch_batches, mirror, mirrored
 from flow.codec.evaluate import open_test_set
 from flow.codec.options import TEST_SET
 from flow.folder import PAPER, open_model, read_options, target_name
+from flow.folder import trained as caption
 from flow.model import build
 from flow.options import PAPER_TRAINING, TRAINING
 from flow.training import Trainer, learning_rate, time_left
@@ -1059,6 +1060,46 @@ def test_damaged_savings(trained, capsys):
     assert f"{latest.parent}: none of latest.safetensors, best_test.safetensors" in line
     with pytest.raises(ValueError, match=r"none of latest\.safetensors is there"):
         open_model(trained, "latest")
+
+
+@pytest.mark.parametrize(
+    "progress",
+    [
+        {"history": [1]},
+        {"history": [{}]},
+        {"history": {}},
+        {"history": [{"epoch": 1, "train_bpd": 4, "test_bpd": "4"}]},
+        {"history": [{"epoch": 1, "train_bpd": 4, "test_bpd": 4, "other": 4}]},
+        {"bands": [["ur 0", 1]]},
+        {"epoch": 1.5},
+        {"step": True},
+        {"steps": -1},
+        {"nats": math.nan},
+        {"seconds": math.inf},
+        {"dimensions": 10**400},
+        {"best_test": None},
+        {"other": 1},
+    ],
+    ids=str,
+)
+def test_savings_with_a_progress_that_is_none(progress, trained, capsys):
+    for name in ("latest", "best_test"):
+        path = trained / "savings" / f"{name}.safetensors"
+        tensors, state = load_tensors(path)
+        save_tensors(path, tensors, state | progress)
+    assert "latest.safetensors: not the progress" in refused(capsys, "-folder", trained, "-load")
+    with pytest.raises(ValueError, match=r"best_test\.safetensors: not the progress"):
+        caption(trained)
+
+
+@pytest.mark.parametrize("part", ["model", "average", "optimizer.exp_avg", "optimizer.step"])
+def test_savings_with_tensors_of_other_shapes(part, command, tmp_path, capsys):
+    easymain.main([*command, "-epoch", "1", "-ema", "0.9", "-folder", str(tmp_path)])
+    path = tmp_path / "savings" / "latest.safetensors"
+    tensors, state = load_tensors(path)
+    name = next(name for name in tensors if name.startswith(f"{part}.") and name.endswith("first.bias"))
+    save_tensors(path, tensors | {name: torch.ones(1)}, state)
+    assert f"{name} of another shape" in refused(capsys, "-folder", tmp_path, "-load")
 
 
 def test_savings_of_another_model(command, trained, tmp_path, capsys):
