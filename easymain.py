@@ -64,6 +64,7 @@ OPTIONS = (
     | grouped("training", TRAINING | PAPER) | grouped("model folder", FOLDER) | CUDA
 )  # fmt: skip
 CROPS_ALONE = "transpose", "grey", "origins"
+STEPS_OF_EPOCH = "batch", "crops"
 MAY_CHANGE = {"data", "workers", "cuda"} | TRAINING.keys() - {"ema", "seed", "optimizer"}
 
 
@@ -128,6 +129,17 @@ def resolve(argv):
     return options, folder, resume, start
 
 
+def refuse_in_mid_epoch(options, before, progress):
+    """Raise ValueError if options change what the steps of an epoch are of which some are done."""
+    for name in STEPS_OF_EPOCH if progress.step else ():
+        begun, epoch = (PAPER_TRAINING | before).get(name, OPTIONS[name].default), progress.epoch + 1
+        if options[name] != begun:
+            raise ValueError(
+                f"-{name} {options[name]}: epoch {epoch} has begun with {begun}; "
+                f"give it when that is done, at which -load -epoch {epoch} stops"
+            )
+
+
 @script
 def main(argv=None):
     """Train, and leave the model folder."""
@@ -169,10 +181,11 @@ def main(argv=None):
         trainer = Trainer(model, train, test, options, folder, device, workers)
         if not workers.rank:
             remove_unfinished_files(folder)
+        before = read_options(folder) if resume else options
         if resume:
             trainer.state.load(find_saving(folder, RESUMABLE))
+            refuse_in_mid_epoch(options, before, trainer.state.progress)
         if not workers.rank:
-            before = read_options(folder) if resume else options
             for name, value in options.items():
                 if before.get(name, value) != value:
                     print(f"-{name} {value}, was {before[name]}")

@@ -739,6 +739,21 @@ def test_load_of_a_folder_from_before_some_options(trained, command, whole, tmp_
     assert_same_training(trained, tmp_path / "other")
 
 
+def test_load_in_mid_epoch_has_the_steps_that_it_began_with(command, tmp_path, monkeypatch, capsys):
+    folder, plain = tmp_path / "model", Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda *args: signal.raise_signal(signal.SIGTERM) or plain(*args))
+    with pytest.raises(SystemExit):
+        easymain.main([*command, "-crops", "32", "-folder", str(folder)])
+    monkeypatch.undo()
+    for name, value, begun in (("batch", 4, 8), ("crops", 40, 32)):
+        line = refused(capsys, "-folder", folder, "-load", f"-{name}", value)
+        assert f"-{name} {value}: epoch 1 has begun with {begun}; give it when that is done" in line
+        assert line.endswith("-load -epoch 1 stops")
+    easymain.main(["-folder", str(folder), "-load", "-epoch", "1"])
+    easymain.main(["-folder", str(folder), *"-load -epoch 2 -batch 4 -crops 40".split()])
+    assert load_tensors(folder / "savings" / "latest.safetensors")[1]["steps"] == 4 + 10
+
+
 def test_load_of_a_finished_training_changes_nothing(trained, whole):
     easymain.main(["-folder", str(trained), "-load"])
     assert_same_training(trained, whole)
