@@ -4,7 +4,7 @@ parameter.json                 every option, resolved, and the side of patches
 savings/latest.safetensors     weights, optimiser and progress: what -load goes on from
 savings/epoch_N.safetensors    the same, periodic, the last few
 savings/best_test.safetensors  the weights with the lowest test loss; best_train likewise
-savings/..._frozen.safetensors the same in integers, which the codec uses
+savings/..._frozen.safetensors the same in integers, which the codec uses; enough to decode
 records/losses.csv             bits per dimension of every epoch
 records/bands.csv              of which so many for each band of the test images; level 0 is the finest
 records/board/                 the losses for TensorBoard, with -board
@@ -188,9 +188,20 @@ def find_saving(folder, names):
     raise ValueError(f"{savings(folder)}: none of {', '.join(path.name for path in paths)} is there")
 
 
-def _weights_path(folder, weights):
-    """The file of the weights asked for, or the first of WEIGHTS that is there."""
-    return find_saving(folder, WEIGHTS if weights is None else (weights,))
+def _names(weights):
+    """The names of the weights asked for, the first that is there to be taken."""
+    return WEIGHTS if weights is None else (weights,)
+
+
+def _frozen_path(folder, weights):
+    """The file of weights in integers, there or not; it may stand alone, where there are no weights."""
+    paths = [saving(folder, name) for name in _names(weights)]
+    frozen = [path.with_stem(f"{path.stem}_frozen") for path in paths]
+    for files in (paths, frozen):
+        for file, integers in zip(files, frozen):
+            if file.exists():
+                return integers
+    return find_saving(folder, _names(weights))
 
 
 def open_model(folder, weights=None, device="cpu"):
@@ -199,7 +210,7 @@ def open_model(folder, weights=None, device="cpu"):
     weights: best_test, best_train or latest; None: the first of them that is there.
     Raises ValueError if the folder holds no such model.
     """
-    options, path = read_options(folder), _weights_path(folder, weights)
+    options, path = read_options(folder), find_saving(folder, _names(weights))
     tensors, _ = load_tensors(path)
     part = "average." if any(n.startswith("average.") for n in tensors) else "model."
     weights = {n.removeprefix(part): t for n, t in tensors.items() if n.startswith(part)}
@@ -260,10 +271,14 @@ def freeze(folder, weights=None):
 
     Raises ValueError if the weights are too large to be frozen.
     """
-    path = _weights_path(folder, weights)
-    frozen = path.with_name(f"{path.stem}_frozen.safetensors")
-    source = hashlib.sha256(path.read_bytes()).hexdigest()
+    frozen = _frozen_path(folder, weights)
+    path = frozen.with_stem(frozen.stem.removesuffix("_frozen"))
     state = load_tensors(frozen)[1] if frozen.exists() else {}
+    if not path.exists():
+        if state.get("engine") != ENGINE:
+            raise ValueError(f"{frozen}: of another version, and no {path.name} to make it anew")
+        return frozen
+    source = hashlib.sha256(path.read_bytes()).hexdigest()
     if (state.get("engine"), state.get("weights")) != (ENGINE, source):
         model, options = open_model(folder, path.stem)
         model = model.freeze(sample(options["patch"] if options.get("diffDetail") else SAMPLE_SIDE))
@@ -299,7 +314,7 @@ def open_frozen(folder, weights=None, device="cpu"):
 
 def trained(folder, weights=None):
     """What a caption says of the weights: "CIFAR, 11 of 12 epochs, 4.023 bits per dimension"."""
-    options, path = read_options(folder), _weights_path(folder, weights)
+    options, path = read_options(folder), find_saving(folder, _names(weights))
     progress = Progress.of(load_tensors(path)[1], path)
     words = [target_name(options.get("target", "unknown images"))]
     words.append(f"{progress.epoch} of {options.get('epoch', '?')} epochs")

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import noise
+from PIL import Image
 from test_band_models import SMALL, make_model
 
 import easyEncode
+from flow import Codec
 from flow.codec.stream import encode
 from flow.folder import (
     ENGINE,
@@ -75,6 +77,21 @@ def test_folder_of_a_model(folder):
     assert streams(made, x) == streams(again, x) == streams(model, x) and name == identity(again, options)
     _, state = load_tensors(folder / "savings" / "best_test_frozen.safetensors")
     assert json.dumps(state).count(name) == 1 and state["engine"] == ENGINE
+
+
+def test_integers_are_enough_to_code(folder, by_flow):
+    picture = Image.fromarray(noise(9, 10, 3).byte().numpy())
+    data = Codec(folder).compress(picture)
+    (folder / "savings" / "best_test.safetensors").unlink()
+    alone = Codec(folder)
+    assert alone.compress(picture) == data and alone.decompress(data).tobytes() == picture.tobytes()
+    with pytest.raises(ValueError, match=r"savings: none of best_test\.safetensors, .* is there"):
+        open_model(folder)
+    path = folder / "savings" / "best_test_frozen.safetensors"
+    tensors, state = load_tensors(path)
+    save_tensors(path, tensors, state | {"engine": ENGINE - 1})
+    with pytest.raises(ValueError, match=r"of another version, and no best_test\.safetensors"):
+        Codec(folder)
 
 
 def test_integers_of_another_engine_or_other_weights_are_made_anew(folder):
