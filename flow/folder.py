@@ -25,7 +25,7 @@ from flow.model import build
 from flow.options import ARCHITECTURE
 from utils.box import BOX, ROOT
 from utils.data.datasets import load, split_target
-from utils.files import load_tensors, remove_unfinished, save_tensors, write_text
+from utils.files import load_state, load_tensors, remove_unfinished, save_tensors, write_text
 from utils.options import DATA_FOLDER, SCALES, SIDE, Option, check_values
 
 # The architecture options that names and identities always hold, in this order; those that came later count
@@ -273,7 +273,7 @@ def freeze(folder, weights=None):
     """
     frozen = _frozen_path(folder, weights)
     path = frozen.with_stem(frozen.stem.removesuffix("_frozen"))
-    state = load_tensors(frozen)[1] if frozen.exists() else {}
+    state = load_state(frozen) if frozen.exists() else {}
     if not path.exists():
         if state.get("engine") != ENGINE:
             raise ValueError(f"{frozen}: of another version, and no {path.name} to make it anew")
@@ -285,6 +285,15 @@ def freeze(folder, weights=None):
         state = {"engine": ENGINE, "identity": identity(model, options), "weights": source}
         save_tensors(frozen, model.state_dict(), state)
     return frozen
+
+
+def stored_identity(folder):
+    """The identity of the integers in a folder as their file has it, not checked; "" if they are not there.
+
+    Raises ValueError if the folder has no weights either, or a damaged file.
+    """
+    path = _frozen_path(folder, None)
+    return str(load_state(path).get("identity", "")) if path.exists() else ""
 
 
 def sample(side):
@@ -315,7 +324,7 @@ def open_frozen(folder, weights=None, device="cpu"):
 def trained(folder, weights=None):
     """What a caption says of the weights: "CIFAR, 11 of 12 epochs, 4.023 bits per dimension"."""
     options, path = read_options(folder), find_saving(folder, _names(weights))
-    progress = Progress.of(load_tensors(path)[1], path)
+    progress = Progress.of(load_state(path), path)
     words = [target_name(options.get("target", "unknown images"))]
     words.append(f"{progress.epoch} of {options.get('epoch', '?')} epochs")
     if progress.history:

@@ -7,16 +7,17 @@
 The model of a file is found by its identity, among those in the box and those given to `use`.
 """
 
+from contextlib import suppress
 from functools import cache
 
 from PIL import Image, ImageFile
 
 from flow.codec.api import Codec
-from flow.codec.container import FLOW, IDENTITY_BYTES, MAGIC, read_head
+from flow.codec.container import FLOW, MAGIC, read_head, unpack
 from flow.codec.deep import Deep
 from flow.codec.pictures import TAGS, unpack_metadata
 from flow.codec.planes import DEFAULT_EFFORT
-from flow.folder import find_folder
+from flow.folder import find_folder, stored_identity
 
 FORMAT = "NWF"
 BOX = "model", "cifar", "paper", "wavelet"
@@ -25,6 +26,7 @@ _folders = []
 
 def use(folder):
     """Write with the model of a folder from now on, and read with it too."""
+    folder = find_folder(folder)
     _codec(folder)
     _folders.insert(0, folder)
 
@@ -34,10 +36,14 @@ def _codec(folder):
     return Codec(folder)
 
 
-def _codecs():
-    """Those that files may be of, the one to write with first."""
-    yield from map(_codec, _folders)
-    yield from (_codec(find_folder(box=name)) for name in BOX)
+def _maker(model):
+    """The folder whose integers have an identity that begins so; None if there is none."""
+    for name in (*_folders, *BOX):
+        with suppress(ValueError, OSError):  # faults of others are none of this file
+            folder = find_folder(box=name) if name in BOX else name
+            if stored_identity(folder).startswith(model):
+                return folder
+    return None
 
 
 class NwfImageFile(ImageFile.ImageFile):
@@ -73,7 +79,7 @@ class NwfImageFile(ImageFile.ImageFile):
         """Decode, once."""
         if self._data is not None:
             try:
-                picture = self._codec().decompress(self._data, self._levels)
+                picture = self._unpack()
             except ValueError as error:
                 raise OSError(str(error)) from error
             if isinstance(picture, Deep):
@@ -83,19 +89,19 @@ class NwfImageFile(ImageFile.ImageFile):
             self._mode, self._size = picture.mode, picture.size
         return super().load()
 
-    def _codec(self):
-        codecs = _codecs()
-        first = next(codecs)
-        if self._head.method != FLOW or first.identity[: 2 * IDENTITY_BYTES] == self._head.model:
-            return first
-        return next((c for c in codecs if c.identity[: 2 * IDENTITY_BYTES] == self._head.model), first)
+    def _unpack(self):
+        folder = _maker(self._head.model) if self._head.method == FLOW else None
+        if folder is None:
+            return unpack(self._data, levels=self._levels)
+        return _codec(folder).decompress(self._data, self._levels)
 
 
 def _save(image, file, name):
     picture, options = image.copy(), image.encoderinfo
     picture.info |= {tag: options[tag] for tag in TAGS if tag in options}
     try:
-        file.write(next(_codecs()).compress(picture, options.get("effort", DEFAULT_EFFORT)))
+        codec = _codec(_folders[0] if _folders else find_folder())
+        file.write(codec.compress(picture, options.get("effort", DEFAULT_EFFORT)))
     except ValueError as error:
         raise OSError(str(error)) from error
 

@@ -1,6 +1,7 @@
 """The plug-in of Pillow's: what it opens and saves is what Codec does."""
 
 import io
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 import flow.pillow
 from flow import Codec
+from flow.codec.container import read_head
 from utils.box import BOX, ROOT
 
 PHOTO = Image.open(BOX / "photos" / "oakland-zoo-otters.png").convert("RGB").crop((400, 300, 528, 396))
@@ -73,6 +75,30 @@ def test_models_of_other_folders(monkeypatch):
     assert saved(PHOTO) == data
     with pytest.raises(ValueError, match="absent"):
         flow.pillow.use(BOX / "absent")
+
+
+@pytest.fixture
+def bad_folder(tmp_path):
+    """A model folder whose files are damaged."""
+    shutil.copytree(BOX / "cifar", tmp_path / "bad")
+    for path in (tmp_path / "bad" / "savings").iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    return tmp_path / "bad"
+
+
+def test_only_the_model_of_a_file_is_opened(bad_folder, monkeypatch):
+    monkeypatch.setattr(flow.pillow, "_folders", [bad_folder])
+    data, opened = Codec(BOX / "wavelet").compress(PHOTO), []
+    monkeypatch.setattr(flow.pillow, "_codec", lambda folder: opened.append(folder) or Codec(folder))
+    assert Image.open(io.BytesIO(data)).tobytes() == PHOTO.tobytes()
+    assert opened == [BOX / "wavelet"]
+
+
+def test_a_file_of_an_unknown_model_names_it(bad_folder, monkeypatch):
+    data = (ROOT / "tests" / "fixtures" / "flow.nwf").read_bytes()
+    monkeypatch.setattr(flow.pillow, "_folders", [bad_folder])
+    with pytest.raises(OSError, match=f"^made with the model {read_head(data).model}, which is needed"):
+        Image.open(io.BytesIO(data)).load()
 
 
 def test_wrong_files_fail_as_others_do():

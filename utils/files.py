@@ -101,12 +101,25 @@ def save_tensors(path, tensors, state):
 
 def load_tensors(path):
     """Read what save_tensors wrote: (tensors on the CPU, state). Raises ValueError if it is damaged."""
+    with _reading(path) as (file, state):
+        tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, state
+
+
+def load_state(path):
+    """Read the state alone of what save_tensors wrote. Raises ValueError if the file's head is damaged."""
+    with _reading(path) as (_, state):
+        return state
+
+
+@contextmanager
+def _reading(path):
+    """Within: a .safetensors file and its state; what is wrong with them is a ValueError that names it."""
     try:
         with safe_open(path, framework="pt") as file:
-            tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             state = json.loads(file.metadata()["state"])
             if not isinstance(state, dict):
                 raise TypeError("its state is not a table")
-            return tensors, state
+            yield file, state
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not weights of this project, or damaged ({error})") from None
