@@ -9,15 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from utils.arithmetic.crew import in_tiles
-from utils.arithmetic.fixed import (
-    FixedConv,
-    FixedDepthwise,
-    FixedGate,
-    FixedShares,
-    FixedWide,
-    peak_of,
-    units_for,
-)
+from utils.arithmetic.fixed import FixedConv, FixedShares, FixedWide, peak_of, units_for
 from utils.arithmetic.integers import STEPS
 from utils.arithmetic.passes import (
     ACTIVATION_BITS,
@@ -273,36 +265,6 @@ class Conv(nn.Conv2d):
         if of_samples:
             low, high, units = (-SAMPLE_MAX, SAMPLE_MAX - 1, SAMPLE_BITS)
         return FixedWide.of(self.weight, self.bias, low, high, WIDE_MAX, units, WIDE_BITS)
-
-
-class Depthwise(nn.Conv2d):
-    """A convolution of each channel by itself, of odd kernel size, ReLU in front, borders replicated."""
-
-    rectify = True
-
-    def __init__(self, channels, size):
-        super().__init__(channels, channels, size, groups=channels)
-
-    def forward(self, x):
-        """x (B, C, H, W) -> (B, C, H, W)."""
-        border = self.kernel_size[0] // 2
-        return super().forward(F.pad(x.relu(), (border,) * 4, mode="replicate"))
-
-    def freeze(self, peaks):
-        """A FixedDepthwise. Raises ValueError if the weights are too large."""
-        return FixedDepthwise.of(self.weight, self.bias, peak_of(self, peaks))
-
-
-class Gate(nn.Module):
-    """(x, y) -> x y."""
-
-    def forward(self, x, y):
-        """x, y: (B, C, H, W)."""
-        return x * y
-
-    def freeze(self, peaks):
-        """A FixedGate."""
-        return FixedGate()
 
 
 class _Compand(torch.autograd.Function):

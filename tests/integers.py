@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import torch
 
 from utils.arithmetic import passes, products
-from utils.arithmetic.fixed import EXACT, WIDE_EXACT, FixedConv, FixedDepthwise, FixedShares, FixedWide
+from utils.arithmetic.fixed import EXACT, WIDE_EXACT, FixedConv, FixedShares, FixedWide
 
 CPU = torch.device("cpu")
 WORKING = {
@@ -48,9 +48,9 @@ def fill(layer, most, exact, reach, seed=0, ends=False):
     layer.bias.copy_(sign * (left if ends else (left * part).long()))
 
 
-def narrow(shape, seed=0, ends=False, low=0, high=255, depthwise=False):
-    """A FixedConv or FixedDepthwise of drawn integers."""
-    layer = FixedDepthwise(shape) if depthwise else FixedConv(shape, low, high)
+def narrow(shape, seed=0, ends=False, low=0, high=255):
+    """A FixedConv of drawn integers."""
+    layer = FixedConv(shape, low, high)
     fill(layer, 127, EXACT, max(high, -low), seed, ends)
     # the sums, of some 20 bits, to some 12, but for some channels
     layer.exponent.copy_(drawn(layer.exponent.shape, 6, 12, seed + 3))

@@ -48,13 +48,6 @@ def conv(layer, x, onto=0):
     return (y + onto).clamp(-(2**15) + 1, 2**15 - 1)
 
 
-def depthwise(layer, x):
-    """FixedDepthwise: each channel by itself."""
-    q, channels = activations(layer, x), range(x.shape[-1])
-    total = torch.cat([sums(q[..., c : c + 1], layer.weight[c : c + 1]) for c in channels], -1)
-    return scaled(total + layer.bias.long(), layer.exponent).clamp(-(2**15) + 1, 2**15 - 1)
-
-
 def wide(layer, x):
     """FixedWide."""
     total = sums(x.long().clamp(layer.low, layer.high), layer.weight) + layer.bias
@@ -65,12 +58,6 @@ def shares(layer, x):
     """FixedShares: the same convolution of what is positive."""
     total = sums(x.long().clamp(0, 2**15 - 1), layer.weight) + layer.bias
     return scaled(total, layer.exponent).clamp(-layer.limit, layer.limit)
-
-
-def gate(x, y):
-    """FixedGate: products of activations of 2^-6, to the nearest."""
-    y = torch.div(2 * x.long() * y.long() + 64, 128, rounding_mode="floor")
-    return y.clamp(-(2**15) + 1, 2**15 - 1)
 
 
 def compand(u):

@@ -11,14 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from integers import WORKING, computed, drawn
 
-from source.networks import Conv, ConvNet, Depthwise
+from source.networks import Conv, ConvNet
 from utils.arithmetic import passes, products
 from utils.arithmetic.fixed import (
     EXACT,
     WIDE_EXACT,
     FixedConv,
-    FixedDepthwise,
-    FixedGate,
     FixedShares,
     FixedWide,
     observe,
@@ -77,18 +75,6 @@ def test_convolutions_of_what_has_a_sign_equal_plain_integers(
     assert same(y, oracle.conv(layer, x), torch.int16)
 
 
-@settings(max_examples=40)
-@given(**ALL, taps=st.sampled_from([1, 3, 5, 7]))
-def test_depthwise_convolutions_equal_plain_integers(
-    batch, size, channels, out, kernel, ends, seed, compiled, cached, taps
-):
-    layer = integers.narrow((channels, 1, taps, taps), seed, ends, depthwise=True)
-    x = drawn((batch, *size, channels), -INT16_MAX, INT16_MAX, seed + 8, ends)
-    with computed(None, compiled, cached):
-        y = layer(x)
-    assert same(y, oracle.depthwise(layer, x), torch.int16)
-
-
 @pytest.mark.parametrize("way", WORKING[True])
 @pytest.mark.parametrize(
     ("low", "high"), [(0, INT16_MAX), (-SAMPLE_MAX, SAMPLE_MAX - 1), (-WIDE_MAX, WIDE_MAX)]
@@ -144,17 +130,6 @@ def test_layers_of_many_pixels_and_channels_equal_plain_integers(compiled):
     layer, x = integers.wide((9, 600, 1, 1), 1, True), drawn((1, 50, 60, 600), 0, INT16_MAX, 1, True)
     with computed(None, compiled):
         assert same(layer(x), oracle.wide(layer, x), torch.int16)
-
-
-@settings(max_examples=50)
-@given(st.integers(0, 10**6), st.booleans(), st.booleans())
-def test_gates_equal_plain_integers(seed, ends, compiled):
-    shape = (2, 5, 3, 7)
-    x, y = (drawn(shape, -INT16_MAX, INT16_MAX, seed + k, ends) for k in range(2))
-    x[0] //= 2**8
-    with computed(None, compiled):
-        z = FixedGate()(x, y)
-    assert same(z, oracle.gate(x, y), torch.int16)
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -243,17 +218,6 @@ def test_frozen_convolutions_are_near(std, size, rectify):
     assert tried
 
 
-@pytest.mark.parametrize("size", [3, 5, 7])
-@torch.no_grad()
-def test_frozen_depthwise_convolutions_are_near(size):
-    module = make_wild(Depthwise(24, size), 0.2).double()
-    module.weight *= 4.0 ** -torch.arange(24.0)[:, None, None, None].clamp(max=4)
-    x = drawn((2, 20, 20, 24), -1200, 1200) // torch.tensor([1, 2, 5, 40]).repeat(6).to(torch.int16)
-    fixed, wanted = module.freeze(seen_by(module, image(x, 6))), module(image(x, 6))
-    assert relative(image(fixed(x), 6), wanted) < 0.02
-    assert (fixed.weight.abs().amax((1, 2, 3)) >= 63).all()
-
-
 @pytest.mark.parametrize("of_samples", [True, False])
 @torch.no_grad()
 def test_frozen_wide_convolutions_are_nearer(of_samples):
@@ -336,7 +300,6 @@ MODULES = {
     "convolution": lambda: make_wild(Conv(6, 5, 3, rectify=True), 0.2),
     "with a sign": lambda: make_wild(Conv(6, 5, 1), 0.2),
     "wide": lambda: make_wild(Conv(6, 5, 3, precise=True), 0.2),
-    "depthwise": lambda: make_wild(Depthwise(6, 5), 0.2),
     "network": lambda: wild_net(),
 }
 
@@ -392,7 +355,6 @@ def test_weights_and_biases_of_nothing_are_nothing():
 FORGEABLE = {
     "convolution": lambda: integers.narrow((5, 6, 3, 3)),
     "with a sign": lambda: integers.narrow((5, 6, 1, 1), low=-2047, high=2047),
-    "depthwise": lambda: integers.narrow((6, 1, 5, 5), depthwise=True),
     "wide": lambda: integers.wide((5, 6, 3, 3)),
     "shares": lambda: integers.shares((5, 6, 3, 3)),
 }
@@ -407,7 +369,7 @@ def test_forged_exponents_are_refused(name, exponent):
         layer.check()
 
 
-@pytest.mark.parametrize("name", ["convolution", "with a sign", "depthwise"])
+@pytest.mark.parametrize("name", ["convolution", "with a sign"])
 @pytest.mark.parametrize("shift", [-128, -1, 16, 100])
 def test_forged_shifts_are_refused(name, shift):
     layer = FORGEABLE[name]()
@@ -431,7 +393,6 @@ def test_biases_that_pass_the_bound_are_refused(name):
     [
         (FixedConv((2, 64, 3, 3)), 255, EXACT),
         (FixedConv((2, 64, 1, 1), -2047, 2047), 2047, EXACT),
-        (FixedDepthwise((2, 1, 7, 7)), 255, EXACT),
         (FixedWide((2, 64, 3, 3)), 2 * (2 * SAMPLE_MAX - 1), WIDE_EXACT),
         (FixedWide((2, 64, 3, 3), -WIDE_MAX, WIDE_MAX), 4 * WIDE_MAX, WIDE_EXACT),
         (FixedShares((2, 64, 3, 3), 2**24), INT16_MAX, WIDE_EXACT),

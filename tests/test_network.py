@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conftest import make_wild
 from integers import seeded
 
-from source.networks import Compand, Conv, ConvNet, Depthwise, Gate, replicate_pad, shift_sum
+from source.networks import Compand, Conv, ConvNet, replicate_pad, shift_sum
 
 KERNELS = [(3, 3), (1, 3)]
 SIZES = [(1, 1), (1, 2), (2, 1), (3, 5), (8, 8)]
@@ -135,18 +135,3 @@ def test_convolutions_are_the_plain_ones_with_borders_replicated(size, rectify):
     wanted = F.conv2d(plain_pad(read, (size, size)), module.weight, module.bias)
     torch.testing.assert_close(module(x), wanted, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(module(x, onto=wanted), 2 * wanted, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("size", [3, 5, 7])
-def test_depthwise_convolutions_keep_channels_apart(size):
-    module, x = make_wild(Depthwise(3, size).double(), 0.5), batch((8, 9)).detach()
-    border = size // 2
-    for c in range(3):
-        padded = F.pad(x[:, c : c + 1].relu(), (border,) * 4, mode="replicate")
-        wanted = F.conv2d(padded, module.weight[c : c + 1], module.bias[c : c + 1])
-        torch.testing.assert_close(module(x)[:, c : c + 1], wanted, rtol=1e-12, atol=1e-12)
-
-
-def test_a_gate_is_a_product():
-    x, y = torch.randn(2, 2, 3, 4, 5)
-    assert torch.equal(Gate()(x, y), x * y)

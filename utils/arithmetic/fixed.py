@@ -181,13 +181,34 @@ class Fixed(nn.Module):
         return self.weight.shape[2] // 2, self.weight.shape[3] // 2
 
 
-class _Narrow(Fixed):
-    """Layers that read int16 and write int16 by 8-bit weights; low, high: what activations are clamped to."""
+class FixedConv(Fixed):
+    """A convolution of kernel size 1 or 3 by 8-bit weights: see the module. It reads and writes int16.
 
-    def __init__(self, shape, channels, low, high):
+    low, high: what activations are clamped to; where high is 255, 8-bit arithmetic serves.
+    """
+
+    def __init__(self, shape, low=0, high=255):
         super().__init__(shape, torch.int8, torch.int32)
         self.low, self.high = low, high
-        self.register_buffer("shift", torch.zeros(channels, dtype=torch.int8))
+        self.register_buffer("shift", torch.zeros(shape[1], dtype=torch.int8))
+
+    @classmethod
+    def of(cls, weight, bias, peak, low=0, high=255, units=ACTIVATION_BITS, out_units=ACTIVATION_BITS):
+        """Freeze weights (out, C, k, k) and biases (out,). Raises ValueError if they are too large.
+
+        peak: (C,) of what it reads; x counts 2^-units, y 2^-out_units: numbers, or one for each channel.
+        """
+        weight, bias = _real(weight, bias)
+        units = torch.as_tensor(units).expand(weight.shape[1])
+        shift = (units - units_for(peak, high)).clamp(0, SHIFT_MAX)
+        columns = weight * _power(shift - units).view(1, -1, 1, 1)
+        whole, k, b = _round_weights(columns, bias, WEIGHT_MAX, max(high, -low), EXACT)
+        # what is left after a shift by more bits than there are is a sign, as after RIGHT_MAX
+        exponent = (k - torch.as_tensor(out_units)).clamp(max=RIGHT_MAX)
+        if exponent.min() < -LEFT_MAX:
+            raise _too_large()
+        integers = dict(weight=whole, bias=_halved(b, exponent), exponent=exponent, shift=shift)
+        return cls(weight.shape, low, high)._fill(**integers)
 
     def check(self):
         """Raise ValueError unless every partial sum, in any order, is exact in float32 and int32."""
@@ -211,36 +232,6 @@ class _Narrow(Fixed):
         """x (B, H, W, C) -> activations (B, H', W', C), borders in place."""
         kind = narrowest(self.low, self.high)
         return passes.quantise(x, *self.tables(x)[:2], self.low, self.high, self.border, kind)
-
-
-def _narrow_integers(weight, bias, peak, high, reach, units, out_units):
-    """The integers of a layer of 8-bit weights (M, C, ...), which reads 2^-units and writes 2^-out_units."""
-    shift = (units - units_for(peak, high)).clamp(0, SHIFT_MAX)
-    scale = _power(shift - units).view(1, -1, *[1] * (weight.dim() - 2))
-    whole, k, b = _round_weights(weight * scale, bias, WEIGHT_MAX, reach, EXACT)
-    # what is left after a shift by more bits than there are is a sign, as after RIGHT_MAX
-    exponent = (k - torch.as_tensor(out_units)).clamp(max=RIGHT_MAX)
-    if exponent.min() < -LEFT_MAX:
-        raise _too_large()
-    return dict(weight=whole, bias=_halved(b, exponent), exponent=exponent, shift=shift)
-
-
-class FixedConv(_Narrow):
-    """A convolution of kernel size 1 or 3: see the module. Where high is 255, 8-bit arithmetic serves."""
-
-    def __init__(self, shape, low=0, high=255):
-        super().__init__(shape, shape[1], low, high)
-
-    @classmethod
-    def of(cls, weight, bias, peak, low=0, high=255, units=ACTIVATION_BITS, out_units=ACTIVATION_BITS):
-        """Freeze weights (out, C, k, k) and biases (out,). Raises ValueError if they are too large.
-
-        peak: (C,) of what it reads; x counts 2^-units, y 2^-out_units: numbers, or one for each channel.
-        """
-        weight, bias = _real(weight, bias)
-        units = torch.as_tensor(units).expand(weight.shape[1])
-        integers = _narrow_integers(weight, bias, peak, high, max(high, -low), units, out_units)
-        return cls(weight.shape, low, high)._fill(**integers)
 
     def move(self, steps):
         """Add `steps` (out,), int64, to y, rounded down where y is shifted to the left.
@@ -274,32 +265,6 @@ class FixedConv(_Narrow):
     def forward(self, x, onto=None):
         """x (B, H, W, C) int16 -> y (B, H, W, out) int16, added to `onto` if that is given."""
         return self.convolve(self.quantise(x), onto)
-
-
-class FixedDepthwise(_Narrow):
-    """A convolution of each channel by itself, of odd kernel size; activations are 0 .. 255."""
-
-    def __init__(self, shape):
-        super().__init__(shape, shape[0], 0, 255)
-
-    @classmethod
-    def of(cls, weight, bias, peak):
-        """Freeze weights (C, 1, k, k) and biases (C,); peak: (C,) of what it reads. May raise ValueError."""
-        weight, bias = _real(weight, bias)
-        units = torch.full((len(bias),), ACTIVATION_BITS)
-        shift = (units - units_for(peak, 255)).clamp(0, SHIFT_MAX)
-        # a channel reads itself alone: its scale is that of its own row of weights
-        rows = weight.flatten(1) * _power(shift - units)[:, None]
-        integers = _narrow_integers(rows, bias, torch.ones(rows.shape[1]), 1, 255, 0, ACTIVATION_BITS)
-        fixed = cls(weight.shape)
-        return fixed._fill(**integers | dict(weight=integers["weight"].view(weight.shape), shift=shift))
-
-    def forward(self, x):
-        """x (B, H, W, C) int16 -> y (B, H, W, C) int16."""
-        tables, y = self.tables(x)[2:], torch.empty_like(x)
-        taps = self.once("taps", lambda: self.weight[:, 0].permute(1, 2, 0).contiguous())
-        passes.requantise(passes.depthwise(self.quantise(x), taps), *tables, y)
-        return y
 
 
 class FixedWide(Fixed):
@@ -398,11 +363,3 @@ class FixedShares(Fixed):
         shares = way.run(x.clamp(min=0), self.once(way.name, lambda: way.prepare(taps)), (1, 1))
         shares = passes.join_bytes(shares, len(taps)) if shares.dim() > x.dim() else shares
         return passes.sum_of_shares(shares, self.kernel, *self.tables(x), self.limit)
-
-
-class FixedGate(nn.Module):
-    """The product of two maps of activations, int16 and int16 -> int16."""
-
-    def forward(self, x, y):
-        """x, y: (B, H, W, C)."""
-        return passes.gate(x, y, ACTIVATION_BITS)

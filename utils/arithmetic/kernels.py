@@ -156,32 +156,6 @@ def compand(u, out):
 
 
 @_compiled
-def depthwise(padded, weight, sums):
-    """sums = sum over taps of padded * weight, channel by channel.
-
-    padded: (H + taps - 1, W + taps - 1, C); weight: (taps, taps, C) int8; sums: (H, W, C) int32.
-    """
-    taps = weight.shape[0]
-    for i in range(sums.shape[0]):
-        for j in range(sums.shape[1]):
-            for c in range(sums.shape[2]):
-                sums[i, j, c] = 0
-            for di in range(taps):
-                for dj in range(taps):
-                    for c in range(sums.shape[2]):
-                        value = np.int32(padded[i + di, j + dj, c]) * np.int32(weight[di, dj, c])
-                        sums[i, j, c] += value
-
-
-@_compiled
-def gate(x, y, shift, out):
-    """out = clamp(x y + 2^(shift - 1) >> shift, +-(2^15 - 1)); x, y, out: (N,) int16."""
-    half, shift = np.int32(1) << np.int32(shift - 1), np.int32(shift)
-    for n in range(out.size):
-        out[n] = min(max(np.int32(x[n]) * np.int32(y[n]) + half >> shift, SMALL), LARGE)
-
-
-@_compiled
 def sum_of_shares(shares, kernel, bias, left, right, limit, out):
     """out[p] = clamp(bias + sum over taps t of shares_t[p + t] << left >> right, +-limit).
 

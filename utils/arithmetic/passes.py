@@ -122,31 +122,6 @@ def compand(u):
     return out
 
 
-def depthwise(padded, weight):
-    """Sums over taps, channel by channel, (B, H, W, C) int32; weight: (taps, taps, C) int8.
-
-    padded: (B, H + taps - 1, W + taps - 1, C).
-    """
-    batch, taps = len(padded), len(weight)
-    height, width = (n - taps + 1 for n in padded.shape[1:3])
-    if not is_compiled(padded):
-        shifts = [(i, j) for i in range(taps) for j in range(taps)]
-        return sum(padded[:, i : i + height, j : j + width].int() * weight[i, j].int() for i, j in shifts)
-    sums = padded.new_empty((batch, height, width, padded.shape[3]), dtype=torch.int32)
-    for image, total in zip(padded, sums):
-        kernels.depthwise(image.numpy(), weight.numpy(), total.numpy())
-    return sums
-
-
-def gate(x, y, shift):
-    """clamp(x y + 2^(shift - 1) >> shift, +-(2^15 - 1)) of two int16 maps."""
-    if not is_compiled(x):
-        return (x.int() * y.int() + (1 << shift - 1) >> shift).clamp(-INT16_MAX, INT16_MAX).to(torch.int16)
-    out = torch.empty_like(x)
-    kernels.gate(x.view(-1).numpy(), y.view(-1).numpy(), shift, out.view(-1).numpy())
-    return out
-
-
 def sum_of_shares(shares, kernel, bias, left, right, limit):
     """clamp(bias + sum over taps t of shares_t[p + t] << left >> right, +-limit): (B, H, W, C) int32.
 
