@@ -43,10 +43,14 @@ class Muon(torch.optim.Adam):
     @torch.no_grad()
     def step(self, closure=None):
         """One step along the gradients; see torch.optim.Optimizer."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         gradients, rate = [p.grad for p in self.layers], self.param_groups[0]["lr"]
         for p in self.layers:
             p.grad = None  # not Adam's
-        loss = super().step(closure)
+        super().step()
         for p, gradient in zip(self.layers, gradients):
             p.grad = gradient
             if gradient is None:

@@ -1,6 +1,7 @@
 """Trainings that begin with another model's weights; Muon's steps."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -176,3 +177,20 @@ def test_muon_steps():
         for p, q in zip(layers.parameters(), plain.parameters()):
             torch.testing.assert_close(p, q)
             assert p.grad is not None
+
+
+def test_muon_steps_along_the_gradients_of_a_closure():
+    models = [make_wild(torch.nn.Conv2d(8, 8, 1), 0.1) for _ in range(2)]
+    x, optimizers = noise(1, 8, 3, 3), [Muon(model, 0.01) for model in models]
+
+    def loss(model, optimizer):
+        optimizer.zero_grad()
+        value = model(x).square().mean()
+        value.backward()
+        return value
+
+    for _ in range(2):
+        wanted = loss(models[0], optimizers[0])
+        optimizers[0].step()
+        assert torch.equal(optimizers[1].step(partial(loss, models[1], optimizers[1])), wanted)
+        assert all(map(torch.equal, models[0].parameters(), models[1].parameters()))
