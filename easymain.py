@@ -64,6 +64,7 @@ OPTIONS = (
     | grouped("training", TRAINING | PAPER) | grouped("model folder", FOLDER) | CUDA
 )  # fmt: skip
 CROPS_ALONE = "transpose", "grey", "origins"
+OF_NETWORKS = "hchnl", "nhidden"
 STEPS_OF_EPOCH = "batch", "crops"
 MAY_CHANGE = {"data", "workers", "cuda"} | TRAINING.keys() - {"ema", "seed", "optimizer"}
 
@@ -82,6 +83,13 @@ def read_plan(path):
     return plan
 
 
+def has_networks(options):
+    """Whether a model has networks that OF_NETWORKS shape, in its prior or its transform."""
+    if options["prior"] == "paper" and not options["simplePrior"]:
+        return True
+    return options["lifting"] != "linear" and options["repeat"] > 0
+
+
 def resolve(argv):
     """The options of a training: typed, over -config's, over the folder's (-load), over the defaults.
 
@@ -93,6 +101,7 @@ def resolve(argv):
     from flow.folder import default_folder, options_file, read_options
     from utils.data.datasets import choose_sides
 
+    by_hand = typed
     if config := options.pop("config"):
         del typed["config"]
         typed = read_plan(config) | typed
@@ -114,6 +123,8 @@ def resolve(argv):
         options |= saved | {name: typed[name] for name in typed.keys() & MAY_CHANGE}
     elif options_file(folder).exists():
         raise ValueError(f"{folder} holds a model: -load goes on with it, -folder names another place")
+    elif not has_networks(options):  # plans may have them: they are part of what a model is called
+        refuse(by_hand, OF_NETWORKS, "without couplings, lifting with networks or -prior paper")
     if options["board"]:
         try:
             writer_class()

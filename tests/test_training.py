@@ -78,6 +78,12 @@ def trained(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "model")
 
 
+def for_options(command, options):
+    """The arguments with more options, and without -hchnl where they leave it no effect."""
+    at = command.index("-hchnl") if "-prior bands" in options else len(command)
+    return [*command[:at], *command[at + 2 :], *options.split()]
+
+
 def history(folder):
     """Return the rows of losses.csv without the time they took."""
     with (folder / "records" / "losses.csv").open() as file:
@@ -171,7 +177,7 @@ def test_bands_are_the_test_loss_in_parts(whole, images):
 
 @pytest.mark.parametrize("options", ["-prior bands -width 6 -repeat 0", "-simplePrior -diffDetail"])
 def test_bands_of_other_priors(command, tmp_path, options):
-    easymain.main([*command, "-folder", str(tmp_path), *options.split(), "-epoch", "1"])
+    easymain.main([*for_options(command, options), "-folder", str(tmp_path), "-epoch", "1"])
     (row,) = bands(tmp_path)
     assert row.pop("epoch") == 1 and len(row) == 7 and min(row.values()) > 0
     assert sum(row.values()) == pytest.approx(history(tmp_path)[0]["test_bpd"], abs=1e-5)
@@ -587,7 +593,7 @@ def test_bfloat16_on_the_cpu(command, whole, tmp_path):
     + ["-prior bands -width 8 -repeat 0 -ownLevels 1 -optimizer muon"],
 )
 def test_other_architectures_learn(command, tmp_path, options):
-    easymain.main([*command, "-folder", str(tmp_path), *options.split()])
+    easymain.main([*for_options(command, options), "-folder", str(tmp_path)])
     first, *_, last = history(tmp_path)
     assert last["test_bpd"] < first["test_bpd"]
     open_model(tmp_path)
@@ -701,6 +707,19 @@ def test_a_plan_is_a_file_of_options_under_those_typed(command, tmp_path, capsys
         plan.write_text(text)
         assert error in refused(capsys, *command, "-config", plan, "-folder", tmp_path / "other")
     assert "no such file" in refused(capsys, "-config", tmp_path / "none", "-folder", tmp_path / "other")
+
+
+@pytest.mark.parametrize("options", ["-lifting linear", "-repeat 0", "-prior bands", "-simplePrior"])
+def test_options_of_networks_are_taken_where_there_are_some(options, tmp_path):
+    argv = ["-folder", str(tmp_path / "model"), *"-hchnl 64 -nhidden 3".split(), *options.split()]
+    assert easymain.resolve(argv)[0]["hchnl"] == 64
+
+
+def test_a_plan_may_have_options_of_networks_that_are_not_there(tmp_path):
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"prior": "bands", "lifting": "linear", "hchnl": 64}))
+    options, *_ = easymain.resolve(["-config", str(plan), "-folder", str(tmp_path / "model")])
+    assert options["hchnl"] == 64
 
 
 # -- going on ------------------------------------------------------------------------------------------------
@@ -957,6 +976,10 @@ def test_only_the_first_process_writes(images, tmp_path):
         ("-hchnl 1000000000000", "-hchnl 1000000000000: need 1 .. 2048"),
         ("-repeat -1", "-repeat -1: need"),
         ("-diffDetail", "-simplePrior"),
+        ("-prior bands -repeat 0", "-hchnl has no effect without couplings, lifting with networks or"),
+        ("-prior bands -lifting linear", "-hchnl has no effect"),
+        ("-simplePrior -repeat 0", "-hchnl has no effect"),
+        ("-prior simple -repeat 0", "-hchnl has no effect"),
         ("-lifting db4", "-lifting: invalid choice: 'db4'"),
         ("-lrSchedule often", "-lrSchedule: invalid choice: 'often'"),
         ("-batch many", "-batch: invalid int value: 'many'"),
