@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 
 from flow.codec.container import FLOW, model_of, read_head, unpack
+from flow.codec.pictures import of_8_bits
 from flow.codec.stream import DEFAULT, decode_levels, encode, pixels
 from flow.pyramid import finest
 from source.distribution import drawing
@@ -71,7 +72,8 @@ def load_file(model, name, data):
     """Yield the Stages of the bytes of a .nwf file, each from so many of its first bytes and nothing else.
 
     model, name: frozen, and its identity. The prior's means stand for what was not read; the last bytes
-    of a level hold a few symbols of the next, which count as read. Cut files have fewer Stages.
+    of a level hold a few symbols of the next, which count as read. Cut files have fewer Stages. Of 16 bits a
+    sample, Stages have the high bytes.
     Raises ValueError if the flow did not make the file.
     """
     head = read_head(data)
@@ -82,7 +84,7 @@ def load_file(model, name, data):
         count += head.end
         coarse = unpack(data[:count], model, name, level)
         full = unpack(data[:count], model, name, partial=True) if level else coarse
-        yield Stage(level, from_pillow(coarse), from_pillow(full), count)
+        yield Stage(level, *(from_pillow(of_8_bits(picture)) for picture in (coarse, full)), count)
 
 
 @torch.no_grad()

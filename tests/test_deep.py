@@ -17,9 +17,10 @@ from flow.codec.container import _head, _pack_flow, pack, read_head, unpack
 from flow.codec.deep import Deep, filtered, joined, parted, read_png, unfiltered
 from flow.codec.files import check_equal
 from flow.codec.formats import in_format
-from flow.codec.pictures import as_picture, read_picture, write_png
+from flow.codec.pictures import as_picture, pack_metadata, read_picture, write_png
 from flow.codec.planes import WEBP, chunks, pack_deflate, pack_webp, png_of
 from flow.codec.stream import DEFAULT
+from flow.zoom import load_file
 from tests.decoder import decode, open_model
 from tests.test_container import FIXTURES, MODEL, NAME, PHOTOGRAPH, edits, photo
 
@@ -42,6 +43,13 @@ def same(back, array):
     assert back.dtype == np.uint16 and np.array_equal(back.reshape(array.shape), array)
 
 
+def flow_file(picture):
+    """The file of a Deep by the flow, though another method may be smaller."""
+    high, low, values = parted(picture)
+    low = values, pack_deflate(low)
+    return b"".join(_pack_flow(high, pack_metadata(picture), MODEL, NAME, DEFAULT, low=low))
+
+
 @pytest.mark.parametrize("channels", CHANNELS.values())
 @pytest.mark.parametrize("make", [smooth, noisy])
 def test_every_mode_comes_back(channels, make):
@@ -56,16 +64,14 @@ def test_every_mode_comes_back(channels, make):
 
 @pytest.mark.parametrize("channels", CHANNELS.values())
 def test_the_flow_takes_the_high_bytes(channels):
-    picture = as_picture(smooth(channels))
-    high, low, values = parted(picture)
-    low = values, pack_deflate(low)
-    head, stream = _pack_flow(high, b"", MODEL, NAME, DEFAULT, low=low)
-    same(unpack(head + stream, MODEL, NAME), smooth(channels))
-    pixels, *_ = decode(head + stream, open_model(FIXTURES))
+    data = flow_file(as_picture(smooth(channels)))
+    same(unpack(data, MODEL, NAME), smooth(channels))
+    pixels, *_ = decode(data, open_model(FIXTURES))
     assert np.array_equal(pixels, smooth(channels))
     with pytest.raises(ValueError, match="cut"):
-        unpack((head + stream)[:-5], MODEL, NAME)
-    for cut in (head + stream[:-90], head + stream[:9], head):  # where a number may have no value
+        unpack(data[:-5], MODEL, NAME)
+    end = read_head(data).end
+    for cut in (data[:-90], data[: end + 9], data[:end]):  # where a number may have no value
         part = np.asarray(unpack(cut, MODEL, NAME, partial=True))
         assert part.dtype == np.uint16 and part.size == smooth(channels).size
 
@@ -120,6 +126,17 @@ def test_levels_are_of_8_bits(mode):
             assert small.mode == mode and small.size == (16, 12)
         every = (array >> 8)[::4, ::4].reshape(np.asarray(small).shape)
         assert abs(np.asarray(small).astype(int) - every).max() <= 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_loading_shows_the_high_bytes(channels):
+    """From coarse to fine, what is completed is as bright as what was read."""
+    picture = as_picture(smooth(channels, 16))
+    *coarser, last = load_file(MODEL, NAME, flow_file(picture))
+    expected = np.broadcast_to((picture.array >> 8).reshape(20, 30, channels), (20, 30, 3))
+    assert last.level == 0 and np.array_equal(last.image.permute(1, 2, 0), expected)
+    assert all(stage.image.shape == (3, 20, 30) for stage in coarser)
+    assert abs(coarser[-1].image.float().mean() - expected.mean()) < 8
 
 
 @pytest.mark.parametrize("channels", CHANNELS.values())

@@ -1,10 +1,9 @@
 """A folder of .nwf files as a data set of torch's, at a size of one's choice."""
 
-import numpy as np
 import torch
 
 from flow.codec.api import Codec
-from flow.codec.pictures import as_picture, colours
+from flow.codec.pictures import colours, of_8_bits
 from utils.data.images import image_files
 
 
@@ -34,9 +33,7 @@ class NwfFolder(torch.utils.data.Dataset):
             picture, _ = read_part(self.codec, path, self.level)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        if np.asarray(picture).dtype == np.uint16:
-            picture = as_picture(picture).high()
-        image = torch.from_numpy(colours(picture)).permute(2, 0, 1).contiguous()
+        image = torch.from_numpy(colours(of_8_bits(picture))).permute(2, 0, 1).contiguous()
         return self.transform(image) if self.transform else image
 
 

@@ -293,6 +293,11 @@ def attach(picture, info):
     picture.info = {name: value for name, value in info.items() if name != "palette"}
 
 
+def of_8_bits(picture):
+    """A picture of 8 bits a sample: itself, or the high bytes of one of 16."""
+    return as_picture(picture).high() if np.asarray(picture).dtype == np.uint16 else picture
+
+
 def colours(picture):
     """The colours of a picture without a palette, as an array (H, W, 3); grey three times."""
     return np.array(picture.convert("RGB"))
