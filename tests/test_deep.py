@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from flow.codec.container import _head, _pack_flow, pack, read_head, unpack
+from flow.codec.container import Corrupt, _head, _pack_flow, pack, read_head, unpack
 from flow.codec.deep import Deep, filtered, joined, parted, read_png, unfiltered
 from flow.codec.files import check_equal
 from flow.codec.formats import in_format
 from flow.codec.pictures import as_picture, pack_metadata, read_picture, write_png
 from flow.codec.planes import WEBP, chunks, pack_deflate, pack_webp, png_of
 from flow.codec.stream import DEFAULT
-from flow.zoom import load_file
+from flow.zoom import load_file, prefixes
 from tests.decoder import decode, open_model
 from tests.test_container import FIXTURES, MODEL, NAME, PHOTOGRAPH, edits, photo
 
@@ -86,6 +86,29 @@ def test_the_page_is_enough(channels):
         for data in (*planes, pack(picture)):
             assert np.array_equal(decode(data)[0], array)
             same(unpack(data), array)
+
+
+@pytest.mark.parametrize("channels", CHANNELS.values())
+def test_what_is_sound_of_a_damaged_file_is_as_bright(channels):
+    """In all 16 bits, or in 8 without the finest level, then without a transparent colour of 16."""
+    array = np.random.default_rng(0).integers(0, 100, (128, 128, channels), np.uint16) * 40
+    picture = as_picture(array)
+    if channels in (1, 3):
+        picture.info = {"transparency": (40,) * channels if channels > 1 else 40}
+    data, pictures = flow_file(picture), []
+    head = read_head(data)
+    counts = dict(prefixes(MODEL, data[head.end :], head.size, head.settings))
+    for levels in range(2):
+        at = head.end + (counts[levels] + counts[levels + 1]) // 2
+        with pytest.raises(Corrupt, match="sound down to level") as found:
+            unpack(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :], MODEL, NAME, levels, partial=True)
+        pictures.append(found.value.picture)
+    whole, small = pictures
+    assert isinstance(whole, Image.Image) == (channels == 1) and whole.info == picture.info
+    assert np.asarray(whole).dtype == np.uint16 and np.asarray(whole).max() < 4000
+    assert small.size == (64, 64) and not small.info
+    colours = np.asarray(small).reshape(64, 64, channels)[..., : channels - (channels % 2 == 0)]
+    assert colours.dtype == np.uint8 and colours.max() < 16
 
 
 def test_samples_of_fewer_bits_cost_nothing_for_their_gaps():

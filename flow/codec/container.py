@@ -150,9 +150,9 @@ def unpack(data, model=None, identity="", levels=0, partial=False, progress=None
     behind the last level checksum in use goes unchecked. With partial, Corrupt has what is sound.
     """
     head = read_head(data)
-    finest = depth(*head.size)
-    if not 0 <= levels <= finest:
-        raise ValueError(f"{levels} levels to leave out: this picture has {finest}")
+    most = depth(*head.size)
+    if not 0 <= levels <= most:
+        raise ValueError(f"{levels} levels to leave out: this picture has {most}")
     info = unpack_metadata(head.metadata, head.mode)
     if head.method == FLOW:
         stream = data[head.end :]
@@ -160,13 +160,18 @@ def unpack(data, model=None, identity="", levels=0, partial=False, progress=None
             picture = _unpack_flow(head, stream, model, identity, levels, partial, progress)
         except Corrupt as error:
             if error.picture:
-                attach(error.picture, info)
+                error.picture = _completed(error.picture, head, info, levels, partial)
             raise
     elif len(data) > head.end:
         raise ValueError("corrupt file: it does not end where it should")
     else:
         count = len(info.get("palette", b"")) // 3
         picture = _picture_of(head, count, levels)
+    return _completed(picture, head, info, levels, partial)
+
+
+def _completed(picture, head, info, levels, partial):
+    """The picture of a plane or stream with what its head has besides: the rest of 16 bits, metadata."""
     if head.low:
         values, low = head.low
         low = None if levels else unmarked_plane(low, head.mode, head.size)
