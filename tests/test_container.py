@@ -6,6 +6,9 @@ import random
 import struct
 import subprocess
 import sys
+import threading
+import time
+import warnings
 import zlib
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from flow.codec.container import MODES, _pack_flow, pack, read_head, unpack
+from flow.codec.formats import in_format
 from flow.codec.pictures import as_picture, pack_metadata, read_picture, unpack_metadata, write_png
 from flow.codec.planes import (
     BEST,
@@ -25,10 +29,12 @@ from flow.codec.planes import (
     LOOK,
     RAW,
     WEBP,
+    chunks,
     pack_deflate,
     pack_webp,
     png_of,
     searched,
+    unpack_deflate,
     unpack_webp,
 )
 from flow.codec.stream import DEFAULT, Settings
@@ -284,6 +290,57 @@ def test_a_large_profile_is_no_reason_to_refuse_a_png():
     profile = random.Random(0).randbytes(1 << 19) * 4
     picture = read_picture(saved(photo(), "PNG", icc_profile=profile))
     assert unpack(pack(picture)).info["icc_profile"] == profile
+
+
+def test_long_texts_may_come_last_and_no_limit_stays_raised():
+    text = b"Description\0\0" + zlib.compress(b"words " * 400_000)
+    *first, last = chunks(saved(photo(8, 8), "PNG").getvalue())
+    limit = PngImagePlugin.MAX_TEXT_CHUNK
+    picture = read_picture(io.BytesIO(png_of([*first, (b"zTXt", text), last])))
+    assert picture.info["text"] == {"Description": "words " * 400_000}
+    with pytest.raises(ValueError):
+        read_picture(io.BytesIO(b"no picture"))
+    assert PngImagePlugin.MAX_TEXT_CHUNK == limit < 1 << 21
+
+
+def test_sizes_that_pillow_warns_of_are_read_without_a_word(monkeypatch):
+    pictures = [photo(64, 64), as_picture(np.asarray(photo(64, 64)).astype(np.uint16) * 100)]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for picture in pictures:
+            for form in ("png", "tif"):
+                back = read_picture(io.BytesIO(in_format(picture, form)[0]))
+                assert np.array_equal(back, picture)
+        planes = pack_deflate(pictures[0]), pack_webp(pictures[0])
+        for unpack_plane, plane in zip((unpack_deflate, unpack_webp), planes):
+            same(unpack_plane(plane, "RGB", (64, 64)), pictures[0])
+    assert Image.MAX_IMAGE_PIXELS == 3000
+
+
+def test_threads_leave_filters_of_warnings_as_they_were(monkeypatch):
+    """However they overlap: here the second begins within the first, and ends after it."""
+    picture, begun, ended = photo(8, 8), threading.Event(), threading.Event()
+
+    def slow(shown, **kept):
+        if not begun.is_set():
+            begun.set()
+            ended.wait(0.2)
+        else:
+            ended.set()
+            time.sleep(0.2)
+        return b""
+
+    monkeypatch.setattr("flow.codec.formats.tiff_of", slow)
+    with warnings.catch_warnings():
+        before = list(warnings.filters)
+        threads = [threading.Thread(target=in_format, args=(picture, "tif")) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+            begun.wait()
+        for thread in threads:
+            thread.join()
+        assert warnings.filters == before
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])

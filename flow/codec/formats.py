@@ -1,6 +1,5 @@
 """Pictures as files that others read: what they show is kept without loss, or the format is refused."""
 
-import warnings
 import zlib
 from io import BytesIO
 
@@ -10,6 +9,7 @@ from PIL import TiffImagePlugin as Tiff
 from flow.codec.deep import Deep, pnm_of
 from flow.codec.pictures import as_picture, described, write_png
 from flow.codec.planes import WEBP_SIDE
+from utils.data.images import warned
 
 SUFFIXES = {
     ".png": "png",
@@ -62,10 +62,11 @@ def in_format(picture, name):
     kept = {tag: info[tag] for tag in KEPT[name] if tag in info}
     if name == "tif":
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
+            with warned() as found:
                 data = tiff_of(shown, **kept)
-        except Exception:  # as many as there are ways of EXIF to be damaged
+        except Exception as error:  # as many as there are ways of EXIF to be damaged
+            found = [error]
+        if found:
             kept.pop("exif", None)
             data = tiff_of(shown, **kept)
     else:

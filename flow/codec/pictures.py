@@ -5,8 +5,8 @@ metadata of TAGS in its info.
 """
 
 import struct
-import warnings
 import zlib
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from PIL.TiffImagePlugin import XMP as TIFF_XMP
 from flow.codec import deep as deep_format
 from flow.codec.deep import Deep
 from flow.codec.planes import CHANNELS, MAX_PIXELS, inflate
-from utils.data.images import is_deep
+from utils.data.images import PROCESS, is_deep, opened, warned
 
 ARRAY_MODES = "L", "LA", "RGB", "RGBA"  # of arrays with 1 .. 4 channels
 TAGS = {
@@ -30,8 +30,6 @@ MAX_METADATA = 1 << 24
 GAMMA = 100_000  # counts of gamma to one, as in PNG
 INCH = 0.0254  # metres
 XMP = "XML:com.adobe.xmp"  # what it is called in a PNG
-# Profiles and texts of a PNG may be as long as files keep them: to Pillow, one of more than 1 MB is no image
-PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, MAX_METADATA)
 ORIENTATION = 0x0112  # EXIF's
 GROUPS, INTEROPERABILITY = (0x8769, 0x8825), 0xA005  # EXIF's own, the place; the first may point to the last
 # Tags of a TIFF that say how it is laid out, or are kept in other ways: profile, XMP, DPI.
@@ -48,19 +46,32 @@ def read_picture(path):
     """
     try:
         data = path.read() if hasattr(path, "read") else Path(path).read_bytes()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the limit here
-            with Image.open(BytesIO(data)) as image:
-                read = deep_format.reader(data, image)
-                refusal = _refusal(image, read)
-                if refusal is None:
-                    picture = _normal(image)
-                    return Deep(read(data), picture.info) if read else picture
+        with _limits(), opened(BytesIO(data)) as image:
+            read = deep_format.reader(data, image)
+            refusal = _refusal(image, read)
+            if refusal is None:
+                picture = _normal(image)
+                return Deep(read(data), picture.info) if read else picture
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except Exception as error:  # each of Pillow's decoders fails in its own ways
         raise ValueError(f"{path}: not an image that Pillow can read") from error
     raise ValueError(f"{path}: {refusal}")
+
+
+@contextmanager
+def _limits():
+    """Within: pixels, and texts and profiles of a PNG, may be as many as files keep, to Pillow too.
+
+    Until all is loaded, as a PNG may have texts behind its pixels, and a TIFF's size is looked at again.
+    """
+    with PROCESS:
+        before = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
+        Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = MAX_PIXELS, max(before[1], MAX_METADATA)
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = before
 
 
 def as_picture(image):
@@ -158,8 +169,7 @@ def _known(info):
 def _exif_bytes(exif):
     """The EXIF block of what an Exif of Pillow's tells, less tags that it cannot write."""
     whole = Image.Exif()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warned():
         for tag, value in described(exif).items():
             alone = Image.Exif()
             alone[tag] = value

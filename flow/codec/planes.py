@@ -4,12 +4,13 @@ Metadata and palette are not among them; the pixels of mode P are numbers of col
 """
 
 import struct
-import warnings
 import zlib
 from io import BytesIO
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from flow.codec.options import EFFORT
 
@@ -105,11 +106,7 @@ def unpack_deflate(data, mode, size, colours=0):
     palette = [(b"PLTE", bytes(3 << bits))] if mode == "P" else []
     png = png_of([(b"IHDR", header), *palette, (b"IDAT", data), (b"IEND", b"")])
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(BytesIO(png), formats=("PNG",))
-            picture.load()
-            picture = picture.copy()
+        picture = PngImageFile(BytesIO(png)).copy()
     except (OSError, SyntaxError) as error:
         raise ValueError("corrupt file: its pixels cannot be unpacked") from error
     picture.info = {}
@@ -174,9 +171,7 @@ def unpack_webp(data, mode, size):
     chunk = b"VP8L" + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
     file = BytesIO(b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            pixels = np.asarray(Image.open(file, formats=("WEBP",)).convert("RGBA"))
+        pixels = np.asarray(WebPImageFile(file).convert("RGBA"))
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError("corrupt file: its pixels cannot be unpacked") from error
     bands = {"RGB": slice(0, 3), "RGBA": slice(0, 4), "LA": slice(1, 4, 2)}.get(mode, 1)

@@ -1,6 +1,9 @@
 """Image files and images as uint8 tensors (3, H, W)."""
 
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 
 import numpy as np
 import torch
@@ -11,6 +14,8 @@ from utils.box import BOX, ROOT
 
 PHOTOS = BOX / "photos"
 IN_THE_BOX, BOX_SIDE = PHOTOS / "roman-colosseum.png", 512
+# What is the whole process's, filters of warnings and Pillow's limits, is changed by one thread at a time.
+PROCESS = RLock()
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
@@ -23,6 +28,20 @@ def image_files(folder, suffixes=SUFFIXES):
     return sorted(path for path in files if path.is_file() and not path.name.startswith("."))
 
 
+@contextmanager
+def warned():
+    """Within: warnings go into the list that it yields, and nowhere else."""
+    with PROCESS, warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        yield found
+
+
+def opened(file):
+    """Pillow's image of a file, without a word on its size."""
+    with warned():
+        return Image.open(file)
+
+
 def read_rgb(path):
     """Read an image file as a uint8 tensor (3, H, W): red, green, blue.
 
@@ -30,7 +49,7 @@ def read_rgb(path):
     Raises ValueError if Pillow cannot read the file, or if its samples have more than 8 bits.
     """
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             rgb = None if is_deep(image) else np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
