@@ -259,6 +259,20 @@ def test_info(folder, pictures, tmp_path, capsys):
     assert status == 0 and json.loads(lines)["levels"] is None
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce] can't allocate memory: 9 bytes")])
+def test_want_of_memory_is_told_of_each_file(error, folder, pictures, tmp_path, capsys, monkeypatch):
+    def fail(*args):
+        raise error
+
+    for work in ("describe", "read_picture"):
+        monkeypatch.setattr(f"flow.codec.files.{work}", fail)
+    names = [ROOT / "tests" / "fixtures" / f"{name}.nwf" for name in ("raw", "flow")]
+    line = "{}: this machine's memory does not hold a model, picture or batch of that size".format
+    assert run(capsys, "-folder", folder, "-info", *names) == (2, "", list(map(line, names)))
+    name = pictures / "photo.png"
+    assert run(capsys, "-folder", folder, "-img", name, "-out", tmp_path) == (2, "", [line(name)])
+
+
 def test_larger_than_its_source(folder, pictures, tmp_path, capsys):
     Image.open(pictures / "grey.jpg").save(pictures / "grey.jpg", quality=5)
     _, table, _ = run(capsys, "-folder", folder, "-img", pictures, "-out", tmp_path)

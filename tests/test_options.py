@@ -29,7 +29,7 @@ from flow.lifting import STARTS
 from flow.model import build
 from flow.options import ARCHITECTURE, TRAINING
 from utils.box import ROOT
-from utils.options import Option, check_values, parse
+from utils.options import Option, check_values, memory_message, parse, script
 
 SCRIPTS = {
     script.__name__: script
@@ -185,6 +185,19 @@ def test_a_full_standard_output_is_named(argv, tmp_path):
     with Path("/dev/full").open("w") as full:
         made = subprocess.run(argv, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True)
     assert made.returncode == 2 and made.stderr == "easyEncode.py: standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce] can't allocate memory: 9 bytes")])
+def test_want_of_memory_is_one_line(error, capsys):
+    @script
+    def main(argv=None):
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        main([])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"test_options.py: {memory_message(error)}\n"
+    assert "memory does not hold" in memory_message(error)
 
 
 def test_tables_name_what_there_is():

@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 
 from utils import __version__
 
+# What users can cause, and RuntimeErrors, as some of torch's tell that memory is full: see one_line.
+EXPECTED = ValueError, OSError, MemoryError, RuntimeError
+
 
 class Option(NamedTuple):
     """An option of a script: its default, its meaning, and which values it takes.
@@ -212,12 +215,8 @@ def script(main):
                 result = main(argv)
                 sys.stdout.flush()
                 return result
-        except RuntimeError as error:
-            message = memory_message(error)
-            if not message:
-                raise
-        except (ValueError, OSError, FloatingPointError) as error:
-            message = " ".join(str(error).split())
+        except (*EXPECTED, FloatingPointError) as error:
+            message = one_line(error)
             # files have names; what is left is where the rows go
             if isinstance(error, OSError) and error.errno in (ENOSPC, EPIPE) and error.filename is None:
                 message = f"standard output: {error.strerror}"
@@ -248,11 +247,19 @@ def _terminated():
         signal.signal(signal.SIGTERM, before)
 
 
+def one_line(error):
+    """What to say of one of EXPECTED. Raises it if it is a RuntimeError that tells a fault of the program."""
+    message = memory_message(error)
+    if isinstance(error, RuntimeError) and not message:
+        raise error
+    return message or " ".join(str(error).split())
+
+
 def memory_message(error):
-    """What to say of a RuntimeError of torch's for want of memory; None for any other."""
+    """What to say of an error for want of memory, torch's RuntimeErrors among them; None for any other."""
     if type(error).__name__ == "OutOfMemoryError":
         return "the GPU's memory is full: give a smaller -batch, or compute on the CPU"
-    if "can't allocate memory" in str(error):
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "this machine's memory does not hold a model, picture or batch of that size"
     return None
 

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from utils.files import remove_unfinished, replacing
-from utils.options import memory_message
+from utils.options import EXPECTED, one_line
 from utils.workers import PATIENCE, Workers
 
 STREAM = Path("-")  # standard input, or standard output
@@ -114,12 +114,8 @@ def run(jobs, work, force=False, at_once=1):
         for job, future in zip(jobs, bar):
             try:
                 made, seconds = future.result()
-            except (ValueError, OSError, MemoryError, RuntimeError) as error:
-                message = " ".join(str(error).split()) or "out of memory"
-                if isinstance(error, RuntimeError):
-                    message = memory_message(error)
-                    if not message:
-                        raise
+            except EXPECTED as error:
+                message = one_line(error)
                 if job.target == STREAM and isinstance(error, OSError) and error.filename is None:
                     raise
                 _say(message if job.name in message else f"{job.name}: {message}", sys.stderr)
