@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
+from flow.codec.pictures import read_picture
+from flow.codec.planes import png_of
 from utils.data.images import halve, image_files, read_rgb
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
@@ -103,12 +105,41 @@ def test_plain_pnm_is_read(tmp_path, header):
 def test_bad_files_say_so_in_one_line(tmp_path):
     RGB.save(tmp_path / "whole.png")
     whole = (tmp_path / "whole.png").read_bytes()
-    for content in (b"", b"text", whole[: len(whole) // 2]):
+    for content, cause in ((b"", ""), (b"text", ""), (whole[: len(whole) // 2], ": [^\n]*truncated[^\n]*")):
         (tmp_path / "bad.png").write_bytes(content)
-        with pytest.raises(ValueError, match=r"bad\.png: not an image that Pillow can read$"):
-            read_rgb(tmp_path / "bad.png")
+        for read in (read_rgb, read_picture):
+            with pytest.raises(ValueError, match=rf"bad\.png: not an image that Pillow can read{cause}$"):
+                read(tmp_path / "bad.png")
     with pytest.raises(ValueError, match=r"absent\.png: no such file$"):
         read_rgb(tmp_path / "absent.png")
+
+
+@pytest.mark.parametrize("read", [read_rgb, read_picture])
+def test_what_is_no_fault_of_the_file_is_told(read, tmp_path, monkeypatch):
+    RGB.save(tmp_path / "whole.png")
+
+    def fail(error):
+        def load(self):
+            raise error
+
+        monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+
+    fail(MemoryError())
+    with pytest.raises(MemoryError):
+        read(tmp_path / "whole.png")
+    for error, cause in ((AttributeError("no such\nthing"), "no such"), (EOFError(), "EOFError")):
+        fail(error)
+        with pytest.raises(ValueError, match=rf"whole\.png: not an image that Pillow can read: {cause}$"):
+            read(tmp_path / "whole.png")
+
+
+@pytest.mark.parametrize("read", [read_rgb, read_picture])
+def test_more_pixels_than_a_picture_may_have_are_refused(read, tmp_path):
+    """Before they are decoded: here there are none."""
+    header = struct.pack(">IIBBBBB", 1 << 14, (1 << 13) + 1, 8, 0, 0, 0, 0)
+    (tmp_path / "large.png").write_bytes(png_of([(b"IHDR", header), (b"IDAT", b""), (b"IEND", b"")]))
+    with pytest.raises(ValueError, match=r"large\.png: 16384x8193 pixels; at most 134,217,728 can be"):
+        read(tmp_path / "large.png")
 
 
 def test_image_files_are_sorted_and_of_all_depths(tmp_path):

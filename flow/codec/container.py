@@ -22,7 +22,6 @@ from flow.codec.planes import (
     DEFAULT_EFFORT,
     DEFLATE,
     FLOW,
-    MAX_PIXELS,
     RAW,
     WEBP,
     pack_planes,
@@ -49,6 +48,7 @@ from source.distribution import drawing
 from source.rans import Decoder
 from utils.arithmetic.crew import crew, submit
 from utils.arithmetic.polyphase import depth, level_sizes
+from utils.data.images import MAX_PIXELS
 
 MAGIC = b"NWF\x02"
 MODES = tuple(CHANNELS)

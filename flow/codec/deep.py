@@ -21,13 +21,13 @@ from flow.codec.planes import (
     COLOUR_TYPES,
     DEFLATE,
     DEFLATE_LIMIT,
-    MAX_PIXELS,
     RAW,
     SIGNATURE,
     chunks,
     inflate,
     png_of,
 )
+from utils.data.images import MAX_PIXELS
 
 MODES = {CHANNELS[mode]: mode for mode in ("L", "LA", "RGB", "RGBA")}
 # Adam7: first column and row of each pass, and the steps of both.

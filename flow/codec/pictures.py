@@ -17,8 +17,8 @@ from PIL.TiffImagePlugin import XMP as TIFF_XMP
 
 from flow.codec import deep as deep_format
 from flow.codec.deep import Deep
-from flow.codec.planes import CHANNELS, MAX_PIXELS, inflate
-from utils.data.images import PROCESS, is_deep, opened, warned
+from flow.codec.planes import CHANNELS, inflate
+from utils.data.images import MAX_PIXELS, PROCESS, is_deep, opened, readable, warned
 
 ARRAY_MODES = "L", "LA", "RGB", "RGBA"  # of arrays with 1 .. 4 channels
 TAGS = {
@@ -44,7 +44,7 @@ def read_picture(path):
 
     Raises ValueError, in one line, for what is no picture in this sense: CMYK, animations.
     """
-    try:
+    with readable(path):
         data = path.read() if hasattr(path, "read") else Path(path).read_bytes()
         with _limits(), opened(BytesIO(data)) as image:
             read = deep_format.reader(data, image)
@@ -52,10 +52,6 @@ def read_picture(path):
             if refusal is None:
                 picture = _normal(image)
                 return Deep(read(data), picture.info) if read else picture
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except Exception as error:  # each of Pillow's decoders fails in its own ways
-        raise ValueError(f"{path}: not an image that Pillow can read") from error
     raise ValueError(f"{path}: {refusal}")
 
 

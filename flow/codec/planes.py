@@ -17,7 +17,6 @@ from flow.codec.options import EFFORT
 RAW, DEFLATE, FLOW, WEBP = METHODS = range(4)
 CHANNELS = {"1": 1, "L": 1, "LA": 2, "P": 1, "RGB": 3, "RGBA": 4}
 COLOUR_TYPES = {"1": 0, "L": 0, "LA": 4, "P": 3, "RGB": 2, "RGBA": 6}  # PNG's
-MAX_PIXELS = 1 << 27
 DEFLATE_LIMIT = 1032  # bytes that a byte can become: no memory for more than this
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # WebP: what it admits, what begins its bitstream, how many pixels a byte may become, and how many are free.

@@ -7,13 +7,14 @@ from threading import RLock
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE
 
 from utils.box import BOX, ROOT
 
 PHOTOS = BOX / "photos"
 IN_THE_BOX, BOX_SIDE = PHOTOS / "roman-colosseum.png", 512
+MAX_PIXELS = 1 << 27  # of one image
 # What is the whole process's, filters of warnings and Pillow's limits, is changed by one thread at a time.
 PROCESS = RLock()
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -46,18 +47,35 @@ def read_rgb(path):
     """Read an image file as a uint8 tensor (3, H, W): red, green, blue.
 
     Grey and palette images are widened, an alpha channel is dropped, an EXIF orientation is applied.
-    Raises ValueError if Pillow cannot read the file, or if its samples have more than 8 bits.
+    Raises ValueError if Pillow cannot read the file, if it has too many pixels, or more than 8 bits a sample.
     """
+    refusal = None
+    with readable(path), opened(path) as image:
+        if image.width * image.height > MAX_PIXELS:
+            refusal = f"{image.width}x{image.height} pixels; at most {MAX_PIXELS:,} can be read"
+        elif is_deep(image):
+            refusal = "more than 8 bits per sample; convert it to 8 bits first"
+        else:
+            rgb = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    if refusal:
+        raise ValueError(f"{path}: {refusal}")
+    return torch.from_numpy(rgb).permute(2, 0, 1).contiguous()
+
+
+@contextmanager
+def readable(path):
+    """Within: what a file makes Pillow fail with is a ValueError, the first line of its cause included."""
     try:
-        with opened(path) as image:
-            rgb = None if is_deep(image) else np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        yield
+    except MemoryError:
+        raise  # no fault of the file
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
-    except Exception as error:  # each of Pillow's decoders fails in its own ways
+    except UnidentifiedImageError as error:
         raise ValueError(f"{path}: not an image that Pillow can read") from error
-    if rgb is None:
-        raise ValueError(f"{path}: more than 8 bits per sample; convert it to 8 bits first")
-    return torch.from_numpy(rgb).permute(2, 0, 1).contiguous()
+    except Exception as error:  # each of Pillow's decoders fails in its own ways
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: not an image that Pillow can read: {cause}") from error
 
 
 def picture(path=None):
