@@ -9,7 +9,7 @@ from flow.codec.container import pack, read_head
 from flow.codec.feed import Reader
 from flow.codec.planes import FLOW
 from flow.zoom import prefixes
-from tests.test_container import photo
+from tests.test_container import noise, photo
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,35 @@ def test_nothing_is_computed_for_what_so_few_bytes_cannot_hold(codec, monkeypatc
     monkeypatch.setattr("flow.codec.feed.plausible", lambda size, stream: asked.append(size) or size[0] < 20)
     levels = [level for level, *_ in fed(codec, data, len(data))]
     assert levels == [6, 5, 4, 3] and max(asked) == (20, 25)
+
+
+class Counted(bytearray):
+    """Counts the bytes of it that were copied."""
+
+    copied = 0
+
+    def __getitem__(self, index):
+        part = super().__getitem__(index)
+        self.copied += len(part)
+        return part
+
+    def __bytes__(self):
+        self.copied += len(self)
+        return bytes(memoryview(self))
+
+
+@pytest.mark.parametrize("picture", [photo(150, 101), noise(90, 80, "L")], ids=["flow", "raw"])
+def test_many_pieces_cost_no_more_than_few(codec, picture, monkeypatch):
+    """Each level's picture takes the data as a whole, and so may every field of the head."""
+    data, heads, copied = codec.compress(picture), [], []
+    monkeypatch.setattr("flow.codec.feed.read_head", lambda data: heads.append(data) or read_head(data))
+    for size in (1, len(data) // 100):
+        reader = Reader(codec)
+        reader._data = Counted()
+        for start in range(0, len(data), size):
+            reader.feed(data[start : start + size])
+        copied.append(reader._data.copied)
+    assert max(copied) < 20 * len(data) and len(heads) < 60
 
 
 def test_a_file_without_the_flow():

@@ -131,7 +131,7 @@ def pack(
             image = torch.from_numpy(colours(picture)).permute(2, 0, 1).to(model.device)
             if moves := learn(model, learned(), image, steps, progress):
                 flows.append(pack_flow(moves=moves))
-        files += [head + stream for head, stream in flows if plausible(picture.size, stream)]
+        files += [head + stream for head, stream in flows if plausible(picture.size, len(stream))]
         smallest = min([least, *(len(file) - below for file in files)])
         for method, plane in searched(picture, planes, smallest, effort).items():
             files.append(_head(picture, method, metadata, plane=plane, low=low))
@@ -188,7 +188,7 @@ def read_head(data):
     Raises CutHead if the data end before it does, ValueError if they cannot be a file's.
     """
     if len(data) < len(MAGIC) and MAGIC.startswith(data):
-        raise CutHead("the file is cut within its head")
+        raise CutHead("the file is cut within its head", len(data) + 1)
     if data[:3] != MAGIC[:3]:
         raise ValueError("not a .nwf file")
     if data[3:4] != MAGIC[3:]:
@@ -231,7 +231,11 @@ def read_head(data):
 
 
 class CutHead(ValueError):
-    """The data end within the head of a file."""
+    """The data end within the head of a file, which has `least` bytes or more."""
+
+    def __init__(self, message, least=0):
+        super().__init__(message)
+        self.least = least
 
 
 class _Reader:
@@ -244,7 +248,7 @@ class _Reader:
         """The next bytes."""
         start, self.position = self.position, self.position + size
         if self.position > len(self.data):
-            raise CutHead("the file is cut within its head, or corrupt")
+            raise CutHead("the file is cut within its head, or corrupt", self.position)
         return self.data[start : self.position]
 
     def varint(self):
@@ -297,9 +301,9 @@ def _check_size(width, height):
         raise ValueError(f"{width}x{height} pixels: need 1 .. {MAX_PIXELS:,} in all")
 
 
-def plausible(size, stream):
-    """Whether a stream may be decoded to an image of this size."""
-    return 3 * size[0] * size[1] <= VALUES_PER_BYTE * len(stream)
+def plausible(size, count):
+    """Whether a stream of so many bytes may be decoded to an image of this size."""
+    return 3 * size[0] * size[1] <= VALUES_PER_BYTE * count
 
 
 def _picture_of(head, colours, levels):
@@ -387,7 +391,7 @@ def _unpack_flow(head, stream, model, identity, levels, partial, progress=None):
     model = model_of(head, model, identity)
     width, height = head.size
     small = level_sizes(height, width, levels)[-1]
-    if not partial and not plausible(small, stream):
+    if not partial and not plausible(small, len(stream)):
         raise ValueError(f"the file is cut or corrupt: {len(stream)} bytes for {width}x{height} pixels")
     decoder, sound = Decoder(stream), None
     each = decode_levels(model, [decoder], (height, width), head.settings, levels, True, progress)
