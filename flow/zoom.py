@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from flow.codec.container import FLOW, model_of, read_head, unpack
+from flow.codec.container import FLOW, check_plausible, model_of, read_head, unpack
 from flow.codec.pictures import of_8_bits
 from flow.codec.stream import DEFAULT, decode_levels, encode, pixels
 from flow.pyramid import finest
@@ -74,12 +74,13 @@ def load_file(model, name, data):
     model, name: frozen, and its identity. The prior's means stand for what was not read; the last bytes
     of a level hold a few symbols of the next, which count as read. Cut files have fewer Stages. Of 16 bits a
     sample, Stages have the high bytes.
-    Raises ValueError if the flow did not make the file.
+    Raises ValueError if the flow did not make the file, or if it has too few bytes for images of its size.
     """
     head = read_head(data)
     if head.method != FLOW:
         raise ValueError("a .nwf file without levels: another method was smaller than the flow")
     stream, size = data[head.end :], head.size[::-1]
+    check_plausible(head.size, stream)
     for level, count in prefixes(model_of(head, model, name), stream, size, head.settings):
         count += head.end
         coarse = unpack(data[:count], model, name, level)

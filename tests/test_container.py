@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from flow.codec.container import MODES, _pack_flow, pack, read_head, unpack
+from flow.codec.container import MODES, _checked_levels, _pack_flow, pack, read_head, unpack
 from flow.codec.formats import in_format
 from flow.codec.pictures import as_picture, pack_metadata, read_picture, unpack_metadata, write_png
 from flow.codec.planes import (
@@ -40,6 +40,7 @@ from flow.codec.planes import (
 from flow.codec.stream import DEFAULT, Settings
 from flow.folder import identity
 from flow.model import build
+from flow.zoom import load_file
 from tests.conftest import make_wild
 from utils.data.datasets import PHOTOS
 from utils.files import load_tensors
@@ -508,13 +509,19 @@ def test_forged_sizes_are_refused_before_anything_is_allocated(monkeypatch):
     data = (FIXTURES / "flow.nwf").read_bytes()
     monkeypatch.setattr("flow.codec.container.Decoder", None)
     monkeypatch.setattr("flow.codec.container.unpack_deflate", None)
-    monkeypatch.setattr("flow.codec.planes.Image.open", None)
+    for name in ("codec.planes.PngImageFile", "codec.planes.WebPImageFile", "zoom.Decoder"):
+        monkeypatch.setattr(f"flow.{name}", None)
     for width, height in ((1 << 26, 1), (1 << 13, 1 << 13), (1 << 34, 1 << 34), (0, 5), (1 << 27, 2)):
         for kind in (data[4], 4 | RAW << 3, 4 | DEFLATE << 3, 4 | WEBP << 3):
             sizes = b"".join(map(number, (width, height)))
-            rest = bytes.fromhex(NAME)[:8] + bytes(4 * 30) if kind == data[4] else number(50) + bytes(50)
+            fits = 0 < width * height < 1 << 27
+            levels = len(_checked_levels(width, height)) if fits else 0
+            rest = bytes.fromhex(NAME)[:8] + bytes(4 * levels) if kind == data[4] else number(50) + bytes(50)
             head = data[:4] + bytes([kind]) + sizes + rest
-            refused(head + zlib.crc32(head).to_bytes(4, "big") + bytes(50))
+            forged = head + zlib.crc32(head).to_bytes(4, "big") + bytes(50)
+            refused(forged)
+            with pytest.raises(ValueError, match="50 bytes for" if fits and kind == data[4] else None):
+                list(load_file(MODEL, NAME, forged))
 
 
 def number(value):

@@ -298,6 +298,14 @@ def test_sixteen_bits_as_files_of_other_formats():
             in_format(picture, "webp")
 
 
+@pytest.mark.parametrize("form", ["png", "ppm", "tif", "webp"])
+def test_a_picture_keeps_its_metadata_when_written(form):
+    picture, info = photo(9, 7), {"gamma": 0.5, "icc_profile": b"profile"}
+    picture.info = dict(info)
+    in_format(picture, form)
+    assert picture.info == info
+
+
 # As a camera or an editor leaves it, with tags of another picture's layout.
 LAID_OUT = {
     256: 9,

@@ -13,6 +13,7 @@ import easyGenerate
 import progressive
 from flow.codec.container import pack, read_head
 from flow.codec.stream import decode_levels, encode
+from flow.figures.loading import details, sources
 from flow.folder import write_options
 from flow.model import build
 from flow.zoom import (
@@ -286,6 +287,13 @@ def test_progressive_script(folder, image, tmp_path, capsys):
             assert large.size == size
     with Image.open(tmp_path / "pic" / "progressive" / "grey_0_level_2_coarse.png") as coarse:
         assert coarse.size == (12, 16)
+
+
+def test_files_are_known_by_their_suffix_in_any_letters(tmp_path):
+    options = {"img": [str(tmp_path / "IMAGE.NWF")], "baseScale": 0.0}
+    (tmp_path / "IMAGE.NWF").write_bytes(b"")
+    ((_, stages),) = sources(options, None, "", 32, None)
+    assert stages.__name__ == "load_file" and "its means" in details(options, "baseScale")
 
 
 def test_measure_script(folder, tmp_path):

@@ -306,6 +306,12 @@ def plausible(size, count):
     return 3 * size[0] * size[1] <= VALUES_PER_BYTE * count
 
 
+def check_plausible(size, stream):
+    """Raise ValueError if a stream is too short for an image of this (width, height)."""
+    if not plausible(size, len(stream)):
+        raise ValueError(f"the file is cut or corrupt: {len(stream)} bytes for {size[0]}x{size[1]} pixels")
+
+
 def _picture_of(head, colours, levels):
     """The picture of a plane; colours: those in its palette."""
     if head.deep and not head.low:
@@ -391,8 +397,8 @@ def _unpack_flow(head, stream, model, identity, levels, partial, progress=None):
     model = model_of(head, model, identity)
     width, height = head.size
     small = level_sizes(height, width, levels)[-1]
-    if not partial and not plausible(small, len(stream)):
-        raise ValueError(f"the file is cut or corrupt: {len(stream)} bytes for {width}x{height} pixels")
+    if not partial:
+        check_plausible(small[::-1], stream)
     decoder, sound = Decoder(stream), None
     each = decode_levels(model, [decoder], (height, width), head.settings, levels, True, progress)
     try:

@@ -71,6 +71,7 @@ def in_format(picture, name):
             data = tiff_of(shown, **kept)
     else:
         form, how = SAVED[name]
+        shown = shown.copy()
         shown.info = {}
         shown.save(file, form, **how, **kept)
         data = file.getvalue()

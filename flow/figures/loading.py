@@ -20,6 +20,11 @@ def test_images(options, count, size):
     return draw(count, options["target"], options["data"], options["size"] or size, options["seed"])
 
 
+def is_nwf(path):
+    """Whether a file is one of the codec's, by its suffix, large or small letters."""
+    return Path(path).suffix.lower() == ".nwf"
+
+
 def sources(options, model, name, size, generator):
     """The images to load: a name for each, and its Stages, made as they are asked for."""
     if options["img"] is None:
@@ -27,7 +32,7 @@ def sources(options, model, name, size, generator):
         for i, image in enumerate(test_images(options, options["num"], size)):
             yield f"{target}_{i}", load_image(model, image, options["baseScale"], generator)
     for i, path in enumerate(map(Path, options["img"] or ())):
-        if path.suffix == ".nwf":
+        if is_nwf(path):
             yield f"{path.stem}_{i}", load_file(model, name, path.read_bytes())
         else:
             yield f"{path.stem}_{i}", load_image(model, picture(path), options["baseScale"], generator)
@@ -37,7 +42,7 @@ def details(options, scale):
     """What a caption says of details; scale: the option that makes them samples."""
     if options[scale] is None:
         return "the prior's means"
-    files = scale == "baseScale" and any(Path(path).suffix == ".nwf" for path in options["img"] or ())
+    files = scale == "baseScale" and any(map(is_nwf, options["img"] or ()))
     return f"samples of the prior, base scale {options[scale]:g}{' (.nwf files: its means)' if files else ''}"
 
 
@@ -155,7 +160,7 @@ def write_figures(options):
     """Write progressive.png .pdf .gif .csv, superresolution.png .pdf and single images, or the measures."""
     device = pick_device(options["cuda"])
     generator = torch.Generator(device).manual_seed(options["seed"])
-    files = any(path.endswith(".nwf") for path in options["img"] or ())
+    files = any(map(is_nwf, options["img"] or ()))
     folder = find_folder(options["folder"], "model" if files else "wavelet")
     model, architecture, name = open_frozen(folder, device=device)
     out, size = picture_folder(options["out"], folder), architecture["patch"]
