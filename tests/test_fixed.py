@@ -3,6 +3,8 @@
 import math
 
 import integers
+import numba
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -10,9 +12,10 @@ from conftest import make_wild
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from integers import WORKING, computed, drawn
+from numba.core import event
 
 from source.networks import Conv, ConvNet
-from utils.arithmetic import passes, products
+from utils.arithmetic import kernels, passes, products
 from utils.arithmetic.fixed import (
     EXACT,
     WIDE_EXACT,
@@ -433,3 +436,12 @@ def test_weights_become_smaller_where_sums_would_pass_the_bound(channels):
     assert layer.weight[0, 0].item() == (127 if channels == 518 else 63)
     x = (torch.arange(channels) < 100).to(torch.int16).view(1, 1, 1, -1)
     assert layer(x).item() == pytest.approx(12690, rel=0.01)
+
+
+def test_compiling_is_told_of_our_own_functions_alone(caplog):
+    with event.install_listener("numba:compile", kernels._Told()):
+        numba.njit(lambda x: x + 1)(1)
+        assert not caplog.messages
+        for _ in range(2):
+            numba.njit(kernels.compand.py_func)(np.zeros(1, np.int32), np.zeros(1, np.int16))
+    assert len(caplog.messages) == 1 and "once" in caplog.messages[0]

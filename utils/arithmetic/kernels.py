@@ -16,15 +16,20 @@ _inlined = numba.njit(forceinline=True)
 SMALL, LARGE = np.int32(-(2**15) + 1), np.int32(2**15 - 1)
 # companded: units of 2^-6 from units of 2^-8, by the bits of a float32: 23 of fraction, a bias of 127
 COMPAND_BIAS, COMPAND_SHIFT = np.int32(127 + 8 << 23), np.int32(23 - 6)
+PACKAGES = "flow", "source", "utils"
 
 
 class _Told(event.Listener):
-    """Says once that something is compiled: otherwise the first run on a machine is silent for seconds."""
+    """Says once that something of PACKAGES is compiled: the first run on a machine is silent for seconds.
+
+    Of what others in the process compile, which numba tells as well, it says nothing.
+    """
 
     told = False
 
     def on_start(self, found):
-        if not self.told:
+        module = found.data["dispatcher"].py_func.__module__ or ""
+        if not self.told and module.partition(".")[0] in PACKAGES:
             self.told = True
             logging.getLogger("flow").warning("compiling for this machine, once: some 15 seconds")
 
