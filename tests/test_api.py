@@ -151,6 +151,9 @@ def test_bits_are_those_of_the_file(codec):
     for mode in ("RGBA", "P"):
         with pytest.raises(ValueError, match=mode):
             codec.bits([PHOTO.convert(mode)])
+    for channels in 1, 3:
+        with pytest.raises(ValueError, match="16 bits a sample"):
+            codec.bits([np.zeros((9, 9, channels), np.uint16)])
 
 
 @pytest.fixture

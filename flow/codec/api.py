@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from flow.codec.container import pack, unpack
+from flow.codec.deep import Deep
 from flow.codec.options import EFFORT
 from flow.codec.pictures import as_picture, colours
 from flow.codec.planes import DEFAULT_EFFORT
@@ -102,6 +103,8 @@ class Codec:
 
 
 def _opaque(picture):
+    if isinstance(picture, Deep):
+        raise ValueError("an image of 16 bits a sample: only of 8 have a likelihood")
     if picture.mode not in ("L", "RGB"):
         raise ValueError(f"an image of mode {picture.mode}: only L and RGB have a likelihood")
     return picture
