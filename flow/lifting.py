@@ -191,7 +191,8 @@ class JointLevel(nn.Module):
         dl -= p' ul - u dr
         ul += u (ur - u' dr) + u' dl
     But for rounding, these are the bands of a LiftingLevel. The first three may subtract a network each, of
-    the other bands that are known when they are undone. Every height and width is welcome, as there.
+    the other bands that are known when they are undone, less what it makes of zeros. Every height and width
+    is welcome, as there.
     Source: Strutz and Rennert, "Two-dimensional integer wavelet transform with reduced influence of rounding
     operations" (2012).
     """
@@ -210,7 +211,7 @@ class JointLevel(nn.Module):
     def freeze(self, peaks):
         """A FixedJointLevel; peaks: see utils/arithmetic/fixed.py, observe. May raise ValueError."""
         factor, limit = OUTPUT_GAIN * (STEPS << JOINT_BITS), int(LIMIT) << JOINT_BITS
-        networks = [network.freeze(peaks, factor, limit=limit) for network in self.networks]
+        networks = [net.freeze(peaks, factor, -factor * net.rest().flatten(), limit) for net in self.networks]
         return FixedJointLevel([lift.freeze(peaks) for lift in self.filters], networks)
 
     def _read(self, band):
@@ -227,7 +228,8 @@ class JointLevel(nn.Module):
         return STEPS * lift.bias
 
     def _output(self, i, seen):
-        return STEPS * OUTPUT_GAIN * self.networks[i](seen / STEPS)
+        network = self.networks[i]
+        return STEPS * OUTPUT_GAIN * (network(seen / STEPS) - network.rest())
 
     def _whole(self, y):
         return round_through(y)
@@ -315,8 +317,8 @@ def lifting_level(wavelet, repeat, hchnl, nhidden, channels=3):
     level = JointLevel((Lift(taps, bias, total=sum(taps)) for taps, bias in steps), networks)
     # what is added to all coefficients of a band the prior knows; a bias that learned would only wander, and
     # take what is rounded, and with it the prior, along
-    for bias in (*(lift.slow_bias for lift in level.filters), *(n.last.bias for n in level.networks)):
-        bias.requires_grad_(False)
+    for lift in level.filters:
+        lift.slow_bias.requires_grad_(False)
     return level
 
 

@@ -187,6 +187,10 @@ class ConvNet(nn.Module):
             h = layer(h).relu_()
         return self.last(h).to(x.dtype)
 
+    def rest(self):
+        """What it makes of zeros: (1, out, 1, 1)."""
+        return self(self.first.weight.new_zeros(1, self.first.in_channels, 1, 1))
+
     def freeze(self, peaks, factor, offset=0.0, limit=OUTPUT_MAX):
         """A FixedConvNet of round(factor net(x) + offset); peaks: see fixed.observe. May raise ValueError."""
         return FixedConvNet(self, peaks, factor, offset, limit)
