@@ -1,6 +1,7 @@
 """Time and memory of encoding to bytes and decoding from them; now, and beside the repository's own past.
 
     python tests/benchmark_codec.py                      the model of the box and two untrained ones
+    python tests/benchmark_codec.py -models model -effort 5            with corrections; without, if not said
     python tests/benchmark_codec.py -models model -against c1c5e26     beside an earlier commit
     python tests/benchmark_codec.py -side 1024 4096      larger photographs: time and memory for each pixel
     python tests/benchmark_codec.py -ways                ways to sum products, and whether bytes are equal
@@ -40,7 +41,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from flow.codec.stream import decode, encode  # noqa: E402
+from flow.codec.stream import DEFAULT, can_correct, decode, encode  # noqa: E402
 from flow.folder import find_folder, open_frozen  # noqa: E402
 from flow.model import build  # noqa: E402
 from source.bands import FixedBand  # noqa: E402
@@ -65,6 +66,7 @@ OPTIONS = CUDA | {
     "folder": Option(None, "folder of the model that is called model (default: that in the box)"),
     "models": Option(None, f"some of {', '.join(MODELS)} (default: all)", many=True),
     "threads": Option(torch.get_num_threads(), "threads of the CPU", least=1, most=1024),
+    "effort": Option(1, "that of the encoder; 1: no corrections", least=1, most=6),
     "runs": Option(5, "runs in a process", least=1, most=10**6),
     "count": Option(100, "32x32 patches", least=1, most=10**6),
     "batch": Option(50, "32x32 patches coded together", least=1, most=10**6),
@@ -76,7 +78,7 @@ OPTIONS = CUDA | {
     "steady": Option(None, "compare so many processes that do the same", kind=int, least=1, most=10**6),
     "case": Option(None, "internal: what this process is to measure"),
 }
-PASSED_ON = "threads", "runs", "count", "batch", "cuda"
+PASSED_ON = "threads", "effort", "runs", "count", "batch", "cuda"
 PAST_LINE = re.compile(
     r"(?P<model>\S+) +(?P<images>\S+) +encode (?P<encode>[\d.]+) s an image, .*"
     r"; decode (?P<decode>[\d.]+) s an image, .*; (?P<memory>\d+) MiB"
@@ -206,25 +208,35 @@ def open_case_model(name, folder):
     return build(UNTRAINED[name]).freeze() if name in UNTRAINED else open_frozen(find_folder(folder))[0]
 
 
-def encode_all(model, batches):
+def settings_of(model, size, effort):
+    """Whether there are corrections."""
+    return DEFAULT._replace(corrected=effort > 1 and can_correct(model, size))
+
+
+def encode_all(model, batches, effort):
     """Batches of images -> lists of streams."""
-    return [[e.finish() for e in encode(model, batch.to(model.device))] for batch in batches]
+    settings = settings_of(model, tuple(batches[0].shape[-2:]), effort)
+    return [
+        [e.finish() for e in encode(model, batch.to(model.device), settings, effort=effort)]
+        for batch in batches
+    ]
 
 
-def decode_all(model, coded, size):
+def decode_all(model, coded, size, effort):
     """Inverse of encode_all."""
-    return [decode(model, [Decoder(stream) for stream in streams], size).cpu() for streams in coded]
+    settings = settings_of(model, size, effort)
+    return [decode(model, [Decoder(stream) for stream in streams], size, settings).cpu() for streams in coded]
 
 
-def code(model, batches, runs=1):
+def code(model, batches, runs=1, effort=1):
     """Code batches so many times. Returns their streams, and the seconds of each run to encode and to decode.
 
     Raises ValueError if an image came back changed.
     """
     times = []
     for _ in range(runs):
-        coded, encoding = timed(encode_all, model, batches)
-        back, decoding = timed(decode_all, model, coded, tuple(batches[0].shape[-2:]))
+        coded, encoding = timed(encode_all, model, batches, effort)
+        back, decoding = timed(decode_all, model, coded, tuple(batches[0].shape[-2:]), effort)
         if not all(map(torch.equal, batches, back)):
             raise ValueError("images came back changed")
         times.append((encoding, decoding))
@@ -277,12 +289,13 @@ def measure(case, options):
     code(model, [batches[0][:1, :, :TINY, :TINY]])
     before = forget_peak()
     parts = [batch[:, :, :SIDE, :SIDE] for batch in batches]
-    streams, *_ = code(model, parts)
-    coded, encoding, decoding = code(model, batches, options["runs"])
+    effort = options["effort"]
+    streams, *_ = code(model, parts, effort=effort)
+    coded, encoding, decoding = code(model, batches, options["runs"], effort)
     memory = resident("VmHWM") - before
     networks = [
-        share_of_networks(encode_all, model, parts),
-        share_of_networks(decode_all, model, streams, tuple(parts[0].shape[-2:])),
+        share_of_networks(encode_all, model, parts, effort),
+        share_of_networks(decode_all, model, streams, tuple(parts[0].shape[-2:]), effort),
     ]
     encoding, decoding = ([seconds / count for seconds in way] for way in (encoding, decoding))
     return Figures(encoding, decoding, networks, memory, sum(map(len, sum(coded, []))) / count)

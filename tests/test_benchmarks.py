@@ -27,6 +27,14 @@ def test_smallest_case_as_the_table_shows_it(capsys):
     assert str(Case("small", 0)) == "small, 32x32"
 
 
+def test_effort_looks_for_corrections(capsys):
+    sizes = []
+    for effort in "15":
+        benchmark_codec.main(["-case", "model,512,1", "-effort", effort, "-runs", "1"])
+        sizes.append(Figures(*json.loads(capsys.readouterr().out)).size)
+    assert sizes[1] < sizes[0]
+
+
 def test_times_and_rates_of_codecs(tmp_path):
     picture = tmp_path / "small.png"
     Image.open(benchmark_codec.PHOTOS / "casa-mila.png").crop((0, 200, 60, 250)).save(picture)
