@@ -160,11 +160,14 @@ ROWS = {
     **{f"paper+ycocg+{name}": Row(COLOUR, bands=False, wavelet=name) for name in WAVELETS},
     **{f"full+{name}": Row(ALL, wavelet=name) for name in WAVELETS},
     "full+linear2": Row(ALL, wavelet="linear", repeat=2),
+    "full+linear+drfirst": Row(ALL, wavelet="linear", order=(2, 0, 1)),
+    "full+linear+muon": Row(ALL, wavelet="linear", muon=True),
     **{f"full+{name}": Row(ALL, wavelet="linear", taps=taps) for name, taps in TAPS.items()},
     "full+own": Row(ALL, own=1),
     "full+five": Row(ALL, more=2),
     "full+muon": Row(ALL, muon=True),
     "full+muon+own+five": Row(ALL, muon=True, own=1, more=2),
+    "full+linear+muon+own+five": Row(ALL, wavelet="linear", muon=True, own=1, more=2),
 }
 
 
