@@ -195,13 +195,9 @@ def _names(weights):
 
 def _frozen_path(folder, weights):
     """The file of weights in integers, there or not; it may stand alone, where there are no weights."""
-    paths = [saving(folder, name) for name in _names(weights)]
-    frozen = [path.with_stem(f"{path.stem}_frozen") for path in paths]
-    for files in (paths, frozen):
-        for file, integers in zip(files, frozen):
-            if file.exists():
-                return integers
-    return find_saving(folder, _names(weights))
+    names = _names(weights)
+    path = find_saving(folder, (*names, *(f"{name}_frozen" for name in names)))
+    return path.with_stem(f"{path.stem.removesuffix('_frozen')}_frozen")
 
 
 def open_model(folder, weights=None, device="cpu"):

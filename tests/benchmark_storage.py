@@ -47,6 +47,9 @@ def main(argv=None):
     options, _ = parse(__doc__, OPTIONS, argv)
     if not options["img"]:
         raise ValueError("-img: need folders or files")
+    for name in options["img"]:
+        if not Path(name).exists():
+            raise ValueError(f"{name}: no such file")
     codec, sound = Codec(), True
     print(f"{'':28} {'pictures':>8} {'refused':>8} {'PNG':>12} {'WebP':>12} {'ours':>12} {'worst':>8}")
     for name in map(Path, options["img"]):

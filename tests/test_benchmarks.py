@@ -5,6 +5,7 @@ import json
 
 import benchmark_codec
 import benchmark_curve
+import benchmark_storage
 import benchmark_times
 import pytest
 from benchmark_codec import CONDITIONS, Case, Figures, Past, read_past, run_limited, spread, steady_program
@@ -43,6 +44,16 @@ def test_times_and_rates_of_codecs(tmp_path):
     assert {"PNG", "WebP", "ours"} <= {row["codec"] for row in rows}
     assert all(0 < float(row["bits"]) < 8 and float(row["decode"]) > 0 for row in rows)
     assert (tmp_path / "times.pdf").exists()
+
+
+def test_storage_of_what_is_there_and_of_what_is_not(tmp_path, capsys):
+    Image.new("RGB", (9, 9)).save(tmp_path / "even.png")
+    benchmark_storage.main(["-img", str(tmp_path)])
+    assert capsys.readouterr().out.splitlines()[-1].split()[1:3] == ["1", "0"]
+    with pytest.raises(SystemExit) as end:
+        benchmark_storage.main(["-img", str(tmp_path), "absent"])
+    output = capsys.readouterr()
+    assert end.value.code == 2 and not output.out and "absent: no such file" in output.err
 
 
 def test_curves_over_images_and_hours(tmp_path):

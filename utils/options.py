@@ -247,6 +247,12 @@ def _terminated():
         signal.signal(signal.SIGTERM, before)
 
 
+def line_of(name, error):
+    """one_line of an error of something named, with the name in front unless it is there already."""
+    message = one_line(error)
+    return message if str(name) in message else f"{name}: {message}"
+
+
 def one_line(error):
     """What to say of one of EXPECTED. Raises it if it is a RuntimeError that tells a fault of the program."""
     message = memory_message(error)

@@ -19,7 +19,7 @@ from flow.codec.options import weights_of
 from flow.codec.pictures import as_picture, png_size, read_picture
 from flow.codec.stream import DEFAULT, Settings
 from utils.data.images import image_files
-from utils.options import EXPECTED, one_line, pick_device
+from utils.options import EXPECTED, line_of, pick_device
 
 
 def encode_files(options):
@@ -103,8 +103,7 @@ def show_files(options):
                     codec = open_codec(options)
                 about = describe(data, codec.model, codec.identity) if codec else describe(data)
             except EXPECTED as error:
-                message = one_line(error)
-                print(message if str(path) in message else f"{path}: {message}", file=sys.stderr)
+                print(line_of(path, error), file=sys.stderr)
                 failed += 1
             else:
                 print(json.dumps({"file": str(path)} | about) if options["json"] else told(path, about))

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from utils.files import remove_unfinished, replacing
-from utils.options import EXPECTED, one_line
+from utils.options import EXPECTED, line_of
 from utils.workers import PATIENCE, Workers
 
 STREAM = Path("-")  # standard input, or standard output
@@ -115,10 +115,10 @@ def run(jobs, work, force=False, at_once=1):
             try:
                 made, seconds = future.result()
             except EXPECTED as error:
-                message = one_line(error)
+                line = line_of(job.name, error)
                 if job.target == STREAM and isinstance(error, OSError) and error.filename is None:
                     raise
-                _say(message if job.name in message else f"{job.name}: {message}", sys.stderr)
+                _say(line, sys.stderr)
                 failed.append(job)
                 continue
             if made is None:
