@@ -36,8 +36,11 @@ ARCHITECTURE = {
         0, "finest levels that have networks of -prior bands of their own; all others share one set",
         least=0, most=16,
     ),
+    "differences": Option(
+        False, "networks of -prior bands see pixels less the mean of the nearest ones of the coarse band"
+    ),
 }  # fmt: skip
-BAND_PRIOR_OPTIONS = "width", "blocks", "components", "ownLevels"
+BAND_PRIOR_OPTIONS = "width", "blocks", "components", "ownLevels", "differences"
 
 TRAINING = {
     "epoch": Option(400, "epochs to train, from the start", least=1),

@@ -12,6 +12,8 @@ APART = 0.3
 # What a pixel of each band of the lazy wavelet is, nearly, in coefficients of lifting: its own detail, and of
 # other bands the mean of here and the next, "h" across, "v" down. 0: the coarse band; 1, 2, 3: ur, dl, dr.
 MADE_OF = {0: ""}, {1: "", 0: "h"}, {2: "", 0: "v"}, {3: "", 1: "v", 2: "h", 0: "hv"}
+# The same of "differences", which are counted from the coarse band alone.
+NEAR = {0: ""}, {1: "", 0: "h"}, {2: "", 0: "v"}, {3: "", 0: "hv"}
 # Three taps -> those of the same filter behind that mean; what falls outside is added to the last.
 NEXT = torch.tensor([[1 / 2, 1 / 2, 0], [0, 1 / 2, 1 / 2], [0, 0, 1]], dtype=torch.float64)
 
@@ -22,7 +24,8 @@ def inherit(model, parent):
     The model may have more levels of its own (-ownLevels), each of which begins as what served it before, and
     up to twice as many -components, of which those with the lowest numbers are halved. A band-wise prior may
     be wider (-width): what was there does not read the further channels at first. And it may come behind
-    -lifting where the parent's comes behind none (-repeat 0): it reads pixels out of details, nearly.
+    -lifting where the parent's comes behind none (-repeat 0), or have -differences where the parent has not:
+    it reads pixels out of details, nearly.
     Raises ValueError if other options of the architecture are different.
     """
     if model.ycocg != parent.ycocg:
@@ -30,7 +33,13 @@ def inherit(model, parent):
     given, taken = dict(parent.named_parameters()), set()
     bands = [name.removesuffix("base.weight") for name in given if name.endswith(".base.weight")]
     if bands and _has_lifting(model) and not list(parent.pyramid.parameters()):
-        given = _of_details(given, bands) | dict(model.pyramid.named_parameters(prefix="pyramid"))
+        given = _of_details(given, bands, MADE_OF, MIDDLE) | dict(
+            model.pyramid.named_parameters(prefix="pyramid")
+        )
+    elif bands and _sees_differences(model) != _sees_differences(parent):
+        if _sees_differences(parent):
+            raise ValueError("-start: that model does not fit: it has -differences")
+        given = _of_details(given, bands, NEAR, 0)
     with torch.no_grad():
         for name, p in model.named_parameters():
             there = _in_parent(name, given)
@@ -51,8 +60,15 @@ def _has_lifting(model):
     return model.pyramid.level(0).flat == 0
 
 
-def _of_details(given, bands):
-    """The parameters of a band-wise prior of pixels, by name, for one of details; `bands` begin names."""
+def _sees_differences(model):
+    return any(getattr(part, "differences", False) for part in model.detail.modules())
+
+
+def _of_details(given, bands, made_of, middle):
+    """The parameters of a band-wise prior of pixels, by name, for one of details; `bands` begin names.
+
+    made_of: MADE_OF of lifting, whose details are seen less the middle of pixels, or NEAR.
+    """
     given, pixel = dict(given), torch.zeros(3, 3, dtype=torch.float64)
     pixel[1, 1] = 1
     for name in bands:
@@ -61,26 +77,29 @@ def _of_details(given, bands):
         base, enter = (
             [f"{name}{layer}.{kind}" for kind in ("weight", "bias")] for layer in ("base", "enter")
         )
-        weight, bias = _folded(given[base[0]], given[base[1]], known)
+        weight, bias = _folded(given[base[0]], given[base[1]], known, made_of, middle)
         channels = len(weight)
-        for other, along in MADE_OF[band].items():
-            bias = bias - (MIDDLE if other else 0)
+        for other, along in made_of[band].items():
+            bias = bias - (middle if other else 0)
             for c in range(channels) if other != band else ():
                 weight[c, other * channels + c] -= _moved(pixel, along)
         given |= zip(base, (weight, bias))
-        given |= zip(enter, _folded(given[enter[0]], given[enter[1]], [*known, band]))
+        given |= zip(enter, _folded(given[enter[0]], given[enter[1]], [*known, band], made_of, middle))
     return given
 
 
-def _folded(weight, bias, bands):
-    """A convolution of pixels, (O, bands x C, 3, 3), for coefficients; bands: which its C planes each are."""
+def _folded(weight, bias, bands, made_of, middle):
+    """A convolution of pixels, (O, bands x C, 3, 3), for coefficients; bands: which its C planes each are.
+
+    made_of, middle: see _of_details.
+    """
     parts, bias = weight.detach().double().unflatten(1, (len(bands), -1)), bias.detach().double()
     result = torch.zeros_like(parts)
     for i, band in enumerate(bands):
-        for other, along in MADE_OF[band].items():
+        for other, along in made_of[band].items():
             result[:, i if other == band else bands.index(other)] += _moved(parts[:, i], along)
-            if other:  # a plane of details, less the middle of pixels
-                bias = bias + MIDDLE * parts[:, i].sum((1, 2, 3))
+            if other:
+                bias = bias + middle * parts[:, i].sum((1, 2, 3))
     return result.flatten(1, 2), bias
 
 

@@ -1,7 +1,9 @@
 """The band-wise prior: each channel of each detail band under a mixture of discretised logistics, given the
 coarse band, the bands already known and the channels of its own band already known.
 
-A level takes nine distributions one after the other, each of them for all positions at once.
+A level takes nine distributions one after the other, each of them for all positions at once. Where details
+are pixels, networks may see them less the mean of the coarse samples next to them ("differences"): the same
+to those that have learned to see it, but learned much sooner.
 Everything is computed in steps between integers, with scales in octaves.
 Source: the hierarchy is method 3's; mixtures and channels in turn as in PixelCNN++ (arXiv 1701.05517), bands
 in turn as in SReC (arXiv 2004.02872).
@@ -26,10 +28,11 @@ from utils.arithmetic.passes import (
     FINE_BITS,
     INPUT_MAX,
     SAMPLE_BITS,
+    SAMPLE_MAX,
     WIDE_BITS,
     compand,
 )
-from utils.arithmetic.polyphase import extend
+from utils.arithmetic.polyphase import crop, extend
 
 # Levels with a bias of their own: the finest ones; the last serves all deeper levels.
 LEVELS = 5
@@ -42,6 +45,8 @@ COMPANDED_MAX, LEVEL_MAX = 16.0, 2**14
 # Where the samples of a band lie between those of the coarse band: their (row, column) offsets in its 3x3
 # neighbourhood, of which the mean is the prediction to start from.
 NEAREST = ((1, 1), (1, 2)), ((1, 1), (2, 1)), ((1, 1), (1, 2), (2, 1), (2, 2))
+# The axes of a coarse band (.., H, W) along which they do.
+AXES = (-1,), (-2,), (-1, -2)
 # A factor on outputs, so that they move as fast as the weights inside; on the first layers' initial weights.
 OUTPUT_GAIN, INPUT_GAIN = 4.0, 2.0
 # Scales start at 2^2 steps.
@@ -101,10 +106,11 @@ class Band(nn.Module):
     """What one detail band is given: `features` of all that is known before it, then `mixture` by channel.
 
     index: which of ur, dl, dr; before: the number of bands known, the coarse one included; start: as in
-    source/prior.py; at 0, where details are pixels, means start as the mean of the nearest coarse ones.
+    source/prior.py; at 0, where details are pixels, means start as the mean of the nearest coarse ones, if
+    they are not counted from there (differences).
     """
 
-    def __init__(self, index, before, width, blocks, components, start=0.0, channels=3):
+    def __init__(self, index, before, width, blocks, components, start=0.0, channels=3, differences=False):
         super().__init__()
         known, self.channels = before * channels, channels
         self.base = Conv(known, channels, 3, precise=True)
@@ -121,7 +127,7 @@ class Band(nn.Module):
         with torch.no_grad():
             self.base.weight.zero_()
             self.base.bias.fill_(STEPS * start)
-            for row, column in NEAREST[index] if not start else ():
+            for row, column in NEAREST[index] if not start and not differences else ():
                 self.base.weight[range(channels), range(channels), row, column] = 1 / len(NEAREST[index])
             spread = torch.linspace(-1, 1, components) if components > 1 else torch.zeros(1)
             for out in self.out:
@@ -182,11 +188,16 @@ class FixedBand(nn.Module):
         entered = compand(self.enter(torch.cat([planes, to_samples(base)], -1)))
         return base, self.hidden(self.blocks(self.trunk.convolve(trunk, onto=entered)))
 
-    def mixture(self, base, hidden, planes, first, channel):
-        """The FixedMixture of a channel, given those before it: planes[..., first : first + channel]."""
+    def mixture(self, base, hidden, planes, first, channel, near=None):
+        """The FixedMixture of a channel, given those before it: planes[..., first : first + channel].
+
+        near: what is to be added to its means, samples (B, H, W).
+        """
         out = self.out[channel]
         layers = (self.beside[channel - 1], self.linear[channel - 1]) if channel else None
         q, mean = mixing.look_beside(base, hidden, planes, first, channel, layers, out)
+        if near is not None:
+            mean = mean + (near.int() << WIDE_BITS - SAMPLE_BITS)
         return FixedMixture(*mixing.mixture_fields(out.convolve(q), mean))
 
 
@@ -194,18 +205,19 @@ class BandPrior(nn.Module):
     """A trunk that sees the coarse band alone, then a network for each band; levels share all but a bias.
 
     width: channels of the networks; blocks: residual blocks of each band, and twice as many of the trunk;
-    components: of each mixture; order: of the bands, 0 ur, 1 dl, 2 dr.
+    components: of each mixture; order: of the bands, 0 ur, 1 dl, 2 dr; differences: see the module.
     """
 
-    def __init__(self, width, blocks, components, order=(0, 1, 2), start=0.0, channels=3):
+    def __init__(self, width, blocks, components, order=(0, 1, 2), start=0.0, channels=3, differences=False):
         super().__init__()
-        self.order, self.channels = order, channels
+        self.order, self.channels, self.differences = order, channels, differences
         self.enter = Conv(channels, width, 3, INPUT_GAIN, precise=True)
         self.compand = Compand()
         self.level = nn.Parameter(torch.zeros(LEVELS, width, 1, 1))
         self.trunk = nn.Sequential(*(Residual(width) for _ in range(2 * blocks)))
         self.bands = nn.ModuleList(
-            Band(index, k + 1, width, blocks, components, start, channels) for k, index in enumerate(order)
+            Band(index, k + 1, width, blocks, components, start, channels, differences)
+            for k, index in enumerate(order)
         )
 
     def parts(self, height):
@@ -215,29 +227,49 @@ class BandPrior(nn.Module):
     def forward(self, coarse, level, detail=None):
         """See source/prior.py."""
         size = coarse.shape[-2:]
-        planes, state = self._planes(coarse, size), None
+        planes, state, near = _around(coarse), None, None
         entered = self.compand(self.enter(planes))
         trunk = self.trunk(entered + self.level[min(level, LEVELS - 1)].to(entered.dtype))
 
         def given(known):
-            nonlocal planes, state
+            nonlocal planes, state, near
             if known:
-                planes = torch.cat([planes, self._planes(known[-1], size)], 1)
+                values = _around(known[-1])
+                if self.differences:
+                    last = near[:, (len(known) - 1) % self.channels, None]
+                    values = (values - crop(last, values.shape[-2:])).clamp(-INPUT_MAX, INPUT_MAX)
+                planes = torch.cat([planes, extend(values, size, 0)], 1)
             band, channel = divmod(len(known), self.channels)
             if not channel:
                 state = self.bands[band].features(trunk, planes)
-            return self.bands[band].mixture(*state, planes[:, planes.shape[1] - channel :])
+                near = interpolated(planes[:, : self.channels], self.order[band])
+            mixture = self.bands[band].mixture(*state, planes[:, planes.shape[1] - channel :])
+            if self.differences:
+                mixture = mixture._replace(mean=mixture.mean + near[:, channel, None] / STEPS)
+            return mixture
 
         return given
-
-    @staticmethod
-    def _planes(band, size):
-        """A band as the networks see it: as large as the coarse band, around 0, within what is exact."""
-        return (extend(band, size, MIDDLE) - MIDDLE).clamp(-INPUT_MAX, INPUT_MAX)
 
     def freeze(self, peaks):
         """A FixedBandPrior; peaks: see utils/arithmetic/fixed.py, observe. May raise ValueError."""
         return FixedBandPrior(self, peaks)
+
+
+def _around(band):
+    """Samples around 0, within what is exact."""
+    return (band - MIDDLE).clamp(-INPUT_MAX, INPUT_MAX)
+
+
+def interpolated(coarse, index):
+    """The mean of the coarse samples, (B, C, H, W) around 0, next to each sample of a band: the same shape.
+
+    Exact: where samples are integers in quarters, of an integer type, so is the mean.
+    """
+    for axis in AXES[index]:
+        half = coarse / 2 if coarse.is_floating_point() else coarse >> 1
+        last = half.narrow(axis, -1, 1)
+        coarse = half + torch.cat([half.narrow(axis, 1, half.shape[axis] - 1), last], axis)
+    return coarse
 
 
 class FixedBandPrior(nn.Module):
@@ -250,7 +282,7 @@ class FixedBandPrior(nn.Module):
     def __init__(self, prior, peaks):
         super().__init__()
         check_finite(prior.level)
-        self.order, self.channels = prior.order, prior.channels
+        self.order, self.channels, self.differences = prior.order, prior.channels, prior.differences
         self.enter = prior.enter.freeze_wide()
         level = torch.round(prior.level[..., 0, 0].detach().double().cpu() * (1 << ACTIVATION_BITS))
         self.register_buffer("level", level.clamp(-LEVEL_MAX, LEVEL_MAX).to(torch.int16))
@@ -292,7 +324,8 @@ class _FixedLevel:
     """What networks make of one level, part by part; the features of strips to come are begun in time.
 
     planes: (B, H, W, C * bands) int16, samples of the coarse band, then of the bands in the prior's order, as
-    far as they are known, all as large as the coarse band.
+    far as they are known, all as large as the coarse band. near: what those of the band in turn are counted
+    from, or None.
     """
 
     def __init__(self, prior, coarse, level, detail):
@@ -300,11 +333,13 @@ class _FixedLevel:
         batch, channels, *self.size = coarse.shape
         count = channels * (1 + len(prior.order))
         self.planes = torch.zeros((batch, *self.size, count), dtype=torch.int16, device=coarse.device)
+        self.near = None
         self._fill(0, slice(0, self.size[0]), coarse)
         self.foreseen = detail is not None
         if self.foreseen:
-            for k, band in enumerate(prior.order):
-                self._fill(channels * (1 + k), slice(0, self.size[0]), detail[band])
+            for band in prior.order:
+                self._begin(band)
+                self._fill(self._first(band), slice(0, self.size[0]), detail[band])
         look, halo = partial(prior.look, level=level), 1 + len(prior.trunk)
         (self.trunk,) = in_tiles(look, halo, self.planes[..., :channels]).result()
         self.begun, self.state = {}, None
@@ -316,13 +351,21 @@ class _FixedLevel:
             before = self.parts[index - 1]
             self._fill(self._first(before.band) + before.channels.start, before.rows, known[-1])
         part = self.parts[index]
+        if not index or part.band != self.parts[index - 1].band:
+            self._begin(part.band)
         if not part.channels.start:
             for later in range(index, min(index + (1 + AHEAD) * channels, len(self.parts)), channels):
                 if later not in self.begun and (self.foreseen or self.parts[later].band == part.band):
                     self.begun[later] = self._features(self.parts[later])
             self.state = self.begun.pop(index).result()
         layers, first = self.prior.bands[self.prior.order.index(part.band)], self._first(part.band)
-        return layers.mixture(*self.state, self.planes[:, part.rows], first, part.channels.start)
+        near = None if self.near is None else self.near[:, part.rows, :, part.channels.start]
+        return layers.mixture(*self.state, self.planes[:, part.rows], first, part.channels.start, near)
+
+    def _begin(self, band):
+        if self.prior.differences:
+            coarse = self.planes[..., : self.prior.channels].movedim(-1, 1)
+            self.near = interpolated(coarse, band).movedim(1, -1)
 
     def _first(self, band):
         """Where the planes of a band begin."""
@@ -337,7 +380,12 @@ class _FixedLevel:
         """Write values (B, c, h, w) into the planes from `first` on; doubles a missing last row or column."""
         (channels, height, width), top = values.shape[1:], rows.start
         target = self.planes[..., first : first + channels]
-        target[:, top : top + height, :width] = image_to_map(values)
+        samples = image_to_map(values)
+        if self.near is not None:
+            start = first % self.prior.channels
+            near = self.near[:, top : top + height, :width, start : start + channels]
+            samples = (samples.int() - near).clamp(-SAMPLE_MAX, SAMPLE_MAX)
+        target[:, top : top + height, :width] = samples
         if 0 < width < self.size[1]:
             target[:, top : top + height, width] = target[:, top : top + height, width - 1]
         if height < rows.stop - top and top + height:

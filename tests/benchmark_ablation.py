@@ -13,7 +13,8 @@ plan says, its target's test part is measured, and -also pictures in folders are
     blind   the band-wise prior without any of the parts below; +PART: with this one alone
     full    with all of them; -PART: without this one; +couplings: behind couplings; +wide: without couplings,
             but widened to as many multiply-adds; +drfirst: the diagonal band first; +own: the finest level
-            has networks of its own; +five: mixtures of two components more; +muon: by Muon, half the rate
+            has networks of its own; +five: mixtures of two components more; +muon: by Muon, half the rate;
+            +differences: networks see pixels less what the coarse band interpolates to
     paper+ycocg and full with +haar, +legall: behind that wavelet, fixed; +learnedhaar, +learnedlegall:
             lifting that starts so, free to leave it. Rows and columns at once: +joint, LeGall's, fixed;
             +linear, +wavelet: -lifting so, which start as that; +linear2: -repeat 2; +cubic: 9/7-F, which
@@ -109,7 +110,7 @@ class Row(NamedTuple):
     parts: those it has; bands: whether its prior is band-wise, or the paper's; wavelet: its transform, one of
     WAVELETS; order: of the bands; like: the row that it is widened to, in multiply-adds; repeat: pairs of
     steps of lifting; taps: fixed filters of both directions; own: levels with networks of their own;
-    more: components more than of other rows; muon: the optimiser.
+    more: components more than of other rows; muon: the optimiser; differences: as of BandPrior.
     """
 
     parts: frozenset = frozenset()
@@ -123,6 +124,7 @@ class Row(NamedTuple):
     own: int = 0
     more: int = 0
     muon: bool = False
+    differences: bool = False
 
 
 ALL, COLOUR = frozenset(PARTS), frozenset({"ycocg"})
@@ -166,6 +168,8 @@ ROWS = {
     "full+own": Row(ALL, own=1),
     "full+five": Row(ALL, more=2),
     "full+muon": Row(ALL, muon=True),
+    "full+differences": Row(ALL, differences=True),
+    "full+muon+differences": Row(ALL, muon=True, differences=True),
     "full+muon+own+five": Row(ALL, muon=True, own=1, more=2),
     "full+linear+muon+own+five": Row(ALL, wavelet="linear", muon=True, own=1, more=2),
 }
@@ -197,8 +201,8 @@ class Nothing(nn.Module):
 class PartialBand(Band):
     """A Band with only some of PARTS."""
 
-    def __init__(self, parts, index, before, width, blocks, components, start):
-        super().__init__(index, before if "bands" in parts else 1, width, blocks, components, start)
+    def __init__(self, parts, index, before, width, blocks, components, **starting):
+        super().__init__(index, before if "bands" in parts else 1, width, blocks, components, **starting)
         if "channels" not in parts:
             self.beside, self.linear = (
                 nn.ModuleList(Nothing() for _ in convolutions) for convolutions in (self.beside, self.linear)
@@ -215,11 +219,11 @@ class PartialBand(Band):
 class PartialPrior(BandPrior):
     """A BandPrior with only some of PARTS."""
 
-    def __init__(self, parts, width, blocks, components, order=(0, 1, 2), start=0.0):
+    def __init__(self, parts, width, blocks, components, order=(0, 1, 2), **starting):
         components = components if "mixtures" in parts else 1
-        super().__init__(width, blocks, components, order, start)
+        super().__init__(width, blocks, components, order, **starting)
         self.bands = nn.ModuleList(
-            PartialBand(parts, index, k + 1, width, blocks, components, start)
+            PartialBand(parts, index, k + 1, width, blocks, components, **starting)
             for k, index in enumerate(order)
         )
         if "compand" not in parts:
@@ -251,9 +255,9 @@ def _model(row, width, options):
     if row.bands:
         # a prior that costs nothing, until the right one replaces it
         model = build(architecture | {"hchnl": options["hchnl"], "prior": "simple"})
-        start = centre(0) if row.wavelet else 0.0
-        parts = width, options["blocks"], options["components"] + row.more, row.order, start
-        priors = [PartialPrior(row.parts, *parts) for _ in range(1 + row.own)]
+        starting = {"start": centre(0) if row.wavelet else 0.0, "differences": row.differences}
+        parts = width, options["blocks"], options["components"] + row.more, row.order
+        priors = [PartialPrior(row.parts, *parts, **starting) for _ in range(1 + row.own)]
         model.detail = LevelPriors(priors) if row.own else priors[0]
     else:
         model = build(architecture | {"hchnl": width, "prior": "paper"})

@@ -25,6 +25,7 @@ CHANNELS_OF_WEBP = {"1": [1], "L": [1], "LA": [1, 3], "P": [1], "RGB": [0, 1, 2]
 METHODS = RAW, DEFLATE, FLOW, WEBP = "raw", "deflate", "flow", "WebP"
 OPTIONS = "repeat hchnl nhidden nMixing simplePrior diffDetail HUE clamp heavy lifting size".split()
 LATER_OPTIONS = {"prior": "paper", "width": 64, "blocks": 1, "components": 3, "ownLevels": 0}
+LATER_OPTIONS["differences"] = False
 
 
 class Reader:
@@ -495,7 +496,8 @@ class Model:
         corrected = stream.corrected and height * width >= 4096
         errors, sets = np.zeros((3, *coarse.shape), int), {}
         bands = []
-        for size, name in zip(sizes, (f"{prior}.bands.{band}" for band in range(3))):
+        means = interpolated(samples(coarse)) if self.options.get("differences") else 3 * [0 * coarse]
+        for size, name, near in zip(sizes, (f"{prior}.bands.{band}" for band in range(3)), means):
             base = self.wide(f"{name}.base", known, *entering)
             entered = self.wide(f"{name}.enter", np.concatenate([known, base + 32 >> 6]), *entering)
             f = self.narrow(f"{name}.trunk", trunk, onto=companded(entered))
@@ -504,8 +506,8 @@ class Model:
             for top in range(0, height, 64):
                 rows = slice(top, top + 64)
                 for c in range(3):
-                    before = samples(extend(band[:c], height, width, 128))[:, rows]
-                    fields = self.channel(name, c, base[:, rows], g[c][:, rows], before)
+                    before = counted(band[:c], near[:c])[:, rows]
+                    fields = self.channel(name, c, base[:, rows], g[c][:, rows], before, near[:, rows])
                     part = band[c : c + 1, rows]
                     corrigible = corrected and part.size and not (c and stream.luma_alone)
                     if corrigible:
@@ -523,10 +525,10 @@ class Model:
                         error = clamp(64 * part[0] - m, 2**20)
                         errors[len(bands), c, top : top + rows_of_m, :columns] = error
             bands.append(band)
-            known = np.concatenate([known, samples(extend(band, height, width, 128))])
+            known = np.concatenate([known, counted(band, near)])
         return bands
 
-    def channel(self, name, c, base, g, before):
+    def channel(self, name, c, base, g, before, near):
         """Weights, means and scales of a channel, (K, 1, rows, columns), given those before it."""
         m, o = base[c], g
         if c:
@@ -534,6 +536,7 @@ class Model:
             m = m + self.wide(f"{name}.linear.{c - 1}", r, -(2**20), 2**20, 2**20)[0]
             r = np.concatenate([companded(r), abs(companded(r))])
             o = self.narrow(f"{name}.beside.{c - 1}", r, onto=g, low=-2047, high=2047)
+        m = m + 64 * near[c]
         logits, offsets, octaves = np.split(self.narrow(f"{name}.out.{c}", o), 3)
         scales, powers = np.clip((octaves + 4 >> 3) + 192, 0, 512), np.array(U)
         means = ((m << 16) + offsets * powers[scales] + 2**31 >> 17) + 1 >> 1
@@ -585,6 +588,22 @@ def corrected_fields(fields, s, x, scales, coefficients):
 
 def samples(v):
     return 4 * clamp(v - 128, 4096)
+
+
+def interpolated(x):
+    """What samples beside, below, and beside and below, are near: means of two, of two and of four."""
+    rows, columns = (
+        extend(x, x.shape[1] + 1, x.shape[2])[:, 1:],
+        extend(x, x.shape[1], x.shape[2] + 1)[..., 1:],
+    )
+    corners = extend(rows, x.shape[1], x.shape[2] + 1)[..., 1:]
+    return x + columns >> 1, x + rows >> 1, x + rows + columns + corners >> 2
+
+
+def counted(band, near):
+    """Samples of a band from what they are near, which is as large as the coarse image."""
+    r = clamp(samples(band) - near[:, : band.shape[1], : band.shape[2]], 16384)
+    return extend(r, *near.shape[1:])
 
 
 def companded(u):

@@ -32,6 +32,7 @@ SCHEMES = {
     "lifting": {"lifting": "legall", "blocks": 2},
     "wavelet": {"lifting": "wavelet", "repeat": 2, "HUE": True},
     "own levels": {"repeat": 0, "HUE": True, "ownLevels": 2},
+    "differences": {"repeat": 0, "HUE": True, "differences": True},
 }
 
 

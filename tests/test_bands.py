@@ -6,6 +6,7 @@ import threading
 import oracle
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import make_wild, noise
 from integers import WORKING, computed, drawn, seeded
 
@@ -97,12 +98,12 @@ def test_strips_are_every_value_once(height, monkeypatch):
 
 @pytest.mark.parametrize("frozen", [False, True, "in strips"])
 @pytest.mark.parametrize("size", [*SIZES, (13, 4)])
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+@pytest.mark.parametrize("order, differences", [((0, 1, 2), False), ((2, 0, 1), False), ((0, 1, 2), True)])
 @torch.no_grad()
-def test_parts_depend_on_those_before_them_and_on_no_later_one(size, order, frozen, request):
+def test_parts_depend_on_those_before_them_and_on_no_later_one(size, order, differences, frozen, request):
     if frozen == "in strips":
         request.getfixturevalue("strips")
-    prior = frozen_prior(order=order) if frozen else wild_prior(order=order)
+    prior = (frozen_prior if frozen else wild_prior)(order=order, differences=differences)
     coarse, detail = drawn_level(*size)
     before, parts = distributions(prior, coarse, detail, size), prior.parts(len(coarse[0, 0]))
     assert len(before) == len(parts)
@@ -190,6 +191,16 @@ def samples(band, size):
     return quarters.long().clamp(-(2**15), 2**15 - 1).permute(0, 2, 3, 1)
 
 
+def means_of_nearest(coarse, index):
+    """(B, H, W, C) -> of two samples side by side, of two below each other, or of four."""
+    padded = F.pad(coarse.double().movedim(-1, 1), (0, 1, 0, 1), mode="replicate")
+    right, below = index != 1, index != 0
+    height, width = coarse.shape[1:3]
+    shifts = [(y, x) for y in range(1 + below) for x in range(1 + right)]
+    total = sum(padded[..., y : y + height, x : x + width] for y, x in shifts)
+    return (total / len(shifts)).movedim(1, -1).long()
+
+
 def plain_blocks(blocks, h):
     for block in blocks:
         h = oracle.conv(block.last, oracle.conv(block.wide, h), onto=h)
@@ -199,11 +210,16 @@ def plain_blocks(blocks, h):
 def plain_fields(prior, coarse, detail, level):
     """(band, channel) -> the fields of its mixture, layer by layer of the whole map."""
     size, fields = coarse.shape[-2:], {}
-    known = samples(coarse, size)
+    known, near = samples(coarse, size), torch.zeros(size + (3,), dtype=torch.long)
     h = oracle.compand(oracle.wide(prior.enter, known)) + prior.level[min(level, LEVELS - 1)].long()
     trunk = plain_blocks(prior.trunk, h)
     for index, band in zip(prior.order, prior.bands):
         own, base = samples(detail[index], size), oracle.wide(band.base, known)
+        if prior.differences:
+            near = means_of_nearest(known[..., :3], index)
+            height, width = detail[index].shape[-2:]
+            own = (own - near).clamp(-(2**14), 2**14)[:, :height, :width]
+            own = extend(own.movedim(-1, 1), size, 0).movedim(1, -1)
         expected = torch.div(base + 32, 64, rounding_mode="floor")
         entered = oracle.compand(oracle.wide(band.enter, torch.cat([known, expected], -1)))
         h = plain_blocks(band.blocks, oracle.conv(band.trunk, trunk, onto=entered))
@@ -211,6 +227,7 @@ def plain_fields(prior, coarse, detail, level):
         for c, out in enumerate(band.out):
             layers = (band.beside[c - 1], band.linear[c - 1]) if c else None
             q, mean = oracle.look_beside(base, hidden, own, 0, c, layers, out)
+            mean = mean + 64 * near[..., c]
             outputs = oracle.scaled(oracle.sums(q, out.weight) + out.bias.long(), out.exponent)
             fields[index, c] = oracle.mixture_fields(outputs.clamp(-(2**15) + 1, 2**15 - 1), mean)
         known = torch.cat([known, own], -1)
@@ -219,7 +236,13 @@ def plain_fields(prior, coarse, detail, level):
 
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("size", [*SIZES, (14, 11), (27, 30)])
-@pytest.mark.parametrize("options", [{}, {"blocks": 0, "components": 1}, {"blocks": 2, "order": (2, 0, 1)}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({}, {"blocks": 0, "components": 1}, {"blocks": 2, "order": (2, 0, 1)}),
+        *({"differences": True}, {"differences": True, "order": (2, 0, 1)}),
+    ],
+)
 @torch.no_grad()
 def test_distributions_are_the_composition_of_plain_layers(compiled, size, options, strips):
     prior = frozen_prior(**options)

@@ -32,6 +32,7 @@ OPTIONS = {
     "heavy": dict(hchnl=4, heavy=True, size=16),
     "no couplings": dict(hchnl=4, repeat=0),
     "bands": dict(prior="bands", width=6, components=2, repeat=0, HUE=True),
+    "differences": dict(prior="bands", width=6, components=2, repeat=0, HUE=True, differences=True),
     "bands, couplings": dict(prior="bands", width=5, components=3, hchnl=4),
 }
 PRIORS = ("paper", "bands")

@@ -160,7 +160,9 @@ def test_features_are_of_what_is_known():
 
 
 @pytest.mark.parametrize("size", [(40, 50), (17, 64), (1, 30), (30, 1), (7, 5)])
-@pytest.mark.parametrize("options", [{}, {"ownLevels": 1}, {"lifting": "linear", "repeat": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"ownLevels": 1, "differences": True}, {"lifting": "linear", "repeat": 1}]
+)
 def test_images_come_back(little, size, options):
     model, images = nudged(**options), smooth(*size)
     streams = [encoder.finish() for encoder in encode(model, images, CORRECTED)]
@@ -202,8 +204,9 @@ def test_files_cost_less_and_come_back(mode, by_flow):
 def test_the_page_is_enough(mode, size, by_flow):
     from flow.folder import identity
 
-    frozen = nudged(ownLevels=1)
-    model = Model({n: t.numpy() for n, t in frozen.state_dict().items()}, SMALL | {"ownLevels": 1})
+    own = {"ownLevels": 1, "differences": True}
+    frozen = nudged(**own)
+    model = Model({n: t.numpy() for n, t in frozen.state_dict().items()}, SMALL | own)
     picture = Image.fromarray(smooth(*size)[0].permute(1, 2, 0).byte().numpy()).convert(mode)
     data = pack(picture, frozen, identity(frozen, model.options))
     assert read_head(data).settings.corrected
