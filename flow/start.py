@@ -5,6 +5,7 @@ from operator import gt
 import torch
 
 from source.bands import OUTPUT_GAIN
+from source.networks import SLOW, with_means
 from utils.arithmetic.integers import MIDDLE
 
 # A component that becomes two: each half as likely, one narrower, one wider by so many octaves.
@@ -40,6 +41,9 @@ def inherit(model, parent):
         if _sees_differences(parent):
             raise ValueError("-start: that model does not fit: it has -differences")
         given = _of_details(given, bands, NEAR, 0)
+        slow = ((name, part.slow) for name, part in model.named_modules() if getattr(part, "slow", 0))
+        slow = {_in_parent(f"{name}.weight", given): count for name, count in slow}
+        given |= {n: with_means(given[n], count, 1 / SLOW) for n, count in slow.items() if n in given}
     with torch.no_grad():
         for name, p in model.named_parameters():
             there = _in_parent(name, given)

@@ -113,8 +113,9 @@ class Band(nn.Module):
     def __init__(self, index, before, width, blocks, components, start=0.0, channels=3, differences=False):
         super().__init__()
         known, self.channels = before * channels, channels
-        self.base = Conv(known, channels, 3, precise=True)
-        self.enter = Conv(known + channels, width, 3, INPUT_GAIN, precise=True)
+        slow = channels if differences else 0
+        self.base = Conv(known, channels, 3, precise=True, slow=slow)
+        self.enter = Conv(known + channels, width, 3, INPUT_GAIN, precise=True, slow=slow)
         self.compand = Compand()
         self.trunk = Conv(width, width, 1, 0.5, rectify=True)
         self.blocks = nn.Sequential(*(Residual(width) for _ in range(blocks)))
@@ -211,7 +212,7 @@ class BandPrior(nn.Module):
     def __init__(self, width, blocks, components, order=(0, 1, 2), start=0.0, channels=3, differences=False):
         super().__init__()
         self.order, self.channels, self.differences = order, channels, differences
-        self.enter = Conv(channels, width, 3, INPUT_GAIN, precise=True)
+        self.enter = Conv(channels, width, 3, INPUT_GAIN, precise=True, slow=channels if differences else 0)
         self.compand = Compand()
         self.level = nn.Parameter(torch.zeros(LEVELS, width, 1, 1))
         self.trunk = nn.Sequential(*(Residual(width) for _ in range(2 * blocks)))

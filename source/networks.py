@@ -29,6 +29,8 @@ NARROW_MAX, SIGNED_MAX = 2**8 - 1, 2**11 - 1
 OUTPUT_MAX = 2**24
 # Of 15 bits some can be spared for peaks that the images observed do not have.
 HEADROOM = 8
+# How fast kernels' means learn where samples lie far from 0, beside differences of samples; see Conv.
+SLOW = 1 / 16
 # Activations count 2^-16 at the finest: what no image excites needs no more.
 FINEST = 16
 # ConvNets are wide: smaller tiles stay in the caches.
@@ -230,20 +232,33 @@ class FixedConvNet(nn.Module):
         return (self.last(h),)
 
 
+def with_means(weight, count, factor):
+    """Kernels (out, channels, rows, columns), the means of those of the first channels times a factor."""
+    first, others = weight.tensor_split((count,), 1)
+    return torch.cat([first + (factor - 1) * first.mean((2, 3), keepdim=True), others], 1)
+
+
 class Conv(nn.Conv2d):
     """A convolution of kernel size 1 or 3, borders replicated; `freeze` gives it in integers.
 
     gain: factor on He's initial weights. rectify: put ReLU in front. precise: of pixels and means, in float32
-    also where autocast computes in bfloat16, in wide integers when frozen.
+    also where autocast computes in bfloat16, in wide integers when frozen. slow: so many channels, the first
+    ones, are of pixels, which have much in common with their neighbours: what a step moves the mean of a
+    kernel by is SLOW of what it moves the rest by, or it would drown it.
     """
 
-    def __init__(self, channels, out, size, gain=1.0, rectify=False, precise=False):
+    def __init__(self, channels, out, size, gain=1.0, rectify=False, precise=False, slow=0):
         super().__init__(channels, out, size)
-        self.rectify, self.precise = rectify, precise
+        self.rectify, self.precise, self.slow = rectify, precise, slow
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
         nn.init.zeros_(self.bias)
         with torch.no_grad():
             self.weight *= gain
+
+    @property
+    def taps(self):
+        """What it convolves with: (out, channels, size, size)."""
+        return with_means(self.weight, self.slow, SLOW) if self.slow else self.weight
 
     def forward(self, x, onto=None):
         """x (B, channels, H, W) -> (B, out, H, W), added to `onto` if that is given."""
@@ -252,7 +267,7 @@ class Conv(nn.Conv2d):
         if self.kernel_size != (1, 1):
             x = replicate_pad(x, self.kernel_size)
         with torch.autocast(x.device.type, enabled=False) if self.precise else nullcontext():
-            y = super().forward(x)
+            y = F.conv2d(x, self.taps, self.bias)
         return y if onto is None else onto + y
 
     def freeze(self, peaks, out_units=ACTIVATION_BITS):
@@ -261,14 +276,14 @@ class Conv(nn.Conv2d):
         out_units: what it gives counts 2^-out_units; peaks: see fixed.observe.
         """
         low, high = (0, NARROW_MAX) if self.rectify else (-SIGNED_MAX, SIGNED_MAX)
-        return FixedConv.of(self.weight, self.bias, peak_of(self, peaks), low, high, out_units=out_units)
+        return FixedConv.of(self.taps, self.bias, peak_of(self, peaks), low, high, out_units=out_units)
 
     def freeze_wide(self, of_samples=True):
         """A FixedWide, of samples or of differences from means; it gives means. May raise ValueError."""
         low, high, units = (-WIDE_MAX, WIDE_MAX, WIDE_BITS)
         if of_samples:
             low, high, units = (-SAMPLE_MAX, SAMPLE_MAX - 1, SAMPLE_BITS)
-        return FixedWide.of(self.weight, self.bias, low, high, WIDE_MAX, units, WIDE_BITS)
+        return FixedWide.of(self.taps, self.bias, low, high, WIDE_MAX, units, WIDE_BITS)
 
 
 class _Compand(torch.autograd.Function):

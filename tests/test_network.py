@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conftest import make_wild
 from integers import seeded
 
-from source.networks import Compand, Conv, ConvNet, replicate_pad, shift_sum
+from source.networks import SLOW, Compand, Conv, ConvNet, replicate_pad, shift_sum, with_means
 
 KERNELS = [(3, 3), (1, 3)]
 SIZES = [(1, 1), (1, 2), (2, 1), (3, 5), (8, 8)]
@@ -135,3 +135,23 @@ def test_convolutions_are_the_plain_ones_with_borders_replicated(size, rectify):
     wanted = F.conv2d(plain_pad(read, (size, size)), module.weight, module.bias)
     torch.testing.assert_close(module(x), wanted, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(module(x, onto=wanted), 2 * wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_means_of_kernels_of_pixels_learn_slowly():
+    plain, slow = (Conv(5, 4, 3, precise=True, slow=count) for count in (0, 2))
+    slow.load_state_dict(plain.state_dict())
+    x = torch.randn(1, 5, 6, 7, generator=seeded(0))
+    for conv in (plain, slow):
+        conv(x).sum().backward()
+    weight, taps = plain.weight.detach(), plain.weight.detach().clone()
+    taps[:, :2] -= (1 - SLOW) * taps[:, :2].mean((2, 3), keepdim=True)
+    assert torch.equal(plain.taps, weight)
+    torch.testing.assert_close(slow(x), F.conv2d(plain_pad(x, (3, 3)), taps, plain.bias))
+    torch.testing.assert_close(with_means(slow.taps, 2, 1 / SLOW), weight)
+    # a step along the slope: means move slowly, all else as it would
+    steps = [conv.weight.grad.mean((2, 3)) for conv in (plain, slow)]
+    torch.testing.assert_close(steps[1][:, :2], SLOW * steps[0][:, :2])
+    torch.testing.assert_close(steps[1][:, 2:], steps[0][:, 2:])
+    with torch.no_grad():
+        plain.weight.copy_(taps)
+    assert torch.equal(slow.freeze_wide().weight, plain.freeze_wide().weight)

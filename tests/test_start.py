@@ -88,6 +88,28 @@ def test_a_prior_of_pixels_reads_them_out_of_details():
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("own", [0, 1])
+def test_a_prior_of_pixels_begins_to_see_differences(own):
+    """Exactly, but at the edges, where no kernel reads what is beyond it."""
+    parent = wild()
+    with torch.no_grad():
+        for name, p in parent.named_parameters():
+            if name.endswith((".base.weight", ".enter.weight")):
+                p[..., 2, :], p[..., :, 2] = 0, 0
+    model = build(SMALL | {"differences": True, "ownLevels": own})
+    inherit(model, parent)
+    images, pairs = noise(2, 3, 64, 64), []
+    for each in (parent, model):
+        (_, coarse, detail), *_ = each.pyramid.analyse(each.from_images(images), 1)
+        pairs.append([distribution for _, distribution, _ in parts_in_turn(each.detail, coarse, 0, detail)])
+    for before, after in zip(*pairs, strict=True):
+        for one, other in zip(before, after):
+            one, other = one[..., 8:-8, 8:-8], other[..., 8:-8, 8:-8]
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="it has -differences"):
+        inherit(build(SMALL), model)
+
+
 def test_the_model_in_the_box_behind_lifting(photo):
     parent, _ = open_model(PHOTOS.parent / "model")
     options = read_options(PHOTOS.parent / "model") | {"lifting": "linear", "repeat": 1}
