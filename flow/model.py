@@ -187,8 +187,6 @@ def build(options):
     elif simple:
         detail = SimplePrior(start)
     elif o["prior"] == "bands":
-        if o["differences"] and start:
-            raise ValueError("-differences: details of -lifting are differences already")
         shape = {name: o[name] for name in ("width", "blocks", "components", "differences")}
         priors = [BandPrior(**shape, start=start) for _ in range(1 + o["ownLevels"])]
         detail = LevelPriors(priors) if o["ownLevels"] else priors[0]

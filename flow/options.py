@@ -37,7 +37,9 @@ ARCHITECTURE = {
         least=0, most=16,
     ),
     "differences": Option(
-        False, "networks of -prior bands see pixels less the mean of the nearest ones of the coarse band"
+        False,
+        "networks of -prior bands see pixels less the mean of the nearest ones of the coarse band (-lifting "
+        "has no others), and learn slowly what they make of the mean of pixels",
     ),
 }  # fmt: skip
 BAND_PRIOR_OPTIONS = "width", "blocks", "components", "ownLevels", "differences"

@@ -10,11 +10,18 @@ from utils.arithmetic.integers import MIDDLE
 
 # A component that becomes two: each half as likely, one narrower, one wider by so many octaves.
 APART = 0.3
-# What a pixel of each band of the lazy wavelet is, nearly, in coefficients of lifting: its own detail, and of
+# What a sample of each band, as the parent sees it, is, nearly, in those that the model sees: its own, and of
 # other bands the mean of here and the next, "h" across, "v" down. 0: the coarse band; 1, 2, 3: ur, dl, dr.
-MADE_OF = {0: ""}, {1: "", 0: "h"}, {2: "", 0: "v"}, {3: "", 1: "v", 2: "h", 0: "hv"}
-# The same of "differences", which are counted from the coarse band alone.
-NEAR = {0: ""}, {1: "", 0: "h"}, {2: "", 0: "v"}, {3: "", 0: "hv"}
+PIXELS_OF_LIFTING = {0: ""}, {1: "", 0: "h"}, {2: "", 0: "v"}, {3: "", 1: "v", 2: "h", 0: "hv"}
+PIXELS_OF_DIFFERENCES = {0: ""}, {1: "", 0: "h"}, {2: "", 0: "v"}, {3: "", 0: "hv"}
+DIFFERENCES_OF_LIFTING = {0: ""}, {1: ""}, {2: ""}, {3: "", 1: "v", 2: "h"}
+# Whether lifting is new, whether the parent and the model have -differences: this, and less what details are.
+MADE_OF = {
+    (True, False, False): (PIXELS_OF_LIFTING, MIDDLE),
+    (True, False, True): (PIXELS_OF_LIFTING, 0),
+    (True, True, True): (DIFFERENCES_OF_LIFTING, 0),
+    (False, False, True): (PIXELS_OF_DIFFERENCES, 0),
+}
 # Three taps -> those of the same filter behind that mean; what falls outside is added to the last.
 NEXT = torch.tensor([[1 / 2, 1 / 2, 0], [0, 1 / 2, 1 / 2], [0, 0, 1]], dtype=torch.float64)
 
@@ -26,24 +33,24 @@ def inherit(model, parent):
     up to twice as many -components, of which those with the lowest numbers are halved. A band-wise prior may
     be wider (-width): what was there does not read the further channels at first. And it may come behind
     -lifting where the parent's comes behind none (-repeat 0), or have -differences where the parent has not:
-    it reads pixels out of details, nearly.
+    it reads pixels out of what it sees, nearly.
     Raises ValueError if other options of the architecture are different.
     """
     if model.ycocg != parent.ycocg:
         raise ValueError("-start: that model does not fit: one of the two has -HUE")
     given, taken = dict(parent.named_parameters()), set()
     bands = [name.removesuffix("base.weight") for name in given if name.endswith(".base.weight")]
-    if bands and _has_lifting(model) and not list(parent.pyramid.parameters()):
-        given = _of_details(given, bands, MADE_OF, MIDDLE) | dict(
-            model.pyramid.named_parameters(prefix="pyramid")
-        )
-    elif bands and _sees_differences(model) != _sees_differences(parent):
-        if _sees_differences(parent):
-            raise ValueError("-start: that model does not fit: it has -differences")
-        given = _of_details(given, bands, NEAR, 0)
-        slow = ((name, part.slow) for name, part in model.named_modules() if getattr(part, "slow", 0))
-        slow = {_in_parent(f"{name}.weight", given): count for name, count in slow}
-        given |= {n: with_means(given[n], count, 1 / SLOW) for n, count in slow.items() if n in given}
+    given |= {name: with_means(given[name], count, SLOW) for name, count in _slow(parent).items()}
+    lifted = bool(bands) and _has_lifting(model) and not list(parent.pyramid.parameters())
+    sight = lifted, _sees_differences(parent), _sees_differences(model)
+    if sight in MADE_OF and (lifted or not _has_lifting(model)):
+        given = _of_details(given, bands, *MADE_OF[sight])
+    elif lifted or sight[1] != sight[2]:
+        raise ValueError("-start: that model does not fit: one of the two has -differences")
+    if lifted:
+        given |= dict(model.pyramid.named_parameters(prefix="pyramid"))
+    slow = {_in_parent(name, given): count for name, count in _slow(model).items()}
+    given |= {n: with_means(given[n], count, 1 / SLOW) for n, count in slow.items() if n in given}
     with torch.no_grad():
         for name, p in model.named_parameters():
             there = _in_parent(name, given)
@@ -64,6 +71,11 @@ def _has_lifting(model):
     return model.pyramid.level(0).flat == 0
 
 
+def _slow(model):
+    """The weights of which means of kernels learn slowly, by name, and for how many channels."""
+    return {f"{name}.weight": part.slow for name, part in model.named_modules() if getattr(part, "slow", 0)}
+
+
 def _sees_differences(model):
     return any(getattr(part, "differences", False) for part in model.detail.modules())
 
@@ -71,7 +83,7 @@ def _sees_differences(model):
 def _of_details(given, bands, made_of, middle):
     """The parameters of a band-wise prior of pixels, by name, for one of details; `bands` begin names.
 
-    made_of: MADE_OF of lifting, whose details are seen less the middle of pixels, or NEAR.
+    made_of, middle: see MADE_OF.
     """
     given, pixel = dict(given), torch.zeros(3, 3, dtype=torch.float64)
     pixel[1, 1] = 1

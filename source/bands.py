@@ -127,7 +127,7 @@ class Band(nn.Module):
         self.mixer = Mixer(components)
         with torch.no_grad():
             self.base.weight.zero_()
-            self.base.bias.fill_(STEPS * start)
+            self.base.bias.fill_(0 if differences else STEPS * start)
             for row, column in NEAREST[index] if not start and not differences else ():
                 self.base.weight[range(channels), range(channels), row, column] = 1 / len(NEAREST[index])
             spread = torch.linspace(-1, 1, components) if components > 1 else torch.zeros(1)
@@ -207,11 +207,13 @@ class BandPrior(nn.Module):
 
     width: channels of the networks; blocks: residual blocks of each band, and twice as many of the trunk;
     components: of each mixture; order: of the bands, 0 ur, 1 dl, 2 dr; differences: see the module.
+    Where details are differences already (start is not 0), networks then see them as they are.
     """
 
     def __init__(self, width, blocks, components, order=(0, 1, 2), start=0.0, channels=3, differences=False):
         super().__init__()
-        self.order, self.channels, self.differences = order, channels, differences
+        self.order, self.channels = order, channels
+        self.differences, self.of_pixels = differences, not start
         self.enter = Conv(channels, width, 3, INPUT_GAIN, precise=True, slow=channels if differences else 0)
         self.compand = Compand()
         self.level = nn.Parameter(torch.zeros(LEVELS, width, 1, 1))
@@ -243,7 +245,7 @@ class BandPrior(nn.Module):
             band, channel = divmod(len(known), self.channels)
             if not channel:
                 state = self.bands[band].features(trunk, planes)
-                near = interpolated(planes[:, : self.channels], self.order[band])
+                near = nearest(self, planes[:, : self.channels], self.order[band], 1)
             mixture = self.bands[band].mixture(*state, planes[:, planes.shape[1] - channel :])
             if self.differences:
                 mixture = mixture._replace(mean=mixture.mean + near[:, channel, None] / STEPS)
@@ -261,11 +263,15 @@ def _around(band):
     return (band - MIDDLE).clamp(-INPUT_MAX, INPUT_MAX)
 
 
-def interpolated(coarse, index):
-    """The mean of the coarse samples, (B, C, H, W) around 0, next to each sample of a band: the same shape.
+def nearest(prior, coarse, index, unit):
+    """What a prior with differences counts the samples of a band from: of the shape and type of `coarse`.
 
-    Exact: where samples are integers in quarters, of an integer type, so is the mean.
+    coarse: samples of the coarse band around the middle of their range, (B, C, H, W), times `unit`.
+    Of pixels, the mean of those next to each of the band's; exact, where these are integers in quarters. Of
+    details that are differences, 0, which lies below that middle.
     """
+    if not prior.of_pixels:
+        return torch.full_like(coarse, -MIDDLE * unit)
     for axis in AXES[index]:
         half = coarse / 2 if coarse.is_floating_point() else coarse >> 1
         last = half.narrow(axis, -1, 1)
@@ -283,7 +289,8 @@ class FixedBandPrior(nn.Module):
     def __init__(self, prior, peaks):
         super().__init__()
         check_finite(prior.level)
-        self.order, self.channels, self.differences = prior.order, prior.channels, prior.differences
+        self.order, self.channels = prior.order, prior.channels
+        self.differences, self.of_pixels = prior.differences, prior.of_pixels
         self.enter = prior.enter.freeze_wide()
         level = torch.round(prior.level[..., 0, 0].detach().double().cpu() * (1 << ACTIVATION_BITS))
         self.register_buffer("level", level.clamp(-LEVEL_MAX, LEVEL_MAX).to(torch.int16))
@@ -366,7 +373,7 @@ class _FixedLevel:
     def _begin(self, band):
         if self.prior.differences:
             coarse = self.planes[..., : self.prior.channels].movedim(-1, 1)
-            self.near = interpolated(coarse, band).movedim(1, -1)
+            self.near = nearest(self.prior, coarse, band, 1 << SAMPLE_BITS).movedim(1, -1)
 
     def _first(self, band):
         """Where the planes of a band begin."""

@@ -30,7 +30,7 @@ OUTPUT_MAX = 2**24
 # Of 15 bits some can be spared for peaks that the images observed do not have.
 HEADROOM = 8
 # How fast kernels' means learn where samples lie far from 0, beside differences of samples; see Conv.
-SLOW = 1 / 16
+SLOW = 1 / 64
 # Activations count 2^-16 at the finest: what no image excites needs no more.
 FINEST = 16
 # ConvNets are wide: smaller tiles stay in the caches.

@@ -170,6 +170,7 @@ ROWS = {
     "full+muon": Row(ALL, muon=True),
     "full+differences": Row(ALL, differences=True),
     "full+muon+differences": Row(ALL, muon=True, differences=True),
+    "full+linear+muon+differences": Row(ALL, wavelet="linear", muon=True, differences=True),
     "full+muon+own+five": Row(ALL, muon=True, own=1, more=2),
     "full+linear+muon+own+five": Row(ALL, wavelet="linear", muon=True, own=1, more=2),
 }

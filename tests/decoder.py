@@ -496,7 +496,10 @@ class Model:
         corrected = stream.corrected and height * width >= 4096
         errors, sets = np.zeros((3, *coarse.shape), int), {}
         bands = []
-        means = interpolated(samples(coarse)) if self.options.get("differences") else 3 * [0 * coarse]
+        means = 3 * [0 * coarse]
+        if self.options.get("differences"):
+            lifted = self.options.get("lifting", "none") != "none"
+            means = 3 * [0 * coarse - 512] if lifted else interpolated(samples(coarse))
         for size, name, near in zip(sizes, (f"{prior}.bands.{band}" for band in range(3)), means):
             base = self.wide(f"{name}.base", known, *entering)
             entered = self.wide(f"{name}.enter", np.concatenate([known, base + 32 >> 6]), *entering)
