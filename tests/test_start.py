@@ -14,6 +14,7 @@ from flow.lifting import Lift, LiftingLevel
 from flow.model import build
 from flow.muon import STEP_SIZE, Muon, orthogonal
 from flow.start import inherit
+from source.networks import SLOW, with_means
 from source.prior import parts_in_turn
 from utils.arithmetic.integers import bits_per_dimension
 from utils.data.images import PHOTOS
@@ -67,14 +68,22 @@ def test_a_wider_prior_begins_as_it_was(width):
     assert not any(moved)  # nobody reads the further channels yet, but each is about to be
 
 
-def test_a_prior_of_pixels_reads_them_out_of_details():
+def read_no_further(model):
+    """Leave out of kernels of samples what would be beyond them, were they to read the mean of two."""
+    for name, conv in model.named_modules():
+        if name.endswith((".base", ".enter")):
+            with torch.no_grad():
+                taps = conv.taps.clone()
+                taps[..., 2, :], taps[..., :, 2] = 0, 0
+                conv.weight.copy_(with_means(taps, conv.slow, 1 / SLOW) if conv.slow else taps)
+
+
+@pytest.mark.parametrize("sight", [(False, False), (False, True), (True, True)])
+def test_a_prior_of_pixels_reads_them_out_of_details(sight):
     """Exactly, in the middle, where lifting but predicts by the mean of two, and the mean is an integer."""
-    parent = wild()
-    with torch.no_grad():
-        for name, p in parent.named_parameters():
-            if name.endswith((".base.weight", ".enter.weight")):
-                p[..., 2, :], p[..., :, 2] = 0, 0  # what would be beyond the kernel
-    model = build(SMALL | {"lifting": "linear", "repeat": 1})
+    parent = wild(differences=sight[0])
+    read_no_further(parent)
+    model = build(SMALL | {"lifting": "linear", "repeat": 1, "differences": sight[1]})
     inherit(model, parent)
     model.pyramid.levels[0] = LiftingLevel([Lift((0, 1 / 2, 1 / 2), 0)])
     images = 64 * (noise(2, 3, 64, 64) // 64)
@@ -92,10 +101,7 @@ def test_a_prior_of_pixels_reads_them_out_of_details():
 def test_a_prior_of_pixels_begins_to_see_differences(own):
     """Exactly, but at the edges, where no kernel reads what is beyond it."""
     parent = wild()
-    with torch.no_grad():
-        for name, p in parent.named_parameters():
-            if name.endswith((".base.weight", ".enter.weight")):
-                p[..., 2, :], p[..., :, 2] = 0, 0
+    read_no_further(parent)
     model = build(SMALL | {"differences": True, "ownLevels": own})
     inherit(model, parent)
     images, pairs = noise(2, 3, 64, 64), []
