@@ -48,7 +48,7 @@ FOLDER = {
     "start": Option(
         None,
         "model folder whose weights to begin with; this model may have more -ownLevels and -components, "
-        "-prior bands of more -width, and that behind -lifting where the other has -repeat 0",
+        "-prior bands of more -width, with -differences, and behind -lifting where the other has -repeat 0",
     ),
     "load": Option(False, "go on with the training in the folder; architecture and data set are its own"),
 }

@@ -50,11 +50,10 @@ def nudged(scheme, std=0.01):
     return model
 
 
-@pytest.fixture(scope="module")
-def learnt(photo):
+def train(photo, **options):
     """A model after some steps on pieces of a photograph, and its first and last bits per dimension."""
     torch.manual_seed(0)
-    model, bits = build(SMALL | {"repeat": 0, "HUE": True}), []
+    model, bits = build(SMALL | {"repeat": 0, "HUE": True} | options), []
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     x = torch.cat([photo[..., i : i + 20, 120:140] for i in range(240, 320, 20)])
     for _ in range(30):
@@ -64,6 +63,18 @@ def learnt(photo):
         nats.backward()
         optimizer.step()
     return model, bits[0], bits[-1]
+
+
+@pytest.fixture(scope="module")
+def learnt(photo):
+    """See train."""
+    return train(photo)
+
+
+@pytest.mark.parametrize("transform", [{}, {"lifting": "linear", "repeat": 1}])
+def test_networks_learn_differences_sooner(transform, photo):
+    bits = [train(photo, differences=seen, **transform)[2] for seen in (False, True)]
+    assert bits[1] < bits[0] - 0.2
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
