@@ -87,7 +87,7 @@ def has_networks(options):
     """Whether a model has networks that OF_NETWORKS shape, in its prior or its transform."""
     if options["prior"] == "paper" and not options["simplePrior"]:
         return True
-    return options["lifting"] != "linear" and options["repeat"] > 0
+    return options["lifting"] not in ("linear", "luma") and options["repeat"] > 0
 
 
 def resolve(argv):

@@ -11,7 +11,16 @@ from flow.pyramid import Pyramid
 from source.networks import ConvNet
 from utils.arithmetic.fixed import check_finite
 from utils.arithmetic.integers import LIMIT, STEPS, round_through
-from utils.arithmetic.polyphase import crop, extend, join_columns, merge, split, split_columns
+from utils.arithmetic.polyphase import (
+    between,
+    channels_last,
+    crop,
+    extend,
+    join_columns,
+    merge,
+    split,
+    split_columns,
+)
 
 # Predict and update of the classical wavelets: taps at n - 1, n, n + 1, then a bias in steps, which turns
 # rounding to the nearest into the standards' floor and never meets a tie.
@@ -24,7 +33,7 @@ CLASSICAL = {
 # Taps at n - 2 .. n + 2, LeGall's at first, and free to become longer.
 LONGER = ((0, 0, 1 / 2, 1 / 2, 0), 0), ((0, 1 / 4, 1 / 4, 0, 0), 0)
 # What trainable lifting starts as; see lifting_level.
-STARTS = CLASSICAL | {"linear": LONGER, "wavelet": LONGER}
+STARTS = CLASSICAL | {"linear": LONGER, "luma": LONGER, "wavelet": LONGER}
 
 # A transform moves slowly, or each step would throw back what the prior learns beside it: where Adam's steps
 # are 0.004, a bias that is a weight as others are moves by a tone. Taps and biases are weights times SLOW.
@@ -292,6 +301,43 @@ class FixedJointLevel(JointLevel):
         return (y + (1 << JOINT_BITS - 1) >> JOINT_BITS).clamp(-limit, limit)
 
 
+class LumaLevel(nn.Module):
+    """A level of which the first channel is lifted by another, a JointLevel of one; others are predicted.
+
+    What an update adds to a coarse band is rounded, and chroma, of a few tones, has little beside that. So
+    its coarse band is every other sample, and its details are differences from means of the nearest of them.
+    These are rounded too, but a prior that sees the coarse band can tell what was rounded off (-differences).
+    """
+
+    flat = LiftingLevel.flat
+
+    def __init__(self, luma):
+        super().__init__()
+        self.luma = luma
+
+    def freeze(self, peaks):
+        """The same in integers; peaks: see utils/arithmetic/fixed.py, observe. May raise ValueError."""
+        return LumaLevel(self.luma.freeze(peaks))
+
+    @staticmethod
+    def _predicted(ul, size, band):
+        return crop(torch.floor(between(ul, band) + 1 / 2), size)
+
+    def split(self, x):
+        """x (B, C, H, W) -> coarse band, detail bands (ur, dl, dr): high in columns, in rows, in both."""
+        (coarse, lifted), (ul, *others) = self.luma.split(x[:, :1]), split(x[:, 1:])
+        others = (part - self._predicted(ul, part.shape[-2:], band) for band, part in enumerate(others))
+        return torch.cat([coarse, ul], 1), tuple(torch.cat(pair, 1) for pair in zip(lifted, others))
+
+    def merge(self, coarse, detail):
+        """Undo split."""
+        luma, ul = self.luma.merge(coarse[:, :1], [band[:, :1] for band in detail]), coarse[:, 1:]
+        others = [
+            part[:, 1:] + self._predicted(ul, part.shape[-2:], band) for band, part in enumerate(detail)
+        ]
+        return channels_last(torch.cat([luma, merge(ul, *others)], 1))
+
+
 def lifting_level(wavelet, repeat, hchnl, nhidden, channels=3):
     """A trainable level of `repeat` pairs of predict and update, the first of which is a classical wavelet.
 
@@ -300,7 +346,8 @@ def lifting_level(wavelet, repeat, hchnl, nhidden, channels=3):
     sum to 1: where rows are constant, details are 0. Updates are taps that sum to 1/2, which a constant, with
     d = 0, passes unchanged, and the highest frequency, with d = -2 even, not at all. So the low pass is 1 at
     frequency 0 and 0 at pi, the high pass 0 at 0.
-    "wavelet": the same with networks beside the predictions, which see differences within bands alone, so
+    "luma": the same of the first channel alone, a LumaLevel.
+    "wavelet": as "linear", with networks beside the predictions, which see differences within bands alone, so
     that all this remains true of the slopes.
     """
     steps = STARTS[wavelet]
@@ -319,7 +366,7 @@ def lifting_level(wavelet, repeat, hchnl, nhidden, channels=3):
     # take what is rounded, and with it the prior, along
     for lift in level.filters:
         lift.slow_bias.requires_grad_(False)
-    return level
+    return LumaLevel(level) if wavelet == "luma" else level
 
 
 def classical(wavelet):

@@ -170,6 +170,8 @@ def build(options):
         raise ValueError("-diffDetail is a form of the simple prior: give -simplePrior too")
     if o["lifting"] != "none" and not o["repeat"]:
         raise ValueError("-repeat 0: lifting needs at least one predict and update")
+    if o["lifting"] == "luma" and not o["HUE"]:
+        raise ValueError("-lifting luma: there is luma with -HUE alone")
     side = o.get("size")
     if (o["heavy"] or o["diffDetail"]) and not side:
         raise ValueError("-heavy and -diffDetail need training images of one size")
@@ -188,7 +190,8 @@ def build(options):
         detail = SimplePrior(start)
     elif o["prior"] == "bands":
         shape = {name: o[name] for name in ("width", "blocks", "components", "differences")}
-        priors = [BandPrior(**shape, start=start) for _ in range(1 + o["ownLevels"])]
+        of = {"none": "pixels", "luma": "luma"}.get(o["lifting"], "details")
+        priors = [BandPrior(**shape, of=of) for _ in range(1 + o["ownLevels"])]
         detail = LevelPriors(priors) if o["ownLevels"] else priors[0]
     else:
         detail = ConditionalPrior(o["hchnl"], o["nhidden"], start)

@@ -18,8 +18,9 @@ ARCHITECTURE = {
     "lifting": Option(
         "none",
         "scheme 1, lifting of rows and columns, started as haar or legall; linear: of both at once, by taps "
-        "alone, a wavelet whatever they learn; wavelet: the same with networks; none: scheme 2",
-        ("none", "haar", "legall", "linear", "wavelet"),
+        "alone, a wavelet whatever they learn; luma: that of luma, chroma predicted; wavelet: linear with "
+        "networks; none: scheme 2",
+        ("none", "haar", "legall", "linear", "luma", "wavelet"),
     ),
     "prior": Option(
         "paper",

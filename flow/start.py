@@ -4,10 +4,12 @@ from operator import gt
 
 import torch
 
+from flow.lifting import LumaLevel
 from source.bands import OUTPUT_GAIN
 from source.networks import SLOW, with_means
 from utils.arithmetic.integers import MIDDLE
 
+CHANNELS = 3
 # A component that becomes two: each half as likely, one narrower, one wider by so many octaves.
 APART = 0.3
 # What a sample of each band, as the parent sees it, is, nearly, in those that the model sees: its own, and of
@@ -15,12 +17,14 @@ APART = 0.3
 PIXELS_OF_LIFTING = {0: ""}, {1: "", 0: "h"}, {2: "", 0: "v"}, {3: "", 1: "v", 2: "h", 0: "hv"}
 PIXELS_OF_DIFFERENCES = {0: ""}, {1: "", 0: "h"}, {2: "", 0: "v"}, {3: "", 0: "hv"}
 DIFFERENCES_OF_LIFTING = {0: ""}, {1: ""}, {2: ""}, {3: "", 1: "v", 2: "h"}
-# Whether lifting is new, whether the parent and the model have -differences: this, and less what details are.
+THE_SAME = {0: ""}, {1: ""}, {2: ""}, {3: ""}
+# Whether lifting is new, whether parent and model have -differences: this of channels that are lifted,
+# this of others, and what is less than the samples that the parent sees.
 MADE_OF = {
-    (True, False, False): (PIXELS_OF_LIFTING, MIDDLE),
-    (True, False, True): (PIXELS_OF_LIFTING, 0),
-    (True, True, True): (DIFFERENCES_OF_LIFTING, 0),
-    (False, False, True): (PIXELS_OF_DIFFERENCES, 0),
+    (True, False, False): (PIXELS_OF_LIFTING, PIXELS_OF_DIFFERENCES, MIDDLE),
+    (True, False, True): (PIXELS_OF_LIFTING, PIXELS_OF_DIFFERENCES, 0),
+    (True, True, True): (DIFFERENCES_OF_LIFTING, THE_SAME, 0),
+    (False, False, True): (None, PIXELS_OF_DIFFERENCES, 0),
 }
 # Three taps -> those of the same filter behind that mean; what falls outside is added to the last.
 NEXT = torch.tensor([[1 / 2, 1 / 2, 0], [0, 1 / 2, 1 / 2], [0, 0, 1]], dtype=torch.float64)
@@ -44,7 +48,10 @@ def inherit(model, parent):
     lifted = bool(bands) and _has_lifting(model) and not list(parent.pyramid.parameters())
     sight = lifted, _sees_differences(parent), _sees_differences(model)
     if sight in MADE_OF and (lifted or not _has_lifting(model)):
-        given = _of_details(given, bands, *MADE_OF[sight])
+        of_lifted, of_others, middle = MADE_OF[sight]
+        luma_alone = isinstance(model.pyramid.level(0), LumaLevel)
+        made_of = [of_lifted if lifted and not (c and luma_alone) else of_others for c in range(CHANNELS)]
+        given = _of_details(given, bands, made_of, middle)
     elif lifted or sight[1] != sight[2]:
         raise ValueError("-start: that model does not fit: one of the two has -differences")
     if lifted:
@@ -83,7 +90,7 @@ def _sees_differences(model):
 def _of_details(given, bands, made_of, middle):
     """The parameters of a band-wise prior of pixels, by name, for one of details; `bands` begin names.
 
-    made_of, middle: see MADE_OF.
+    made_of, of each channel, and middle: see MADE_OF.
     """
     given, pixel = dict(given), torch.zeros(3, 3, dtype=torch.float64)
     pixel[1, 1] = 1
@@ -94,11 +101,12 @@ def _of_details(given, bands, made_of, middle):
             [f"{name}{layer}.{kind}" for kind in ("weight", "bias")] for layer in ("base", "enter")
         )
         weight, bias = _folded(given[base[0]], given[base[1]], known, made_of, middle)
-        channels = len(weight)
-        for other, along in made_of[band].items():
-            bias = bias - (middle if other else 0)
-            for c in range(channels) if other != band else ():
-                weight[c, other * channels + c] -= _moved(pixel, along)
+        for c, of in enumerate(made_of):
+            for other, along in of[band].items():
+                if other:
+                    bias[c] -= middle
+                if other != band:
+                    weight[c, other * CHANNELS + c] -= _moved(pixel, along)
         given |= zip(base, (weight, bias))
         given |= zip(enter, _folded(given[enter[0]], given[enter[1]], [*known, band], made_of, middle))
     return given
@@ -109,13 +117,14 @@ def _folded(weight, bias, bands, made_of, middle):
 
     made_of, middle: see _of_details.
     """
-    parts, bias = weight.detach().double().unflatten(1, (len(bands), -1)), bias.detach().double()
+    parts, bias = weight.detach().double().unflatten(1, (-1, CHANNELS)), bias.detach().double().clone()
     result = torch.zeros_like(parts)
     for i, band in enumerate(bands):
-        for other, along in made_of[band].items():
-            result[:, i if other == band else bands.index(other)] += _moved(parts[:, i], along)
-            if other:
-                bias = bias + middle * parts[:, i].sum((1, 2, 3))
+        for c, of in enumerate(made_of):
+            for other, along in of[band].items():
+                result[:, i if other == band else bands.index(other), c] += _moved(parts[:, i, c], along)
+                if other:
+                    bias += middle * parts[:, i, c].sum((1, 2))
     return result.flatten(1, 2), bias
 
 

@@ -32,7 +32,7 @@ from utils.arithmetic.passes import (
     WIDE_BITS,
     compand,
 )
-from utils.arithmetic.polyphase import crop, extend
+from utils.arithmetic.polyphase import between, crop, extend
 
 # Levels with a bias of their own: the finest ones; the last serves all deeper levels.
 LEVELS = 5
@@ -45,8 +45,6 @@ COMPANDED_MAX, LEVEL_MAX = 16.0, 2**14
 # Where the samples of a band lie between those of the coarse band: their (row, column) offsets in its 3x3
 # neighbourhood, of which the mean is the prediction to start from.
 NEAREST = ((1, 1), (1, 2)), ((1, 1), (2, 1)), ((1, 1), (1, 2), (2, 1), (2, 2))
-# The axes of a coarse band (.., H, W) along which they do.
-AXES = (-1,), (-2,), (-1, -2)
 # A factor on outputs, so that they move as fast as the weights inside; on the first layers' initial weights.
 OUTPUT_GAIN, INPUT_GAIN = 4.0, 2.0
 # Scales start at 2^2 steps.
@@ -105,12 +103,11 @@ class Mixer(nn.Module):
 class Band(nn.Module):
     """What one detail band is given: `features` of all that is known before it, then `mixture` by channel.
 
-    index: which of ur, dl, dr; before: the number of bands known, the coarse one included; start: as in
-    source/prior.py; at 0, where details are pixels, means start as the mean of the nearest coarse ones, if
-    they are not counted from there (differences).
+    index: which of ur, dl, dr; before: the number of bands known, the coarse one included; of, differences:
+    see BandPrior. Means of details start at 0, those of pixels as the mean of the nearest coarse ones.
     """
 
-    def __init__(self, index, before, width, blocks, components, start=0.0, channels=3, differences=False):
+    def __init__(self, index, before, width, blocks, components, of="pixels", channels=3, differences=False):
         super().__init__()
         known, self.channels = before * channels, channels
         slow = channels if differences else 0
@@ -127,8 +124,8 @@ class Band(nn.Module):
         self.mixer = Mixer(components)
         with torch.no_grad():
             self.base.weight.zero_()
-            self.base.bias.fill_(0 if differences else STEPS * start)
-            for row, column in NEAREST[index] if not start and not differences else ():
+            self.base.bias.fill_(0 if of == "pixels" or differences else -MIDDLE)
+            for row, column in NEAREST[index] if of == "pixels" and not differences else ():
                 self.base.weight[range(channels), range(channels), row, column] = 1 / len(NEAREST[index])
             spread = torch.linspace(-1, 1, components) if components > 1 else torch.zeros(1)
             for out in self.out:
@@ -206,20 +203,23 @@ class BandPrior(nn.Module):
     """A trunk that sees the coarse band alone, then a network for each band; levels share all but a bias.
 
     width: channels of the networks; blocks: residual blocks of each band, and twice as many of the trunk;
-    components: of each mixture; order: of the bands, 0 ur, 1 dl, 2 dr; differences: see the module.
-    Where details are differences already (start is not 0), networks then see them as they are.
+    components: of each mixture; order: of the bands, 0 ur, 1 dl, 2 dr; differences: see the module;
+    of: what details are: "pixels", "details", around 0, or, in "luma", the first channel these, others less
+    the means of the nearest coarse samples, rounded. With differences, networks see details as they are.
     """
 
-    def __init__(self, width, blocks, components, order=(0, 1, 2), start=0.0, channels=3, differences=False):
+    def __init__(
+        self, width, blocks, components, order=(0, 1, 2), of="pixels", channels=3, differences=False
+    ):
         super().__init__()
         self.order, self.channels = order, channels
-        self.differences, self.of_pixels = differences, not start
+        self.differences, self.of = differences, of
         self.enter = Conv(channels, width, 3, INPUT_GAIN, precise=True, slow=channels if differences else 0)
         self.compand = Compand()
         self.level = nn.Parameter(torch.zeros(LEVELS, width, 1, 1))
         self.trunk = nn.Sequential(*(Residual(width) for _ in range(2 * blocks)))
         self.bands = nn.ModuleList(
-            Band(index, k + 1, width, blocks, components, start, channels, differences)
+            Band(index, k + 1, width, blocks, components, of, channels, differences)
             for k, index in enumerate(order)
         )
 
@@ -245,7 +245,7 @@ class BandPrior(nn.Module):
             band, channel = divmod(len(known), self.channels)
             if not channel:
                 state = self.bands[band].features(trunk, planes)
-                near = nearest(self, planes[:, : self.channels], self.order[band], 1)
+                near = origin(self.of, planes[:, : self.channels], self.order[band], 1)
             mixture = self.bands[band].mixture(*state, planes[:, planes.shape[1] - channel :])
             if self.differences:
                 mixture = mixture._replace(mean=mixture.mean + near[:, channel, None] / STEPS)
@@ -263,20 +263,20 @@ def _around(band):
     return (band - MIDDLE).clamp(-INPUT_MAX, INPUT_MAX)
 
 
-def nearest(prior, coarse, index, unit):
+def origin(of, coarse, band, unit):
     """What a prior with differences counts the samples of a band from: of the shape and type of `coarse`.
 
-    coarse: samples of the coarse band around the middle of their range, (B, C, H, W), times `unit`.
-    Of pixels, the mean of those next to each of the band's; exact, where these are integers in quarters. Of
-    details that are differences, 0, which lies below that middle.
+    of: see BandPrior. coarse: samples of the coarse band around the middle of their range, (B, C, H, W),
+    times `unit`, 1 or, in integers, 4. Of pixels, the mean of those next to each of the band's; of
+    differences, 0, which lies below that middle, or where they are from that mean, rounded, what that left.
     """
-    if not prior.of_pixels:
-        return torch.full_like(coarse, -MIDDLE * unit)
-    for axis in AXES[index]:
-        half = coarse / 2 if coarse.is_floating_point() else coarse >> 1
-        last = half.narrow(axis, -1, 1)
-        coarse = half + torch.cat([half.narrow(axis, 1, half.shape[axis] - 1), last], axis)
-    return coarse
+    if of == "pixels":
+        return between(coarse, band)
+    zero = torch.full_like(coarse, -MIDDLE * unit)
+    if of == "luma":
+        mean = between(coarse[:, 1:], band)
+        zero[:, 1:] += mean - unit * torch.div(mean + unit / 2, unit, rounding_mode="floor").to(mean.dtype)
+    return zero
 
 
 class FixedBandPrior(nn.Module):
@@ -290,7 +290,7 @@ class FixedBandPrior(nn.Module):
         super().__init__()
         check_finite(prior.level)
         self.order, self.channels = prior.order, prior.channels
-        self.differences, self.of_pixels = prior.differences, prior.of_pixels
+        self.differences, self.of = prior.differences, prior.of
         self.enter = prior.enter.freeze_wide()
         level = torch.round(prior.level[..., 0, 0].detach().double().cpu() * (1 << ACTIVATION_BITS))
         self.register_buffer("level", level.clamp(-LEVEL_MAX, LEVEL_MAX).to(torch.int16))
@@ -373,7 +373,7 @@ class _FixedLevel:
     def _begin(self, band):
         if self.prior.differences:
             coarse = self.planes[..., : self.prior.channels].movedim(-1, 1)
-            self.near = nearest(self.prior, coarse, band, 1 << SAMPLE_BITS).movedim(1, -1)
+            self.near = origin(self.prior.of, coarse, band, 1 << SAMPLE_BITS).movedim(1, -1)
 
     def _first(self, band):
         """Where the planes of a band begin."""

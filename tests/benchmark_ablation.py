@@ -17,8 +17,8 @@ plan says, its target's test part is measured, and -also pictures in folders are
             +differences: networks see pixels less what the coarse band interpolates to
     paper+ycocg and full with +haar, +legall: behind that wavelet, fixed; +learnedhaar, +learnedlegall:
             lifting that starts so, free to leave it. Rows and columns at once: +joint, LeGall's, fixed;
-            +linear, +wavelet: -lifting so, which start as that; +linear2: -repeat 2; +cubic: 9/7-F, which
-            predicts by cubics, fixed; +fourstep: CDF 9/7, fixed
+            +linear, +luma, +wavelet: -lifting so, which start as that; +linear2: -repeat 2; +cubic: 9/7-F,
+            which predicts by cubics, fixed; +fourstep: CDF 9/7, fixed
 Parts, and what stands in their place:
     bands     sight of the detail bands before; the coarse band alone
     channels  sight of the channels before, in the same band; none
@@ -60,7 +60,7 @@ from flow.training import Trainer  # noqa: E402
 from source.bands import LEVELS, START_OCTAVES, Band, BandPrior, Mixer  # noqa: E402
 from source.distribution import Mixture  # noqa: E402
 from source.prior import LevelPriors  # noqa: E402
-from utils.arithmetic.integers import STEPS, centre  # noqa: E402
+from utils.arithmetic.integers import STEPS  # noqa: E402
 from utils.arithmetic.polyphase import depth  # noqa: E402
 from utils.data.crops import Pictures  # noqa: E402
 from utils.data.datasets import choose_sides, draw, load  # noqa: E402
@@ -136,6 +136,7 @@ WAVELETS = {
     "learnedhaar": ("haar", False),
     "learnedlegall": ("legall", False),
     "linear": ("linear", False),
+    "luma": ("luma", False),
     "wavelet": ("wavelet", False),
 }
 # Predictions and updates in turn, of 9/7-F by Deslauriers and Dubuc's cubics and of CDF 9/7.
@@ -171,6 +172,7 @@ ROWS = {
     "full+differences": Row(ALL, differences=True),
     "full+muon+differences": Row(ALL, muon=True, differences=True),
     "full+linear+muon+differences": Row(ALL, wavelet="linear", muon=True, differences=True),
+    "full+luma+muon+differences": Row(ALL, wavelet="luma", muon=True, differences=True),
     "full+muon+own+five": Row(ALL, muon=True, own=1, more=2),
     "full+linear+muon+own+five": Row(ALL, wavelet="linear", muon=True, own=1, more=2),
 }
@@ -256,7 +258,8 @@ def _model(row, width, options):
     if row.bands:
         # a prior that costs nothing, until the right one replaces it
         model = build(architecture | {"hchnl": options["hchnl"], "prior": "simple"})
-        starting = {"start": centre(0) if row.wavelet else 0.0, "differences": row.differences}
+        of = {None: "pixels", "luma": "luma"}.get(row.wavelet, "details")
+        starting = {"of": of, "differences": row.differences}
         parts = width, options["blocks"], options["components"] + row.more, row.order
         priors = [PartialPrior(row.parts, *parts, **starting) for _ in range(1 + row.own)]
         model.detail = LevelPriors(priors) if row.own else priors[0]

@@ -397,6 +397,12 @@ class Model:
             return self.couple(bands, f"{name}.networks")
         if self.options["lifting"] in ("linear", "wavelet"):
             return self.lift_both(bands, name)
+        if self.options["lifting"] == "luma":
+            luma = self.lift_both([band[:1] for band in bands], f"{name}.luma")
+            ul, *others = (band[1:] for band in bands)
+            means = (mean + 2 >> 2 for mean in interpolated(4 * ul))
+            others = [band + mean[:, : band.shape[1], : band.shape[2]] for band, mean in zip(others, means)]
+            return np.concatenate([luma, interleaved(ul, *others)])
         ul, ur, dl, dr = (band.swapaxes(1, 2) for band in bands)
         left, right = (self.lift(*halves, f"{name}.lifts") for halves in ((ul, dl), (ur, dr)))
         return self.lift(left.swapaxes(1, 2), right.swapaxes(1, 2), f"{name}.lifts")
@@ -498,8 +504,10 @@ class Model:
         bands = []
         means = 3 * [0 * coarse]
         if self.options.get("differences"):
-            lifted = self.options.get("lifting", "none") != "none"
-            means = 3 * [0 * coarse - 512] if lifted else interpolated(samples(coarse))
+            lifting, means = self.options.get("lifting", "none"), interpolated(samples(coarse))
+            if lifting != "none":
+                left = [mean - 4 * (mean + 2 >> 2) if lifting == "luma" else 0 * mean for mean in means]
+                means = [np.concatenate([0 * part[:1], part[1:]]) - 512 for part in left]
         for size, name, near in zip(sizes, (f"{prior}.bands.{band}" for band in range(3)), means):
             base = self.wide(f"{name}.base", known, *entering)
             entered = self.wide(f"{name}.enter", np.concatenate([known, base + 32 >> 6]), *entering)

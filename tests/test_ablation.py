@@ -89,7 +89,7 @@ def test_rows_of_a_wavelet(prior, wavelet):
     assert torch.equal(model.transform(x, 2)[0], wanted[0])
     assert fixed != any(p.requires_grad for p in model.pyramid.parameters())
     networks = [m for m in model.pyramid.modules() if isinstance(m, ConvNet)]
-    assert len(networks) == (0 if fixed else {"linear": 0, "wavelet": 3}.get(lifting, 2))
+    assert len(networks) == (0 if fixed else {"linear": 0, "luma": 0, "wavelet": 3}.get(lifting, 2))
     assert low_ratio(model) == pytest.approx(0, abs=0.01)
     assert 0 < coefficient_bits(model, x) < 12
 

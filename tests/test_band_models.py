@@ -31,6 +31,8 @@ SCHEMES = {
     "couplings HUE": {"HUE": True, "blocks": 0, "components": 1},
     "lifting": {"lifting": "legall", "blocks": 2},
     "wavelet": {"lifting": "wavelet", "repeat": 2, "HUE": True},
+    "luma": {"lifting": "luma", "HUE": True},
+    "luma differences": {"lifting": "luma", "HUE": True, "differences": True},
     "own levels": {"repeat": 0, "HUE": True, "ownLevels": 2},
     "differences": {"repeat": 0, "HUE": True, "differences": True},
 }
@@ -71,7 +73,9 @@ def learnt(photo):
     return train(photo)
 
 
-@pytest.mark.parametrize("transform", [{}, {"lifting": "linear", "repeat": 1}])
+@pytest.mark.parametrize(
+    "transform", [{}, {"lifting": "linear", "repeat": 1}, {"lifting": "luma", "repeat": 1}]
+)
 def test_networks_learn_differences_sooner(transform, photo):
     bits = [train(photo, differences=seen, **transform)[2] for seen in (False, True)]
     assert bits[1] < bits[0] - 0.2

@@ -29,6 +29,8 @@ OPTIONS = {
     "wavelet": dict(hchnl=4, lifting="wavelet", prior="bands", width=4, HUE=True),
     "linear": dict(lifting="linear", prior="bands", width=4, HUE=True),
     "linear, seen around 0": dict(lifting="linear", prior="bands", width=4, HUE=True, differences=True),
+    "luma": dict(lifting="luma", prior="bands", width=4, HUE=True),
+    "luma, seen around 0": dict(lifting="luma", prior="bands", width=4, HUE=True, differences=True),
     "haar": dict(hchnl=4, lifting="haar", simplePrior=True, HUE=True),
     "heavy": dict(hchnl=4, heavy=True, size=16),
     "no couplings": dict(hchnl=4, repeat=0),

@@ -23,6 +23,7 @@ SCHEMES = {
     "legall": {"lifting": "legall"},
     "wavelet": {"lifting": "wavelet", "HUE": True},
     "linear": {"lifting": "linear"},
+    "luma": {"lifting": "luma", "HUE": True},
     "legall long": {"lifting": "legall", "repeat": 3, "nhidden": 2},
 }
 SIZES = [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (5, 3), (1, 2000), (37, 100), (64, 64), (129, 7)]
@@ -254,7 +255,7 @@ def test_samples_go_on_from_a_given_top(scheme, middle, photo):
         ({"repeat": -1}, "-repeat -1: need 0 .. 64"),
         ({"nhidden": -1}, "-nhidden -1: need 0 .. 32"),
         ({"diffDetail": True, "size": 8}, "give -simplePrior too"),
-        ({"lifting": "db4"}, "-lifting db4: need one of none, haar, legall, linear, wavelet"),
+        ({"lifting": "db4"}, "-lifting db4: need one of none, haar, legall, linear, luma, wavelet"),
         ({"lifting": "haar", "repeat": 0}, "-repeat 0"),
         ({"heavy": True}, "images of one size"),
         ({"simplePrior": True, "diffDetail": True}, "images of one size"),

@@ -68,10 +68,10 @@ def test_the_page_is_enough_for_level_checksums():
     assert np.array_equal(pixels, pixels_of(picture))
 
 
-@pytest.mark.parametrize("name", ["bands", "no couplings", "couplings", "linear"])
+@pytest.mark.parametrize("name", ["bands", "no couplings", "couplings", "linear", "luma, seen around 0"])
 @pytest.mark.parametrize("mode", ["L", "LA"])
 def test_the_page_is_enough_for_luma_alone(name, mode):
-    options = OPTIONS[name if name in ("bands", "linear") else "paper"]
+    options = OPTIONS[name if name.startswith(("bands", "linear", "luma")) else "paper"]
     options = options | dict(repeat=0) if name in ("bands", "no couplings") else options
     float_model = make_wild(build(options), 0.2)
     for lift in float_model.pyramid.level(0).filters if name == "linear" else ():

@@ -200,9 +200,12 @@ def test_both_at_once_are_nearer_to_what_is_not_rounded(photo):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("lifting", ["linear", "wavelet"])
+@pytest.mark.parametrize("lifting", ["linear", "luma", "wavelet"])
 def test_frozen_lifting_of_both_is_the_trained_one_rounded(lifting, photo):
-    model, x = make_wild(build({"lifting": lifting, "hchnl": 8, "repeat": 2}), 0.05), photo[..., :65, :94]
+    model, x = (
+        make_wild(build({"lifting": lifting, "hchnl": 8, "repeat": 2, "HUE": True}), 0.05),
+        photo[..., :65, :94],
+    )
     with observe(model) as peaks:
         model.log_prob(x)
     level = model.double().pyramid.level(0)
@@ -233,13 +236,32 @@ def test_of_both_at_once_all_learns_but_biases():
         assert torch.equal(coarse, even[..., :5, :3]) and not any(band.any() for band in details)
 
 
-@pytest.mark.parametrize("lifting", ["linear", "wavelet"])
+@torch.no_grad()
+def test_lifting_of_luma_predicts_chroma_by_the_nearest():
+    model = make_wild(build({"lifting": "luma", "HUE": True}), 0.2)
+    level, x = model.pyramid.level(0), noise(2, 3, 9, 12)
+    coarse, details = level.split(x)
+    luma, lifted = level.luma.split(x[:, :1])
+    assert torch.equal(coarse[:, :1], luma) and all(torch.equal(d[:, :1], w) for d, w in zip(details, lifted))
+    assert torch.equal(coarse[:, 1:], x[:, 1:, ::2, ::2])
+    ul = torch.nn.functional.pad(x[:, 1:, ::2, ::2], (0, 1, 0, 1), mode="replicate")
+    right, below, across = ul[..., :-1, 1:], ul[..., 1:, :-1], ul[..., 1:, 1:]
+    ul = ul[..., :-1, :-1]
+    odd = x[:, 1:, ::2, 1::2], x[:, 1:, 1::2, ::2], x[:, 1:, 1::2, 1::2]
+    means = (ul + right) / 2, (ul + below) / 2, (ul + right + below + across) / 4
+    for detail, values, mean in zip(details, odd, means):
+        height, width = values.shape[-2:]
+        assert torch.equal(detail[:, 1:], values - (mean + 1 / 2).floor()[..., :height, :width])
+    with pytest.raises(ValueError, match="luma: there is luma with -HUE alone"):
+        build({"lifting": "luma"})
+
+
+@pytest.mark.parametrize("lifting", ["linear", "luma", "wavelet"])
 @pytest.mark.parametrize("repeat", [1, 2])
 def test_a_wavelet_whatever_it_learns(lifting, repeat):
     """Responses of wild networks: to a constant, and to the highest frequency, across and down."""
-    level = (
-        make_wild(build({"lifting": lifting, "hchnl": 8, "repeat": repeat}), 0.2).double().pyramid.level(0)
-    )
+    options = {"lifting": lifting, "hchnl": 8, "repeat": repeat, "HUE": True}
+    level = make_wild(build(options), 0.2).double().pyramid.level(0)
     x = noise(1, 3, 24, 20).double().requires_grad_()
     ul, details = level.split(x)
     # how the luma of a coefficient in the middle of each band follows each pixel

@@ -10,7 +10,7 @@ from PIL import Image
 
 import easymain
 from flow.folder import open_model, read_options
-from flow.lifting import Lift, LiftingLevel
+from flow.lifting import Lift, LiftingLevel, LumaLevel
 from flow.model import build
 from flow.muon import STEP_SIZE, Muon, orthogonal
 from flow.start import inherit
@@ -78,14 +78,16 @@ def read_no_further(model):
                 conv.weight.copy_(with_means(taps, conv.slow, 1 / SLOW) if conv.slow else taps)
 
 
+@pytest.mark.parametrize("lifting", ["linear", "luma"])
 @pytest.mark.parametrize("sight", [(False, False), (False, True), (True, True)])
-def test_a_prior_of_pixels_reads_them_out_of_details(sight):
+def test_a_prior_of_pixels_reads_them_out_of_details(sight, lifting):
     """Exactly, in the middle, where lifting but predicts by the mean of two, and the mean is an integer."""
     parent = wild(differences=sight[0])
     read_no_further(parent)
-    model = build(SMALL | {"lifting": "linear", "repeat": 1, "differences": sight[1]})
+    model = build(SMALL | {"lifting": lifting, "repeat": 1, "differences": sight[1]})
     inherit(model, parent)
-    model.pyramid.levels[0] = LiftingLevel([Lift((0, 1 / 2, 1 / 2), 0)])
+    half = LiftingLevel([Lift((0, 1 / 2, 1 / 2), 0)])
+    model.pyramid.levels[0] = half if lifting == "linear" else LumaLevel(half)
     images = 64 * (noise(2, 3, 64, 64) // 64)
     pairs = []
     for each in (parent, model):

@@ -65,6 +65,19 @@ def crop(x, size):
     return x[..., : size[0], : size[1]]
 
 
+def between(coarse, band):
+    """The mean of those samples of a coarse band (..., H, W) that are next to each sample of a band.
+
+    band: 0 ur, of two side by side; 1 dl, of two below each other; 2 dr, of four; past the last sample is
+    the last. Returns the shape and type of `coarse`; of integers exact if they are multiples of four.
+    """
+    for axis in ((-1,), (-2,), (-1, -2))[band]:
+        half = coarse / 2 if coarse.is_floating_point() else coarse >> 1
+        after = half.narrow(axis, 1, half.shape[axis] - 1), half.narrow(axis, -1, 1)
+        coarse = half + torch.cat(after, axis)
+    return coarse
+
+
 def depth(height, width):
     """The number of levels that bring an image to 2x2 or less: ceil(log2(max(H, W))) - 1, at least 0."""
     return max((max(height, width) - 1).bit_length() - 1, 0)
