@@ -245,7 +245,8 @@ class BandPrior(nn.Module):
             band, channel = divmod(len(known), self.channels)
             if not channel:
                 state = self.bands[band].features(trunk, planes)
-                near = origin(self.of, planes[:, : self.channels], self.order[band], 1)
+                seen = planes[:, : self.channels]
+                near = origin(self.of, seen, self.order[band], 1) if self.differences else None
             mixture = self.bands[band].mixture(*state, planes[:, planes.shape[1] - channel :])
             if self.differences:
                 mixture = mixture._replace(mean=mixture.mean + near[:, channel, None] / STEPS)
