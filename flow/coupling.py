@@ -16,8 +16,8 @@ class CouplingLevel(nn.Module):
     exactly as many coefficients as pixels. Source: method 2.
     """
 
-    # details of an even grey, where couplings leave it as it is: pixels
-    flat = MIDDLE
+    # what details are at first, and what those of an even grey then are
+    details, flat = "pixels", MIDDLE
 
     def __init__(self, repeat, hchnl, nhidden, channels=3):
         super().__init__()

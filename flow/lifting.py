@@ -132,8 +132,8 @@ class LiftingLevel(nn.Module):
     Source: method 4; Le Gall and Tabatabai (1988); ITU-T T.800, annex F (reversible 5/3).
     """
 
-    # details of an even grey, where predictions keep it: differences
-    flat = 0
+    # what details are, and what those of an even grey are, where predictions keep it
+    details, flat = "lifted", 0
 
     def __init__(self, lifts, mirrored=True):
         super().__init__()
@@ -206,7 +206,7 @@ class JointLevel(nn.Module):
     operations" (2012).
     """
 
-    flat = LiftingLevel.flat
+    details, flat = LiftingLevel.details, LiftingLevel.flat
     # The bands that steps change, as numbers of ul, ur, dl, dr, and those that their networks see.
     SEEN = {3: (0, 1, 2), 1: (0, 3), 2: (0, 3, 1), 0: ()}
 
@@ -309,7 +309,7 @@ class LumaLevel(nn.Module):
     These are rounded too, but a prior that sees the coarse band can tell what was rounded off (-differences).
     """
 
-    flat = LiftingLevel.flat
+    details, flat = "luma", LiftingLevel.flat
 
     def __init__(self, luma):
         super().__init__()

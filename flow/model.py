@@ -182,16 +182,15 @@ def build(options):
         return lifting_level(o["lifting"], o["repeat"], o["hchnl"], o["nhidden"])
 
     pyramid = Pyramid(level() for _ in range(max(depth(side, side), 1) if o["heavy"] else 1))
-    # couplings start as the identity, with pixels for details; lifting with differences, around 0
-    start = 0.0 if o["lifting"] == "none" else centre(0)
+    start = centre(pyramid.level(0).flat)
     if o["diffDetail"]:
         detail = PositionPrior((side, side), depth(side, side), start)
     elif simple:
         detail = SimplePrior(start)
     elif o["prior"] == "bands":
         shape = {name: o[name] for name in ("width", "blocks", "components", "differences")}
-        of = {"none": "pixels", "luma": "luma"}.get(o["lifting"], "details")
-        priors = [BandPrior(**shape, of=of) for _ in range(1 + o["ownLevels"])]
+        details = pyramid.level(0).details
+        priors = [BandPrior(**shape, details=details) for _ in range(1 + o["ownLevels"])]
         detail = LevelPriors(priors) if o["ownLevels"] else priors[0]
     else:
         detail = ConditionalPrior(o["hchnl"], o["nhidden"], start)

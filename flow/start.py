@@ -4,7 +4,6 @@ from operator import gt
 
 import torch
 
-from flow.lifting import LumaLevel
 from source.bands import OUTPUT_GAIN
 from source.networks import SLOW, with_means
 from utils.arithmetic.integers import MIDDLE
@@ -18,13 +17,13 @@ PIXELS_OF_LIFTING = {0: ""}, {1: "", 0: "h"}, {2: "", 0: "v"}, {3: "", 1: "v", 2
 PIXELS_OF_DIFFERENCES = {0: ""}, {1: "", 0: "h"}, {2: "", 0: "v"}, {3: "", 0: "hv"}
 DIFFERENCES_OF_LIFTING = {0: ""}, {1: ""}, {2: ""}, {3: "", 1: "v", 2: "h"}
 THE_SAME = {0: ""}, {1: ""}, {2: ""}, {3: ""}
-# Whether lifting is new, whether parent and model have -differences: this of channels that are lifted,
-# this of others, and what is less than the samples that the parent sees.
+# Whether lifting is new, whether parent and model have -differences: this, but this of what -lifting luma
+# leaves alone, and what samples that the model sees are less.
 MADE_OF = {
     (True, False, False): (PIXELS_OF_LIFTING, PIXELS_OF_DIFFERENCES, MIDDLE),
     (True, False, True): (PIXELS_OF_LIFTING, PIXELS_OF_DIFFERENCES, 0),
     (True, True, True): (DIFFERENCES_OF_LIFTING, THE_SAME, 0),
-    (False, False, True): (None, PIXELS_OF_DIFFERENCES, 0),
+    (False, False, True): (PIXELS_OF_DIFFERENCES, None, 0),
 }
 # Three taps -> those of the same filter behind that mean; what falls outside is added to the last.
 NEXT = torch.tensor([[1 / 2, 1 / 2, 0], [0, 1 / 2, 1 / 2], [0, 0, 1]], dtype=torch.float64)
@@ -45,13 +44,13 @@ def inherit(model, parent):
     given, taken = dict(parent.named_parameters()), set()
     bands = [name.removesuffix("base.weight") for name in given if name.endswith(".base.weight")]
     given |= {name: with_means(given[name], count, SLOW) for name, count in _slow(parent).items()}
-    lifted = bool(bands) and _has_lifting(model) and not list(parent.pyramid.parameters())
+    details = model.pyramid.level(0).details
+    lifted = bool(bands) and details != "pixels" and not list(parent.pyramid.parameters())
     sight = lifted, _sees_differences(parent), _sees_differences(model)
-    if sight in MADE_OF and (lifted or not _has_lifting(model)):
-        of_lifted, of_others, middle = MADE_OF[sight]
-        luma_alone = isinstance(model.pyramid.level(0), LumaLevel)
-        made_of = [of_lifted if lifted and not (c and luma_alone) else of_others for c in range(CHANNELS)]
-        given = _of_details(given, bands, made_of, middle)
+    if sight in MADE_OF and (lifted or details == "pixels"):
+        of_first, of_others, middle = MADE_OF[sight]
+        others = of_others if details == "luma" else of_first
+        given = _of_details(given, bands, [of_first, *(CHANNELS - 1) * [others]], middle)
     elif lifted or sight[1] != sight[2]:
         raise ValueError("-start: that model does not fit: one of the two has -differences")
     if lifted:
@@ -72,10 +71,6 @@ def inherit(model, parent):
             p.copy_(weight)
     if left := given.keys() - taken:
         raise ValueError(f"-start: that model does not fit: it has {min(left)}")
-
-
-def _has_lifting(model):
-    return model.pyramid.level(0).flat == 0
 
 
 def _slow(model):

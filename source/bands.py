@@ -42,9 +42,6 @@ STRIP = 64
 AHEAD = 1
 # No companded value is larger; with it, a level's bias stays within 16 bits, in units of 2^-6.
 COMPANDED_MAX, LEVEL_MAX = 16.0, 2**14
-# Where the samples of a band lie between those of the coarse band: their (row, column) offsets in its 3x3
-# neighbourhood, of which the mean is the prediction to start from.
-NEAREST = ((1, 1), (1, 2)), ((1, 1), (2, 1)), ((1, 1), (1, 2), (2, 1), (2, 2))
 # A factor on outputs, so that they move as fast as the weights inside; on the first layers' initial weights.
 OUTPUT_GAIN, INPUT_GAIN = 4.0, 2.0
 # Scales start at 2^2 steps.
@@ -103,11 +100,13 @@ class Mixer(nn.Module):
 class Band(nn.Module):
     """What one detail band is given: `features` of all that is known before it, then `mixture` by channel.
 
-    index: which of ur, dl, dr; before: the number of bands known, the coarse one included; of, differences:
-    see BandPrior. Means of details start at 0, those of pixels as the mean of the nearest coarse ones.
+    index: which of ur, dl, dr; before: the number of bands known, the coarse one included; details,
+    differences: see BandPrior. Means of pixels start as the mean of the nearest coarse ones, others at 0.
     """
 
-    def __init__(self, index, before, width, blocks, components, of="pixels", channels=3, differences=False):
+    def __init__(
+        self, index, before, width, blocks, components, details="pixels", channels=3, differences=False
+    ):
         super().__init__()
         known, self.channels = before * channels, channels
         slow = channels if differences else 0
@@ -124,9 +123,10 @@ class Band(nn.Module):
         self.mixer = Mixer(components)
         with torch.no_grad():
             self.base.weight.zero_()
-            self.base.bias.fill_(0 if of == "pixels" or differences else -MIDDLE)
-            for row, column in NEAREST[index] if of == "pixels" and not differences else ():
-                self.base.weight[range(channels), range(channels), row, column] = 1 / len(NEAREST[index])
+            self.base.bias.fill_(0 if details == "pixels" or differences else -MIDDLE)
+            if details == "pixels" and not differences:
+                taps = between(torch.eye(9).view(9, 3, 3), index)[:, 1, 1].view(3, 3)
+                self.base.weight[range(channels), range(channels)] = taps
             spread = torch.linspace(-1, 1, components) if components > 1 else torch.zeros(1)
             for out in self.out:
                 _, mean, octaves = out.bias.view(3, components)
@@ -204,22 +204,22 @@ class BandPrior(nn.Module):
 
     width: channels of the networks; blocks: residual blocks of each band, and twice as many of the trunk;
     components: of each mixture; order: of the bands, 0 ur, 1 dl, 2 dr; differences: see the module;
-    of: what details are: "pixels", "details", around 0, or, in "luma", the first channel these, others less
-    the means of the nearest coarse samples, rounded. With differences, networks see details as they are.
+    details: what they are, as levels of a pyramid say: "pixels", or "lifted", differences already, or "luma",
+    so in the first channel, in others pixels less means of the nearest coarse ones, rounded.
     """
 
     def __init__(
-        self, width, blocks, components, order=(0, 1, 2), of="pixels", channels=3, differences=False
+        self, width, blocks, components, order=(0, 1, 2), details="pixels", channels=3, differences=False
     ):
         super().__init__()
         self.order, self.channels = order, channels
-        self.differences, self.of = differences, of
+        self.differences, self.details = differences, details
         self.enter = Conv(channels, width, 3, INPUT_GAIN, precise=True, slow=channels if differences else 0)
         self.compand = Compand()
         self.level = nn.Parameter(torch.zeros(LEVELS, width, 1, 1))
         self.trunk = nn.Sequential(*(Residual(width) for _ in range(2 * blocks)))
         self.bands = nn.ModuleList(
-            Band(index, k + 1, width, blocks, components, of, channels, differences)
+            Band(index, k + 1, width, blocks, components, details, channels, differences)
             for k, index in enumerate(order)
         )
 
@@ -230,26 +230,25 @@ class BandPrior(nn.Module):
     def forward(self, coarse, level, detail=None):
         """See source/prior.py."""
         size = coarse.shape[-2:]
-        planes, state, near = _around(coarse), None, None
+        planes, state = _around(coarse), None
+        near = origins(self, planes, 1) if self.differences else None
         entered = self.compand(self.enter(planes))
         trunk = self.trunk(entered + self.level[min(level, LEVELS - 1)].to(entered.dtype))
 
         def given(known):
-            nonlocal planes, state, near
+            nonlocal planes, state
             if known:
                 values = _around(known[-1])
                 if self.differences:
-                    last = near[:, (len(known) - 1) % self.channels, None]
-                    values = (values - crop(last, values.shape[-2:])).clamp(-INPUT_MAX, INPUT_MAX)
+                    before = near[:, len(known) - 1, None]
+                    values = (values - crop(before, values.shape[-2:])).clamp(-INPUT_MAX, INPUT_MAX)
                 planes = torch.cat([planes, extend(values, size, 0)], 1)
             band, channel = divmod(len(known), self.channels)
             if not channel:
                 state = self.bands[band].features(trunk, planes)
-                seen = planes[:, : self.channels]
-                near = origin(self.of, seen, self.order[band], 1) if self.differences else None
             mixture = self.bands[band].mixture(*state, planes[:, planes.shape[1] - channel :])
             if self.differences:
-                mixture = mixture._replace(mean=mixture.mean + near[:, channel, None] / STEPS)
+                mixture = mixture._replace(mean=mixture.mean + near[:, len(known), None] / STEPS)
             return mixture
 
         return given
@@ -264,20 +263,22 @@ def _around(band):
     return (band - MIDDLE).clamp(-INPUT_MAX, INPUT_MAX)
 
 
-def origin(of, coarse, band, unit):
-    """What a prior with differences counts the samples of a band from: of the shape and type of `coarse`.
+def origins(prior, coarse, unit):
+    """What a prior counts samples of bands from where it sees differences: (B, C bands, H, W), in its order.
 
-    of: see BandPrior. coarse: samples of the coarse band around the middle of their range, (B, C, H, W),
-    times `unit`, 1 or, in integers, 4. Of pixels, the mean of those next to each of the band's; of
-    differences, 0, which lies below that middle, or where they are from that mean, rounded, what that left.
+    coarse: samples of the coarse band around the middle of their range, (B, C, H, W), times `unit`, 1 or, in
+    integers, 4. Of pixels, the means of those next to each of a band's; of differences, 0, which lies below
+    that middle, or, where they are from such means, rounded, what that left.
     """
-    if of == "pixels":
-        return between(coarse, band)
-    zero = torch.full_like(coarse, -MIDDLE * unit)
-    if of == "luma":
-        mean = between(coarse[:, 1:], band)
-        zero[:, 1:] += mean - unit * torch.div(mean + unit / 2, unit, rounding_mode="floor").to(mean.dtype)
-    return zero
+    means = torch.cat([between(coarse, band) for band in prior.order], 1)
+    if prior.details == "pixels":
+        return means
+    near = torch.full_like(means, -MIDDLE * unit)
+    if prior.details == "luma":
+        left = ((means + unit / 2) % unit - unit / 2).to(means.dtype)
+        left[:, :: prior.channels] = 0
+        near += left
+    return near
 
 
 class FixedBandPrior(nn.Module):
@@ -291,7 +292,7 @@ class FixedBandPrior(nn.Module):
         super().__init__()
         check_finite(prior.level)
         self.order, self.channels = prior.order, prior.channels
-        self.differences, self.of = prior.differences, prior.of
+        self.differences, self.details = prior.differences, prior.details
         self.enter = prior.enter.freeze_wide()
         level = torch.round(prior.level[..., 0, 0].detach().double().cpu() * (1 << ACTIVATION_BITS))
         self.register_buffer("level", level.clamp(-LEVEL_MAX, LEVEL_MAX).to(torch.int16))
@@ -333,8 +334,7 @@ class _FixedLevel:
     """What networks make of one level, part by part; the features of strips to come are begun in time.
 
     planes: (B, H, W, C * bands) int16, samples of the coarse band, then of the bands in the prior's order, as
-    far as they are known, all as large as the coarse band. near: what those of the band in turn are counted
-    from, or None.
+    far as they are known, all as large as the coarse band. near: what these are counted from, or None.
     """
 
     def __init__(self, prior, coarse, level, detail):
@@ -344,10 +344,12 @@ class _FixedLevel:
         self.planes = torch.zeros((batch, *self.size, count), dtype=torch.int16, device=coarse.device)
         self.near = None
         self._fill(0, slice(0, self.size[0]), coarse)
+        if prior.differences:
+            samples = self.planes[..., :channels].movedim(-1, 1)
+            self.near = origins(prior, samples, 1 << SAMPLE_BITS).movedim(1, -1)
         self.foreseen = detail is not None
         if self.foreseen:
             for band in prior.order:
-                self._begin(band)
                 self._fill(self._first(band), slice(0, self.size[0]), detail[band])
         look, halo = partial(prior.look, level=level), 1 + len(prior.trunk)
         (self.trunk,) = in_tiles(look, halo, self.planes[..., :channels]).result()
@@ -360,21 +362,16 @@ class _FixedLevel:
             before = self.parts[index - 1]
             self._fill(self._first(before.band) + before.channels.start, before.rows, known[-1])
         part = self.parts[index]
-        if not index or part.band != self.parts[index - 1].band:
-            self._begin(part.band)
         if not part.channels.start:
             for later in range(index, min(index + (1 + AHEAD) * channels, len(self.parts)), channels):
                 if later not in self.begun and (self.foreseen or self.parts[later].band == part.band):
                     self.begun[later] = self._features(self.parts[later])
             self.state = self.begun.pop(index).result()
         layers, first = self.prior.bands[self.prior.order.index(part.band)], self._first(part.band)
-        near = None if self.near is None else self.near[:, part.rows, :, part.channels.start]
+        near = None
+        if self.near is not None:
+            near = self.near[:, part.rows, :, first - channels + part.channels.start]
         return layers.mixture(*self.state, self.planes[:, part.rows], first, part.channels.start, near)
-
-    def _begin(self, band):
-        if self.prior.differences:
-            coarse = self.planes[..., : self.prior.channels].movedim(-1, 1)
-            self.near = origin(self.prior.of, coarse, band, 1 << SAMPLE_BITS).movedim(1, -1)
 
     def _first(self, band):
         """Where the planes of a band begin."""
@@ -391,7 +388,7 @@ class _FixedLevel:
         target = self.planes[..., first : first + channels]
         samples = image_to_map(values)
         if self.near is not None:
-            start = first % self.prior.channels
+            start = first - self.prior.channels
             near = self.near[:, top : top + height, :width, start : start + channels]
             samples = (samples.int() - near).clamp(-SAMPLE_MAX, SAMPLE_MAX)
         target[:, top : top + height, :width] = samples

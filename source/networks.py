@@ -153,7 +153,7 @@ class Differences(nn.Conv2d):
     @property
     def taps(self):
         """What it convolves with: (out, C, rows, columns)."""
-        return self.weight - self.weight.mean((2, 3), keepdim=True)
+        return with_means(self.weight, self.in_channels, 0)
 
     def forward(self, x):
         """x (B, C, H, W) -> (B, out, H', W')."""

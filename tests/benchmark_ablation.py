@@ -258,8 +258,7 @@ def _model(row, width, options):
     if row.bands:
         # a prior that costs nothing, until the right one replaces it
         model = build(architecture | {"hchnl": options["hchnl"], "prior": "simple"})
-        of = {None: "pixels", "luma": "luma"}.get(row.wavelet, "details")
-        starting = {"of": of, "differences": row.differences}
+        starting = {"details": model.pyramid.level(0).details, "differences": row.differences}
         parts = width, options["blocks"], options["components"] + row.more, row.order
         priors = [PartialPrior(row.parts, *parts, **starting) for _ in range(1 + row.own)]
         model.detail = LevelPriors(priors) if row.own else priors[0]

@@ -24,8 +24,14 @@ LUMA_ALONE = {6: "L", 7: "LA"}
 CHANNELS_OF_WEBP = {"1": [1], "L": [1], "LA": [1, 3], "P": [1], "RGB": [0, 1, 2], "RGBA": [0, 1, 2, 3]}
 METHODS = RAW, DEFLATE, FLOW, WEBP = "raw", "deflate", "flow", "WebP"
 OPTIONS = "repeat hchnl nhidden nMixing simplePrior diffDetail HUE clamp heavy lifting size".split()
-LATER_OPTIONS = {"prior": "paper", "width": 64, "blocks": 1, "components": 3, "ownLevels": 0}
-LATER_OPTIONS["differences"] = False
+LATER_OPTIONS = {
+    "prior": "paper",
+    "width": 64,
+    "blocks": 1,
+    "components": 3,
+    "ownLevels": 0,
+    "differences": False,
+}
 
 
 class Reader:

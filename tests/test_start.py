@@ -14,6 +14,7 @@ from flow.lifting import Lift, LiftingLevel, LumaLevel
 from flow.model import build
 from flow.muon import STEP_SIZE, Muon, orthogonal
 from flow.start import inherit
+from source.distribution import Mixture
 from source.networks import SLOW, with_means
 from source.prior import parts_in_turn
 from utils.arithmetic.integers import bits_per_dimension
@@ -78,6 +79,18 @@ def read_no_further(model):
                 conv.weight.copy_(with_means(taps, conv.slow, 1 / SLOW) if conv.slow else taps)
 
 
+def assert_inside_equal(parent, model, images, fields):
+    """The distributions of the finest details, in these fields, but near the edges."""
+    pairs = []
+    for each in (parent, model):
+        (_, coarse, detail), *_ = each.pyramid.analyse(each.from_images(images), 1)
+        pairs.append([distribution for _, distribution, _ in parts_in_turn(each.detail, coarse, 0, detail)])
+    for before, after in zip(*pairs, strict=True):
+        for field in fields:
+            one, other = (getattr(x, field)[..., 8:-8, 8:-8] for x in (before, after))
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("lifting", ["linear", "luma"])
 @pytest.mark.parametrize("sight", [(False, False), (False, True), (True, True)])
 def test_a_prior_of_pixels_reads_them_out_of_details(sight, lifting):
@@ -89,14 +102,7 @@ def test_a_prior_of_pixels_reads_them_out_of_details(sight, lifting):
     half = LiftingLevel([Lift((0, 1 / 2, 1 / 2), 0)])
     model.pyramid.levels[0] = half if lifting == "linear" else LumaLevel(half)
     images = 64 * (noise(2, 3, 64, 64) // 64)
-    pairs = []
-    for each in (parent, model):
-        (_, coarse, detail), *_ = each.pyramid.analyse(each.from_images(images), 1)
-        pairs.append([distribution for _, distribution, _ in parts_in_turn(each.detail, coarse, 0, detail)])
-    for before, after in zip(*pairs, strict=True):
-        for field in ("logits", "logscale"):
-            one, other = (getattr(x, field)[..., 8:-8, 8:-8] for x in (before, after))
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert_inside_equal(parent, model, images, ["logits", "logscale"])
 
 
 @pytest.mark.parametrize("own", [0, 1])
@@ -106,14 +112,7 @@ def test_a_prior_of_pixels_begins_to_see_differences(own):
     read_no_further(parent)
     model = build(SMALL | {"differences": True, "ownLevels": own})
     inherit(model, parent)
-    images, pairs = noise(2, 3, 64, 64), []
-    for each in (parent, model):
-        (_, coarse, detail), *_ = each.pyramid.analyse(each.from_images(images), 1)
-        pairs.append([distribution for _, distribution, _ in parts_in_turn(each.detail, coarse, 0, detail)])
-    for before, after in zip(*pairs, strict=True):
-        for one, other in zip(before, after):
-            one, other = one[..., 8:-8, 8:-8], other[..., 8:-8, 8:-8]
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert_inside_equal(parent, model, noise(2, 3, 64, 64), Mixture._fields)
     with pytest.raises(ValueError, match="has -differences"):
         inherit(build(SMALL), model)
 
