@@ -12,11 +12,10 @@ A 512x512 photograph, and 32x32 patches one by one and in batches. Times are for
 and after a stroke their median. Memory is the peak of a process of its own, less what it holds after imports
 and a tiny image. "networks" is their share of a run on one thread, where nothing is done beside them.
 
--against checks a commit out into a git worktree in a temporary folder, runs the benchmark_codec.py of that
-commit there for each case, with the model of its own box (-case MODEL,photograph or MODEL,patches, and
--folder, -threads, -count, -batch), and reads the lines that it prints. Both sides take turns for -rounds,
-each time one run in a fresh process; the best of each is shown, and the past divided by now. The past's
-memory is less its earlier peak, and so rather too small.
+-against checks a commit out into a git worktree in a temporary folder and runs the benchmark_codec.py of that
+commit there for each case, with the model of its own box. Both sides take turns for -rounds, each time one
+run in a fresh process; the best of each is shown, and the past divided by now. Commits before d455f87 print a
+table (of -case MODEL,photograph or MODEL,patches), whose memory is less its earlier peak: rather too small.
 
 -steady starts processes that decode the photograph with the model in the box, after their imports and one
 image: as they are; beside a busy loop at low priority; with all their threads on one core from then on. Those
@@ -60,6 +59,8 @@ UNTRAINED = {
     "small": dict(hchnl=64, repeat=2, nhidden=1, HUE=True),
 }
 MODELS = "model", *UNTRAINED
+# The first commit whose processes take cases and answer as those of today.
+SAME_CASES = "d455f87"
 PICTURES, PICTURE_SIDE = 25, 256
 TENSORS = "tensors"
 OPTIONS = CUDA | {
@@ -309,10 +310,11 @@ def output(command, cwd=ROOT):
     return done.stdout
 
 
-def measure_afresh(case, options):
-    """The Figures of a case, from a process of its own."""
-    command = [sys.executable, __file__, "-case", ",".join(map(str, case))]
-    command += [word for name in PASSED_ON for word in (f"-{name}", str(options[name]))]
+def measure_afresh(case, options, tree=ROOT):
+    """The Figures of a case, from a process of its own; tree: the files of a commit, since SAME_CASES."""
+    command = [sys.executable, tree / "tests" / "benchmark_codec.py", "-case", ",".join(map(str, case))]
+    given = [name for name in PASSED_ON if options[name] != OPTIONS[name].default]
+    command += [word for name in given for word in (f"-{name}", str(options[name]))]
     command += ["-folder", options["folder"]] if options["folder"] else []
     return Figures(*json.loads(output(command)))
 
@@ -408,8 +410,16 @@ def past_images(case):
     return "photograph" if case.side else "patches"
 
 
+def past_of(figures):
+    """What both sides are compared by."""
+    return Past(figures.encode[0], figures.decode[0], figures.memory / 2**20)
+
+
 def measure_past(tree, case, options):
     """The Past of a case, from a process of its own in the checked out files."""
+    since = ["git", "-C", tree, "merge-base", "--is-ancestor", SAME_CASES, "HEAD"]
+    if not subprocess.run(since, stderr=subprocess.DEVNULL).returncode:
+        return past_of(measure_afresh(case, options | {"folder": None}, tree))
     command = [sys.executable, "tests/benchmark_codec.py", "-case", f"{case.model},{past_images(case)}"]
     given = options | {"batch": case.batch}
     command += [word for name in ("threads", "count", "batch") for word in (f"-{name}", str(given[name]))]
@@ -427,8 +437,7 @@ def compare_with_past(options):
         for case in cases(options):
             now, past = [], []
             for _ in range(options["rounds"]):
-                figures = measure_afresh(case, options)
-                now.append(Past(figures.encode[0], figures.decode[0], figures.memory / 2**20))
+                now.append(past_of(measure_afresh(case, options)))
                 past.append(measure_past(tree, case, options))
             cells = []
             for name in Past._fields:
