@@ -410,16 +410,20 @@ def past_images(case):
     return "photograph" if case.side else "patches"
 
 
-def past_of(figures):
-    """What both sides are compared by."""
+def answers_alike(tree):
+    """Whether the checked out files are no older than SAME_CASES."""
+    command = ["git", "-C", tree, "merge-base", "--is-ancestor", SAME_CASES, "HEAD"]
+    return not subprocess.run(command, stderr=subprocess.DEVNULL).returncode
+
+
+def measure_alike(case, options, tree=ROOT):
+    """The Past of a case, or the same of now, from a process of its own that answers as those of today."""
+    figures = measure_afresh(case, options, tree)
     return Past(figures.encode[0], figures.decode[0], figures.memory / 2**20)
 
 
 def measure_past(tree, case, options):
-    """The Past of a case, from a process of its own in the checked out files."""
-    since = ["git", "-C", tree, "merge-base", "--is-ancestor", SAME_CASES, "HEAD"]
-    if not subprocess.run(since, stderr=subprocess.DEVNULL).returncode:
-        return past_of(measure_afresh(case, options | {"folder": None}, tree))
+    """The Past of a case before SAME_CASES, from a process of its own in the checked out files."""
     command = [sys.executable, "tests/benchmark_codec.py", "-case", f"{case.model},{past_images(case)}"]
     given = options | {"batch": case.batch}
     command += [word for name in ("threads", "count", "batch") for word in (f"-{name}", str(given[name]))]
@@ -434,11 +438,14 @@ def compare_with_past(options):
     with checked_out(options["against"]) as tree:
         show(f"against {options['against']}", *("encode",) * 3, *("decode",) * 3, *("memory",) * 3)
         show("", *parts)
+        alike, of_its_box = answers_alike(tree), options | {"folder": None}
         for case in cases(options):
             now, past = [], []
             for _ in range(options["rounds"]):
-                now.append(past_of(measure_afresh(case, options)))
-                past.append(measure_past(tree, case, options))
+                now.append(measure_alike(case, options))
+                past.append(
+                    measure_alike(case, of_its_box, tree) if alike else measure_past(tree, case, options)
+                )
             cells = []
             for name in Past._fields:
                 ours, theirs = (min(getattr(figures, name) for figures in side) for side in (now, past))

@@ -53,7 +53,7 @@ def main(argv=None):
     codec, sound = Codec(), True
     print(f"{'':28} {'pictures':>8} {'refused':>8} {'PNG':>12} {'WebP':>12} {'ours':>12} {'worst':>8}")
     for name in map(Path, options["img"]):
-        rows, more, refused = [], {}, 0
+        rows, more, refused = [], [], 0
         for file in image_files(name) if name.is_dir() else [name]:
             try:
                 picture = read_picture(file)
@@ -67,10 +67,10 @@ def main(argv=None):
             png = min(png_size(picture), file.stat().st_size if file.suffix == ".png" else 10**12)
             webp = webp_size(picture) or png
             rows.append((png, webp, len(data)))
-            more[file.name] = len(data) - min(png, webp)
+            more.append((file.name, len(data) - min(png, webp)))
         totals = [sum(column) for column in zip(*rows)] or [0, 0, 0]
         cells = "".join(f" {total:12,}" for total in totals)
-        worst = max(more.items(), key=lambda pair: pair[1], default=("", 0))
+        worst = max(more, key=lambda pair: pair[1], default=("", 0))
         print(f"{name.name:28.28} {len(rows):8} {refused:8}{cells} {worst[1]:+8} {worst[0]}", flush=True)
     if not sound:
         sys.exit(1)
