@@ -17,11 +17,11 @@ from torch import nn
 
 from source import mixing
 from source.distribution import FixedMixture, Mixture
-from source.networks import Compand, Conv
+from source.networks import Compand, Conv, Joined
 from source.prior import Part
 from source.units import MAX_OCTAVE, MIN_OCTAVE
 from utils.arithmetic.crew import in_tiles
-from utils.arithmetic.fixed import FixedConv, check_finite, peak_of
+from utils.arithmetic.fixed import check_finite
 from utils.arithmetic.integers import MIDDLE, STEPS
 from utils.arithmetic.passes import (
     ACTIVATION_BITS,
@@ -116,7 +116,7 @@ class Band(nn.Module):
         self.trunk = Conv(width, width, 1, 0.5, rectify=True)
         self.blocks = nn.Sequential(*(Residual(width) for _ in range(blocks)))
         hidden = max(width // 2, 1)
-        self.hidden = nn.ModuleList(Conv(width, hidden, 1) for _ in range(channels))
+        self.hidden = Joined(Conv(width, hidden, 1, rectify=True) for _ in range(channels))
         self.beside = nn.ModuleList(Conv(2 * c, hidden, 1) for c in range(1, channels))
         self.linear = nn.ModuleList(Conv(c, 1, 1, 0.0, precise=True) for c in range(1, channels))
         self.out = nn.ModuleList(Conv(hidden, 3 * components, 1, 0.05, rectify=True) for _ in range(channels))
@@ -136,16 +136,17 @@ class Band(nn.Module):
     def features(self, trunk, planes):
         """What a band's distributions are made of.
 
-        trunk (B, width, H, W), known planes (B, known, H, W) -> base (B, C, H, W), features (B, width, H, W).
+        trunk (B, width, H, W), known planes (B, known, H, W) -> base (B, C, H, W), and of each channel hidden
+        (B, width / 2, H, W).
         """
         base = self.base(planes)
         entered = self.compand(self.enter(torch.cat([planes, base], 1)))
-        return base, self.blocks(self.trunk(trunk, onto=entered)).relu()
+        return base, self.hidden(self.blocks(self.trunk(trunk, onto=entered)))
 
-    def mixture(self, base, features, values):
+    def mixture(self, base, hidden, values):
         """The distribution of the channel that comes after `values`, (B, c, H, W) around 0."""
         c = values.shape[1]
-        hidden, mean = self.hidden[c](features), base[:, c : c + 1]
+        hidden, mean = hidden[c], base[:, c : c + 1]
         if c:
             errors = (values - base[:, :c]).clamp(-INPUT_MAX, INPUT_MAX)
             companded = self.compand(errors)
@@ -169,8 +170,7 @@ class FixedBand(nn.Module):
         self.base, self.enter = band.base.freeze_wide(), band.enter.freeze_wide()
         self.trunk = band.trunk.freeze(peaks)
         self.blocks = nn.Sequential(*(block.freeze(peaks) for block in band.blocks))
-        weight, bias = (torch.cat([getattr(h, name) for h in band.hidden]) for name in ("weight", "bias"))
-        self.hidden = FixedConv.of(weight, bias, peak_of(band.hidden[0], peaks))
+        self.hidden = band.hidden.freeze(peaks)
         peak = {layer: torch.full((layer.in_channels,), COMPANDED_MAX) for layer in band.beside}
         self.beside = nn.ModuleList(layer.freeze(peak) for layer in band.beside)
         self.linear = nn.ModuleList(layer.freeze_wide(of_samples=False) for layer in band.linear)

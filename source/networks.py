@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils.arithmetic import kernels
 from utils.arithmetic.crew import in_tiles
 from utils.arithmetic.fixed import FixedConv, FixedShares, FixedWide, peak_of, units_for
 from utils.arithmetic.integers import STEPS
@@ -286,23 +287,68 @@ class Conv(nn.Conv2d):
         return FixedWide.of(self.taps, self.bias, low, high, WIDE_MAX, units, WIDE_BITS)
 
 
+class Joined(nn.ModuleList):
+    """Convolutions of the same maps, as one: it reads them once."""
+
+    @property
+    def in_channels(self):
+        """The channels of the maps: see fixed.observe."""
+        return self[0].in_channels
+
+    @property
+    def rectify(self):
+        """Whether ReLU is in front."""
+        return self[0].rectify
+
+    def joined(self):
+        """The kernels and biases of all of them."""
+        return (torch.cat([getattr(layer, name) for layer in self]) for name in ("weight", "bias"))
+
+    def forward(self, x):
+        """x (B, C, H, W) -> what each of them makes of it, kernels of size 1."""
+        y = F.conv2d(x.relu() if self.rectify else x, *self.joined())
+        return y.split([layer.out_channels for layer in self], 1)
+
+    def freeze(self, peaks):
+        """A FixedConv, what each makes side by side. Raises ValueError if the weights are too large."""
+        return FixedConv.of(*self.joined(), peak_of(self, peaks))
+
+
 class _Compand(torch.autograd.Function):
     """The bits of a float, read as an integer, are its logarithm with lines drawn between powers of two."""
 
     @staticmethod
-    def forward(ctx, u):
-        v = u.abs() + 1
-        ctx.save_for_backward(v)
-        integer, one, unit = _BITS[u.dtype]
+    def forward(ctx, u, dtype):
+        ctx.save_for_backward(u)
+        if _is_compiled(u, dtype):
+            y = torch.empty_like(u, dtype=dtype)
+            kernels.compand_to_bfloat16(_numbers(u), _numbers(y.view(torch.int16)))
+            return y
+        v, (integer, one, unit) = u.abs() + 1, _BITS[u.dtype]
         y = (v.view(integer) - one).to(u.dtype).mul_(unit)
-        return torch.copysign(y, u, out=y)
+        return torch.copysign(y, u, out=y).to(dtype)
 
     @staticmethod
     def backward(ctx, gradient):
-        (v,) = ctx.saved_tensors
-        integer, one, unit = _BITS[v.dtype]
+        (u,) = ctx.saved_tensors
+        if _is_compiled(u, gradient.dtype) and gradient.stride() == u.stride():
+            out = torch.empty_like(u)
+            kernels.slopes_of_compand(_numbers(u), _numbers(gradient.view(torch.int16)), _numbers(out))
+            return out, None
+        v, (integer, one, unit) = u.abs() + 1, _BITS[u.dtype]
         exponent = v.view(integer) & -round(1 / unit)
-        return gradient * (2 * one - exponent).view(v.dtype)
+        return gradient.to(u.dtype) * (2 * one - exponent).view(u.dtype), None
+
+
+def _is_compiled(u, dtype):
+    """Whether a pass over u, to or from this type, is compiled: as training on a CPU has them."""
+    dense = u.is_contiguous(memory_format=torch.channels_last)
+    return u.device.type == "cpu" and (u.dtype, dtype) == (torch.float32, torch.bfloat16) and dense
+
+
+def _numbers(x):
+    """A tensor stored pixel by pixel -> (N,) array of its memory."""
+    return x.detach().permute(0, 2, 3, 1).view(-1).numpy()
 
 
 _BITS = {
@@ -319,5 +365,6 @@ class Compand(nn.Module):
 
     def forward(self, u):
         """See the class."""
-        y, device = _Compand.apply(u), u.device.type
-        return y.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else y
+        device = u.device.type
+        fast = torch.is_autocast_enabled(device)
+        return _Compand.apply(u, torch.get_autocast_dtype(device) if fast else u.dtype)

@@ -59,6 +59,7 @@ from flow.pyramid import Pyramid  # noqa: E402
 from flow.training import Trainer  # noqa: E402
 from source.bands import LEVELS, START_OCTAVES, Band, BandPrior, Mixer  # noqa: E402
 from source.distribution import Mixture  # noqa: E402
+from source.networks import Joined  # noqa: E402
 from source.prior import LevelPriors  # noqa: E402
 from utils.arithmetic.integers import STEPS  # noqa: E402
 from utils.arithmetic.polyphase import depth  # noqa: E402
@@ -280,9 +281,12 @@ def multiply_adds(model, size):
 
     def convolution(module, inputs, output):
         nonlocal total
-        total += module.weight.numel() * output.shape[-2] * output.shape[-1]
+        several = isinstance(module, Joined)
+        for layer, y in zip(module, output) if several else [(module, output)]:
+            total += layer.weight.numel() * y.shape[-2] * y.shape[-1]
 
-    hooks = [m.register_forward_hook(convolution) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    kinds = nn.Conv2d, Joined
+    hooks = [m.register_forward_hook(convolution) for m in model.modules() if isinstance(m, kinds)]
     images = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=model.device)
     model(images)
     for hook in hooks:

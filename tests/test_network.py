@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conftest import make_wild
 from integers import seeded
 
-from source.networks import SLOW, Compand, Conv, ConvNet, replicate_pad, shift_sum, with_means
+from source.networks import SLOW, Compand, Conv, ConvNet, Joined, replicate_pad, shift_sum, with_means
 
 KERNELS = [(3, 3), (1, 3)]
 SIZES = [(1, 1), (1, 2), (2, 1), (3, 5), (8, 8)]
@@ -117,6 +117,27 @@ def test_compand_has_the_gradient_of_its_lines():
     zero = torch.zeros(1, requires_grad=True)
     (gradient,) = torch.autograd.grad(3 * Compand()(zero).sum(), zero)
     assert gradient.item() == 3
+
+
+def test_compand_is_the_same_compiled_and_in_tensors():
+    u = torch.randn(3, 7, 5, 6, generator=seeded()) * torch.logspace(-4, 4, 6)
+    u[0, 0, 0, :3] = torch.tensor([0.0, -0.0, 1.0])
+    gradient, found = torch.randn(3, 7, 5, 6, generator=seeded(1)).bfloat16(), []
+    for form in (torch.channels_last, torch.contiguous_format):  # only the first has a compiled pass
+        x = u.contiguous(memory_format=form).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = Compand()(x)
+        found.append((y, *torch.autograd.grad(y, x, gradient.contiguous(memory_format=form))))
+    assert found[0][0].dtype == torch.bfloat16 and found[0][1].dtype == torch.float32
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+def test_joined_convolutions_are_each_of_them():
+    joined = Joined(Conv(3, out, 1, rectify=True).double() for out in (2, 4, 1))
+    x = batch((4, 5)).detach()
+    assert joined.in_channels == 3
+    for given, layer in zip(joined(x), joined):
+        torch.testing.assert_close(given, layer(x), rtol=1e-12, atol=1e-12)
 
 
 def test_autocast_computes_in_bfloat16_what_is_not_precise():

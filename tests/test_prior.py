@@ -112,10 +112,28 @@ def test_gradients_are_finite_at_the_extremes():
 
 
 def test_gradients_are_those_of_the_function():
-    z = torch.tensor([100.0, 128, 131, 900], dtype=torch.float64)[:, None]
+    z = torch.tensor([100.0, 128, 131, 900], dtype=torch.float64)[:, None].requires_grad_()
     mean = torch.full((4, 5), 0.01, dtype=torch.float64, requires_grad=True)
     logscale = torch.tensor([-8.0, -5, -1, 2, 9], dtype=torch.float64).expand(4, 5).clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda m, s: log_prob(z, m, s), (mean, logscale))
+    assert torch.autograd.gradcheck(log_prob, (z, mean, logscale))
+    fields = [torch.stack([f, 0.7 * f + 0.1]).detach().requires_grad_() for f in (mean, mean, logscale)]
+    fields[0] = torch.tensor([0.5, -1], dtype=torch.float64)[:, None, None].requires_grad_()
+    assert torch.autograd.gradcheck(lambda z, *of_mixture: Mixture(*of_mixture).log_prob(z), (z, *fields))
+
+
+@pytest.mark.parametrize("components", [1, 3])
+def test_likelihoods_do_not_depend_on_the_pieces_in_which_they_are_computed(components, monkeypatch):
+    fields = [noise(components, 2, 3, 4, 5).sub(128).div(100).requires_grad_() for _ in range(3)]
+    z = noise(2, 3, 4, 5)
+
+    def found():
+        value = Mixture(*fields).log_prob(z)
+        return [value, *torch.autograd.grad(value.sum(), fields[components == 1 :])]
+
+    whole = found()
+    monkeypatch.setattr("source.distribution.PIECE", 7)
+    for a, b in zip(whole, found()):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
 def test_checkerboard_costs_what_its_logistics_say():

@@ -59,7 +59,7 @@ def observe(model):
         peak = x.amax((0, 2, 3)).double()
         peaks[layer] = torch.maximum(peaks[layer], peak) if layer in peaks else peak
 
-    hooks = [m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    hooks = [m.register_forward_pre_hook(look) for m in model.modules() if hasattr(m, "in_channels")]
     try:
         yield peaks
     finally:

@@ -16,6 +16,8 @@ _inlined = numba.njit(forceinline=True)
 SMALL, LARGE = np.int32(-(2**15) + 1), np.int32(2**15 - 1)
 # companded: units of 2^-6 from units of 2^-8, by the bits of a float32: 23 of fraction, a bias of 127
 COMPAND_BIAS, COMPAND_SHIFT = np.int32(127 + 8 << 23), np.int32(23 - 6)
+# of a float32: the bits of 1, and where the exponent is
+ONE, EXPONENT = np.int32(127 << 23), np.int32(255 << 23)
 PACKAGES = "flow", "source", "utils"
 
 
@@ -158,6 +160,26 @@ def compand(u, out):
     """out = companded u; u: (N,) int32; out: (N,) int16."""
     for n in range(u.size):
         out[n] = companded(u[n])
+
+
+@_compiled
+def compand_to_bfloat16(u, out):
+    """out = sign(u) log2(1 + |u|), linear between powers of two; u: (N,) float32; out: (N,) int16, bits."""
+    for n in range(u.size):
+        bits = np.float32(abs(u[n]) + np.float32(1)).view(np.int32) - ONE
+        y = np.float32(np.float32(bits) * np.float32(2.0**-23)).view(np.int32)
+        # to the nearest, halves to even; then the sign
+        y = y + np.int32(0x7FFF) + (y >> np.int32(16) & np.int32(1)) >> np.int32(16)
+        out[n] = y | (np.float32(u[n]).view(np.int32) >> np.int32(16) & np.int32(-(2**15)))
+
+
+@_compiled
+def slopes_of_compand(u, gradient, out):
+    """out = gradient times the slope at u; u, out: (N,) float32; gradient: (N,) int16, bits of a bfloat16."""
+    for n in range(u.size):
+        exponent = np.float32(abs(u[n]) + np.float32(1)).view(np.int32) & EXPONENT
+        slope = np.int32(np.int32(2) * ONE - exponent).view(np.float32)
+        out[n] = np.int32(np.int32(gradient[n]) << np.int32(16)).view(np.float32) * slope
 
 
 @_compiled
