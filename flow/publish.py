@@ -1,0 +1,60 @@
+"""Make of a trained model one such as those in the box: what trainings alone need left out, losses joined.
+
+    python -m flow.publish opt/NAME etc/model
+
+TO gets the options, the weights that were best by test, those of wide layers in 16 bits, and their integers;
+the losses of this training come after those that TO has. Its card and plan stay as they are: they are written
+by hand.
+"""
+
+import argparse
+import csv
+
+from flow.checkpoint import RECORD
+from flow.folder import freeze, losses_file, open_frozen, options_file, read_options, saving, write_options
+from utils.files import load_tensors, save_tensors, write_table
+from utils.options import script
+
+BEST = "best_test"
+# Weights of so many numbers and more are kept in 16 bits, but not of what reads samples: the means of its
+# kernels are larger than the rest by 1 / SLOW, and the rest would be lost beside them.
+MANY, OF_SAMPLES = 1 << 12, "enter."
+
+
+def publish(folder, to):
+    """Publish the model of a folder into another: see the module. Raises ValueError if there is none."""
+    options, (tensors, state) = read_options(folder), load_tensors(saving(folder, BEST))
+    rows = losses(to) + losses(folder)
+    small = {name: t.half() if _is_halved(name, t) else t for name, t in tensors.items()}
+    save_tensors(saving(to, BEST), small, state)
+    write_options(to, options)
+    write_table(losses_file(to), RECORD, [row | {"epoch": n} for n, row in enumerate(rows, 1)])
+    freeze(to, BEST)
+    return open_frozen(to, BEST)
+
+
+def losses(folder):
+    """The rows of a folder's table of losses; none if it has none."""
+    path = losses_file(folder)
+    return list(csv.DictReader(path.open())) if path.exists() else []
+
+
+def _is_halved(name, tensor):
+    return name.endswith(".weight") and tensor.numel() >= MANY and OF_SAMPLES not in name
+
+
+@script
+def main(argv=None):
+    """Publish, and say what it is called."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("folder", help="model folder of a training")
+    parser.add_argument("to", help="model folder to write")
+    args = parser.parse_args(argv)
+    before = options_file(args.to).exists()
+    _, _, name = publish(args.folder, args.to)
+    print(f"{args.to}: {name[:16]}, {'anew' if before else 'new'}")
+
+
+if __name__ == "__main__":
+    main()

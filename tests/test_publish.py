@@ -1,0 +1,68 @@
+"""flow.publish: a model as those in the box are, from a training."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flow import Codec
+from flow.folder import losses_file, open_model, read_options, saving
+from flow.publish import main
+from utils.box import BOX
+from utils.data.images import PHOTOS
+from utils.files import load_tensors
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    """A training's folder with what is not to be published; its weights those of etc/cifar, in 32 bits."""
+    folder = tmp_path_factory.mktemp("training")
+    shutil.copytree(BOX / "cifar", folder, dirs_exist_ok=True)
+    (folder / "pic").mkdir()
+    saving(folder, "latest").write_bytes(b"much")
+    return folder
+
+
+def test_wide_layers_are_kept_in_16_bits_and_code_as_before(training, tmp_path, capsys):
+    to = tmp_path / "box"
+    main([str(training), str(to)])
+    assert capsys.readouterr().out.endswith(", new\n")
+    given, wanted = (load_tensors(saving(folder, "best_test"))[0] for folder in (to, training))
+    half = {name for name, tensor in given.items() if tensor.dtype == torch.float16}
+    assert half and not any("enter." in name or "bias" in name for name in half)
+    assert {n for n, t in wanted.items() if n.endswith("wide.weight")} <= half
+    for name, tensor in given.items():
+        torch.testing.assert_close(tensor.float(), wanted[name], rtol=2**-11, atol=1e-6)
+    assert sum(p.stat().st_size for p in to.rglob("*")) < 0.75 * sum(
+        p.stat().st_size for p in training.rglob("*")
+    )
+    assert all(p.dtype == torch.float32 for p in open_model(to)[0].parameters())
+    image = np.asarray(Image.open(PHOTOS / "roman-colosseum.png"))[:64, :64]
+    before, after = (Codec(folder).bits([image])[0] for folder in (training, to))
+    assert after == pytest.approx(before, rel=1e-3) and after != before
+
+
+def test_losses_come_after_those_that_are_there(training, tmp_path, capsys):
+    to = tmp_path / "box"
+    for _ in range(2):
+        main([str(training), str(to)])
+    rows, once = (list(csv.DictReader(losses_file(f).open())) for f in (to, training))
+    assert [int(row["epoch"]) for row in rows] == list(range(1, 2 * len(once) + 1))
+    assert [row["test_bpd"] for row in rows] == 2 * [row["test_bpd"] for row in once]
+    assert read_options(to) == read_options(training)
+    assert sorted(p.name for p in to.iterdir()) == ["parameter.json", "records", "savings"]
+    assert sorted(p.name for p in (to / "savings").iterdir()) == [
+        "best_test.safetensors",
+        "best_test_frozen.safetensors",
+    ]
+    assert capsys.readouterr().out.endswith(", anew\n")
+
+
+def test_a_folder_without_a_model_is_refused_and_nothing_written(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path / "none"), str(tmp_path / "box")])
+    assert ended.value.code == 2 and "not a model folder" in capsys.readouterr().err
+    assert not (tmp_path / "box").exists()
