@@ -39,7 +39,7 @@ LEVELS = 5
 # Rows of a strip: see FixedBandPrior.
 STRIP = 64
 # Strips whose features are begun before they are needed.
-AHEAD = 1
+AHEAD = 2
 # No companded value is larger; with it, a level's bias stays within 16 bits, in units of 2^-6.
 COMPANDED_MAX, LEVEL_MAX = 16.0, 2**14
 # A factor on outputs, so that they move as fast as the weights inside; on the first layers' initial weights.

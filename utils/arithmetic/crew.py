@@ -132,7 +132,8 @@ class in_tiles:
     def _end(self):
         with self._lock:
             self._left -= 1
-        if not self._left and self._then:
+            last = not self._left
+        if last and self._then:
             self._whole = self._then(*self._whole)
 
     def result(self):
