@@ -39,7 +39,7 @@ LEVELS = 5
 # Rows of a strip: see FixedBandPrior.
 STRIP = 64
 # Strips whose features are begun before they are needed.
-AHEAD = 1
+AHEAD = 2
 # No companded value is larger; with it, a level's bias stays within 16 bits, in units of 2^-6.
 COMPANDED_MAX, LEVEL_MAX = 16.0, 2**14
 # A factor on outputs, so that they move as fast as the weights inside; on the first layers' initial weights.
@@ -333,6 +333,9 @@ class FixedBandPrior(nn.Module):
 class _FixedLevel:
     """What networks make of one level, part by part; the features of strips to come are begun in time.
 
+    A strip waits for those rows of the bands before that it sees, not for all of them; with its features come
+    the mixtures that need no values of its own band, which are all where the details are known.
+
     planes: (B, H, W, C * bands) int16, samples of the coarse band, then of the bands in the prior's order, as
     far as they are known, all as large as the coarse band. near: what these are counted from, or None.
     """
@@ -353,7 +356,7 @@ class _FixedLevel:
                 self._fill(self._first(band), slice(0, self.size[0]), detail[band])
         look, halo = partial(prior.look, level=level), 1 + len(prior.trunk)
         (self.trunk,) = in_tiles(look, halo, self.planes[..., :channels]).result()
-        self.begun, self.state = {}, None
+        self.begun, self.state, self.mixtures = {}, None, ()
 
     def __call__(self, known):
         """The distribution of the next part; known: the values of those before."""
@@ -364,23 +367,50 @@ class _FixedLevel:
         part = self.parts[index]
         if not part.channels.start:
             for later in range(index, min(index + (1 + AHEAD) * channels, len(self.parts)), channels):
-                if later not in self.begun and (self.foreseen or self.parts[later].band == part.band):
-                    self.begun[later] = self._features(self.parts[later])
-            self.state = self.begun.pop(index).result()
-        layers, first = self.prior.bands[self.prior.order.index(part.band)], self._first(part.band)
-        near = None
-        if self.near is not None:
-            near = self.near[:, part.rows, :, first - channels + part.channels.start]
-        return layers.mixture(*self.state, self.planes[:, part.rows], first, part.channels.start, near)
+                if later not in self.begun and self._may_begin(later, part):
+                    self.begun[later] = self._begin(later)
+            self.state, self.mixtures = self.begun.pop(index).result()
+        if part.channels.start < len(self.mixtures):
+            return self.mixtures[part.channels.start]
+        return self._mixture(part, self.state)
+
+    def _layers(self, part):
+        return self.prior.bands[self.prior.order.index(part.band)]
 
     def _first(self, band):
         """Where the planes of a band begin."""
         return self.prior.channels * (1 + self.prior.order.index(band))
 
-    def _features(self, part):
-        layers = self.prior.bands[self.prior.order.index(part.band)]
-        known, halo = self.planes[..., : self._first(part.band)], 2 + len(layers.blocks)
-        return in_tiles(layers.features, halo, self.trunk, known, rows=(part.rows.start, part.rows.stop))
+    def _halo(self, part):
+        """Rows around a part that its features depend on."""
+        return 2 + len(self._layers(part).blocks)
+
+    def _may_begin(self, later, part):
+        """Whether all that a strip's features depend on is known where `part`, of a strip before, is next."""
+        later = self.parts[later]
+        bands = self._first(later.band) - self._first(part.band)
+        if self.foreseen or not bands:
+            return True
+        # of the band of `part`, the rows above it are known, of bands after that none
+        return bands == self.prior.channels and later.rows.stop + self._halo(later) <= part.rows.start
+
+    def _begin(self, index):
+        """The features of the strip that begins with this part, with the mixtures that need no more."""
+        part, count = self.parts[index], self.prior.channels if self.foreseen else 1
+        known, rows = self.planes[..., : self._first(part.band)], (part.rows.start, part.rows.stop)
+
+        def then(*state):
+            return state, [self._mixture(one, state) for one in self.parts[index : index + count]]
+
+        function, halo = self._layers(part).features, self._halo(part)
+        return in_tiles(function, halo, self.trunk, known, rows=rows, then=then)
+
+    def _mixture(self, part, state):
+        """The distribution of a part, of a strip with these features."""
+        first, channel, near = self._first(part.band), part.channels.start, None
+        if self.near is not None:
+            near = self.near[:, part.rows, :, first - self.prior.channels + channel]
+        return self._layers(part).mixture(*state, self.planes[:, part.rows], first, channel, near)
 
     def _fill(self, first, rows, values):
         """Write values (B, c, h, w) into the planes from `first` on; doubles a missing last row or column."""

@@ -20,7 +20,7 @@ import numpy as np
 
 from source import kernels
 from source.tables import TABLES, Mixture
-from source.units import MEAN_BITS, MIN_OCTAVE, SCALES_PER_OCTAVE
+from source.units import MEAN_BITS, MIN_OCTAVE, SCALES, SCALES_PER_OCTAVE
 from utils.arithmetic.integers import MIDDLE
 
 # Levels whose coarse band has fewer positions are left as they are; a group has this many, of whole strips.
@@ -48,6 +48,8 @@ OUTLIER, RIDGE = 2.5, 1e-4
 # Rounds of least squares look at one position of so many: the first ones tell which are outliers.
 # No even number, which would be the period of a picture's own pattern.
 ROUNDS = 5, 5, 5, 1
+# The squares of scales, in squared units of means.
+VARIANCES = 4.0 ** (np.arange(SCALES) / SCALES_PER_OCTAVE)
 # Bits of a set, about: of a scale as far from the one before, of a coefficient.
 SCALE_COST, FARTHER_COST, COEFFICIENT_COST = 1.5, 1.0, 6.0
 
@@ -55,13 +57,25 @@ SCALE_COST, FARTHER_COST, COEFFICIENT_COST = 1.5, 1.0, 6.0
 class Corrigible:
     """Mixtures to be corrected: weight, mean, scale (K, N) int32, and of each the centre, a mean, and spread.
 
-    centre, spread: (N,), the means of its components' means and scales by weight, rounded down.
+    centre, spread: (N,), the means of its components' means and scales by weight, rounded down; known: both.
     """
 
-    def __init__(self, weight, mean, scale):
+    def __init__(self, weight, mean, scale, known=None):
         self.fields = weight, mean, scale
-        self.centre, self.spread = np.empty((2, weight.shape[1]), np.int32)
-        kernels.centre_mixtures(weight, mean, scale, self.centre, self.spread)
+        self.centre, self.spread = np.empty((2, weight.shape[1]), np.int32) if known is None else known
+        if known is None:
+            kernels.centre_mixtures(weight, mean, scale, self.centre, self.spread)
+
+    @classmethod
+    def joined(cls, several):
+        """Those of several Corrigibles, one after the other."""
+        fields = (np.concatenate(field, 1) for field in zip(*(one.fields for one in several)))
+        return cls(*fields, [np.concatenate(each) for each in zip(*((m.centre, m.spread) for m in several))])
+
+    def at(self, index):
+        """Those at some of the positions."""
+        fields = (np.ascontiguousarray(field[:, index]) for field in self.fields)
+        return Corrigible(*fields, [np.ascontiguousarray(a[index]) for a in (self.centre, self.spread)])
 
     @cached_property
     def classes(self):
@@ -87,7 +101,9 @@ class Set(NamedTuple):
         if self.scales.any():
             scale = scale + (SCALE_STEP * self.scales)[mixtures.classes]
         if self.coefficients.any():
-            mean = np.clip(mean + moved(self.coefficients, features()), -MEAN_MAX, MEAN_MAX).astype(np.int32)
+            before, mean = mean, np.empty_like(mean)
+            arguments = before, features(), self.coefficients, COEFFICIENT_BITS, MEAN_MAX
+            kernels.moved_means(*arguments, mean)
         return weight, mean, scale
 
     def push(self, kind, encoder):
@@ -122,15 +138,6 @@ def around(count, octaves, mean=0):
     """The coder's distribution of `count` symbols: logistics around a mean, of scale 2^octaves."""
     scale = int(SCALES_PER_OCTAVE * (octaves - MIN_OCTAVE))
     return Mixture.logistic(np.full(count, mean << MEAN_BITS), np.full(count, scale))
-
-
-def moved(coefficients, features):
-    """What is added to means: (N,) int64."""
-    total = np.full(features.shape[1], 1 << COEFFICIENT_BITS - 1, np.int64)
-    for coefficient, feature in zip(coefficients.tolist(), features):
-        if coefficient:
-            total += coefficient * feature.astype(np.int64)
-    return total >> COEFFICIENT_BITS
 
 
 class Place(NamedTuple):
@@ -207,24 +214,25 @@ def choose(strips, settings, look, before):
     strips: (Corrigible, features (F, N), values (N,)) of each; settings: nbins and precision; look: how many
     positions to look at, at most; before: the Set of the group before.
     """
-    mixtures, features, values = zip(*strips)
-    fields = [np.concatenate(field, 1) for field in zip(*(m.fields for m in mixtures))]
-    features, values = np.concatenate(features, 1), np.concatenate(values)
+    mixtures, features, values = strips[0]
+    if len(strips) > 1:
+        mixtures, features, values = zip(*strips)
+        mixtures = Corrigible.joined(mixtures)
+        features, values = np.concatenate(features, 1), np.concatenate(values)
 
     def sample(most):
         some = _spread_out(len(values), most)
-        contiguous = [np.ascontiguousarray(a[..., some]) for a in (*fields, features, values)]
-        return Corrigible(*contiguous[:3]), *contiguous[3:]
+        return mixtures.at(some), *(np.ascontiguousarray(a[..., some]) for a in (features, values))
 
     fitted, zero = _least_squares(*sample(look)), Set.zero(len(features))
-    mixtures, features, looked_at = sample(look // SCALES_FEWER)
+    some, foretelling, looked_at = sample(look // SCALES_FEWER)
     tries = [(NOTHING, SCALES_ALONE, zero), (None, ALL, Set(zero.scales, fitted))]
     if before.coefficients.any() or before.scales.any():
         tries.append((SAME, RESCALED, before))
     least, best = np.inf, None
     for unchanged, rescaled, (scales, coefficients) in tries:
-        moved_only = Set(zero.scales, coefficients).apply(mixtures, lambda: features)
-        costs = len(values) / len(looked_at) * _costs(moved_only, mixtures, looked_at, settings)
+        moved_only = Set(zero.scales, coefficients).apply(some, lambda: foretelling)
+        costs = len(values) / len(looked_at) * _costs(moved_only, some, looked_at, settings)
         if unchanged is not None:
             price = costs[range(CLASSES), np.searchsorted(TRIED, scales)].sum()
             if price < least:
@@ -259,11 +267,10 @@ def _costs(fields, mixtures, values, settings):
 def _least_squares(mixtures, features, values):
     """The coefficients with which features predict errors best, in scales, outliers counting less."""
     errors = values * float(1 << MEAN_BITS) - mixtures.centre
-    variance, coefficients = 4.0 ** (mixtures.spread / SCALES_PER_OCTAVE), np.zeros(len(features), np.int32)
-    for fewer in ROUNDS:
-        some, wanted = (np.ascontiguousarray(a[..., ::fewer]) for a in (features, errors))
-        weights = 1 / (variance[::fewer] + ((wanted - moved(coefficients, some)) / OUTLIER) ** 2)
-        matrix, vector = kernels.normal_equations(some, wanted, weights)
+    variances, coefficients = VARIANCES[mixtures.spread], np.zeros(len(features), np.int32)
+    for every in ROUNDS:
+        arguments = features, errors, variances, coefficients, COEFFICIENT_BITS, OUTLIER, every
+        matrix, vector = kernels.normal_equations(*arguments)
         matrix[np.diag_indices_from(matrix)] *= 1 + RIDGE
         matrix[np.diag_indices_from(matrix)] += RIDGE
         coefficients = np.rint(np.linalg.solve(matrix, vector) * (1 << COEFFICIENT_BITS))

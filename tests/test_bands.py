@@ -13,7 +13,7 @@ from integers import WORKING, computed, drawn, seeded
 import source.bands
 from source.bands import LEVELS, BandPrior
 from source.distribution import FixedMixture
-from source.prior import empty_details, parts_in_turn
+from source.prior import empty_details, part_of, parts_in_turn
 from source.units import SCALES, WEIGHT_SUM_BITS
 from utils.arithmetic.crew import crew, in_tiles
 from utils.arithmetic.fixed import observe
@@ -299,6 +299,27 @@ def test_strips_make_no_difference(height, monkeypatch):
         for (band, channels, rows), distribution in zip(prior.parts(len(coarse[0, 0])), found):
             wanted = whole[band, channels.start]
             assert same(distribution, [field[..., rows, :] for field in wanted])
+
+
+@torch.no_grad()
+def test_a_strip_waits_for_the_rows_it_sees(monkeypatch):
+    """Not for all of the band before; and where the details are known, for nothing."""
+    monkeypatch.setattr(source.bands, "STRIP", 3)
+    prior, size = frozen_prior(), (24, 9)
+    coarse, detail = drawn_level(*size)
+    for known, ahead in ((None, 1), (detail, 1), (None, 3)):
+        monkeypatch.setattr(source.bands, "AHEAD", ahead)
+        given, before = prior(coarse, 0, known), []
+        for index, part in enumerate(parts := prior.parts(12)):
+            given(before)
+            before.append(part_of(detail, part))
+            if not part.channels.start:
+                for later in range(index + 3, min(index + 3 * (1 + ahead), len(parts)), 3):
+                    seen = parts[later].rows.stop + 3 <= part.rows.start
+                    assert (later in given.begun) == (
+                        known is not None or parts[later].band == part.band or seen
+                    )
+    assert any(p.rows.stop + 3 <= parts[9].rows.start for p in parts[12:15])
 
 
 @torch.no_grad()

@@ -27,13 +27,17 @@ from flow.codec.planes import (
     FLOW,
     GOOD,
     LOOK,
+    QUICK,
     RAW,
+    THOROUGH,
     WEBP,
     chunks,
     pack_deflate,
+    pack_planes,
     pack_webp,
     png_of,
     searched,
+    smallest_plane,
     unpack_deflate,
     unpack_webp,
 )
@@ -217,6 +221,42 @@ def test_photographs_are_not_searched_but_at_high_effort(monkeypatch):
     plane = pack_webp(photo())
     searched(photo(), {WEBP: plane}, len(plane) * 2 // 3, 9)
     assert tried[7:] == [GOOD]
+
+
+def patterned(side):
+    """Exclusive sums of rows and columns: of all methods, deflate is the smallest for it."""
+    return Image.fromarray(np.bitwise_xor(*np.indices((side, side))).astype(np.uint8))
+
+
+def test_deflate_is_looked_at_before_it_is_searched(monkeypatch):
+    levels = []
+
+    def deflate(picture, level=THOROUGH):
+        levels.append(level)
+        return pack_deflate(picture, level)
+
+    monkeypatch.setattr("flow.codec.planes.pack_deflate", deflate)
+    picture = photo(200, 200)
+    planes = pack_planes(picture)
+    assert searched(picture, planes, len(planes[DEFLATE]) // 2)[DEFLATE] == planes[DEFLATE]
+    assert levels == [QUICK]
+    # where others leave as much, it is searched
+    assert searched(picture, planes, len(planes[DEFLATE]))[DEFLATE] == pack_deflate(picture)
+    for picture in (patterned(64), photo(200, 200, "P"), photo(200, 200, "1"), photo(16, 16)):
+        levels.clear()
+        planes = pack_planes(picture)
+        assert levels == [QUICK, THOROUGH] and planes[DEFLATE] == pack_deflate(picture)
+        levels.clear()
+        assert searched(picture, planes, len(planes[DEFLATE]))[DEFLATE] == planes[DEFLATE] and not levels
+    assert smallest_plane(patterned(200)) == pack_deflate(patterned(200))
+
+
+@pytest.mark.parametrize("side", [24, 64, 200])
+def test_deflate_is_chosen_where_it_is_smallest(side):
+    picture = patterned(side)
+    data = pack(picture, MODEL, NAME)
+    assert read_head(data).method == DEFLATE and read_head(data).plane == pack_deflate(picture)
+    same(unpack(data, MODEL, NAME), picture)
 
 
 @pytest.mark.usefixtures("without_webp")

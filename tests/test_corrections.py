@@ -25,6 +25,7 @@ from source.corrections import (
     read,
 )
 from source.rans import Decoder, Encoder, Truncated
+from source.tables import Mixture
 from tests.decoder import Model
 from tests.decoder import decode as decode_by_the_page
 
@@ -92,6 +93,29 @@ def test_what_is_wrong_is_found(shift, octaves):
     again, same = choose([(mixtures, features, values)], DEFAULT[:2], 2**14, found)
     assert again == (SAME if shift or octaves else NOTHING)
     assert all(map(np.array_equal, same, found))
+
+
+@pytest.mark.parametrize("nbins, precision", [(4096, 24), (16, 24), (300, 18)])
+def test_estimated_costs_are_about_those_of_the_coder(nbins, precision):
+    rng, shape = np.random.default_rng(0), (3, 3000)
+    mean = (rng.integers(-5000, 5000, shape[1]) + rng.integers(-300, 300, shape)).astype(np.int32)
+    scale, weight = rng.integers(0, 513, shape).astype(np.int32), rng.integers(0, 999, shape).astype(np.int32)
+    weight[0] += 1
+    far = np.exp(rng.normal(0, 2, shape[1])) * rng.choice([-1, 1], shape[1])
+    values = np.rint(mean[0] / 64 + 2 ** (scale[0] / 32 - 6) * far).astype(np.int32)
+    mixtures, settings = Corrigible(weight, mean, scale), (nbins, precision)
+    costs = corrections._costs(mixtures.fields, mixtures, values, settings)
+    fields = Mixture(*mixtures.fields, *settings).fields
+    outside = (values < fields.low) | (values >= fields.low + nbins)
+    assert outside.any()
+    for j, tried in enumerate(corrections.TRIED):
+        shifted = Mixture(weight, mean, scale + corrections.SCALE_STEP * tried, *settings)
+        _, frequency = shifted.intervals(values)
+        first = np.arange(len(values)) + 3 * (np.cumsum(outside) - outside)  # three more for each outside
+        bits = precision - np.log2(frequency[first])
+        exact = np.bincount(mixtures.classes, bits, CLASSES)
+        # intervals far out are few slots wide, to a whole number, which the estimates are not
+        assert np.abs(costs[:, j] - exact).max() < 2e-3 * exact.max()
 
 
 def test_corrections_follow_their_formulas():

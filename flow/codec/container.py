@@ -22,8 +22,10 @@ from flow.codec.planes import (
     DEFAULT_EFFORT,
     DEFLATE,
     FLOW,
+    QUICK,
     RAW,
     WEBP,
+    may_deflate_below,
     pack_planes,
     searched,
     smallest_plane,
@@ -112,13 +114,13 @@ def pack(
     """
     _check_size(*picture.size)
     metadata = pack_metadata(picture)
-    low, files = (), []
-    if isinstance(picture, Deep):
-        files = [_head(picture, method, metadata, plane=plane) for method, plane in picture.planes().items()]
-        picture, low, values = parted(picture)
+    low, deep = (), picture if isinstance(picture, Deep) else None
+    if deep:
+        picture, low, values = parted(deep)
         low = values, smallest_plane(low, effort)
     with crew():
-        planes = submit(pack_planes, picture)  # beside the flow, as it takes half as long
+        # beside the flow, as they take a part of its time
+        planes, whole = submit(pack_planes, picture), submit(deep.planes, QUICK) if deep else None
         steps, flows, below = 0, [], sum(map(len, low))
         if model is not None and picture.mode not in ("1", "P"):
             steps = count_steps(model, picture.size, effort) if learned else 0
@@ -131,8 +133,13 @@ def pack(
             image = torch.from_numpy(colours(picture)).permute(2, 0, 1).to(model.device)
             if moves := learn(model, learned(), image, steps, progress):
                 flows.append(pack_flow(moves=moves))
-        files += [head + stream for head, stream in flows if plausible(picture.size, len(stream))]
+        files = [head + stream for head, stream in flows if plausible(picture.size, len(stream))]
         smallest = min([least, *(len(file) - below for file in files)])
+        if deep:
+            look = whole.result()
+            whole = deep.planes() if may_deflate_below(look, smallest + below) else look
+            smallest = min(smallest, *(len(plane) - below for plane in whole.values()))
+            files = [_head(deep, method, metadata, plane=plane) for method, plane in whole.items()] + files
         for method, plane in searched(picture, planes, smallest, effort).items():
             files.append(_head(picture, method, metadata, plane=plane, low=low))
     return min(files, key=len)

@@ -9,6 +9,7 @@ import re
 import struct
 import sys
 import zlib
+from functools import cached_property
 from io import BytesIO
 
 import numba
@@ -23,6 +24,7 @@ from flow.codec.planes import (
     DEFLATE_LIMIT,
     RAW,
     SIGNATURE,
+    THOROUGH,
     chunks,
     inflate,
     png_of,
@@ -84,10 +86,17 @@ class Deep:
             alpha = np.where((pixels == self.info.get("transparency")).all(2), 0, 65535)
         return Deep(np.dstack([colours, alpha]), self.info)
 
-    def planes(self):
+    def planes(self, level=THOROUGH):
         """The pixels in one piece: raw, high bytes first, and deflated as in a PNG. Inverse: unpack_plane."""
-        rows = self.array.astype(">u2").reshape(self.height, -1).view(np.uint8)
-        return {RAW: rows.tobytes(), DEFLATE: zlib.compress(filtered(rows, 2 * CHANNELS[self.mode]), 9)}
+        return {RAW: self._rows.tobytes(), DEFLATE: zlib.compress(self._lines, level)}
+
+    @cached_property
+    def _rows(self):
+        return self.array.astype(">u2").reshape(self.height, -1).view(np.uint8)
+
+    @cached_property
+    def _lines(self):
+        return filtered(self._rows, 2 * CHANNELS[self.mode])
 
 
 def _of_bytes(picture, array):

@@ -10,6 +10,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from itertools import product
 
 import torch
 
@@ -88,24 +89,26 @@ class in_tiles:
 
     maps: (B, H, W, C). function: maps -> a tuple of maps, each value of which depends on those no more than
     `halo` pixels away; at the edges of a map a tile has that edge. rows: (from, to), those wanted; None: all.
-    `result` waits and returns the maps: (B, to - from, W, C) each.
+    `result` waits and returns the maps: (B, to - from, W, C) each; or what `then` makes of them all, in the
+    thread that is the last to end.
     """
 
-    def __init__(self, function, halo, *maps, rows=None, side=TILE):
+    def __init__(self, function, halo, *maps, rows=None, side=TILE, then=None):
         height, width = maps[0].shape[1:3]
         self._top, self._bottom = rows or (0, height)
         self._function, self._halo, self._maps, self._width = function, halo, maps, width
-        self._lock, self._whole = threading.Lock(), None
+        self._lock, self._whole, self._then = threading.Lock(), None, then
         while side > LEAST_SIDE and -(-(self._bottom - self._top) // side) * -(-width // side) < size():
             side //= 2
         self._single = self._bottom - self._top <= side and width <= side
+        corners = list(product(range(self._top, self._bottom, side), range(0, width, side)))
+        self._left = len(corners)
         self._tiles = [
             submit(
                 *(self._compute, top, left, min(top + side, self._bottom), min(left + side, width)),
                 pixels=len(maps[0]) * min(side, self._bottom - top) * min(side, width - left),
             )
-            for top in range(self._top, self._bottom, side)
-            for left in range(0, width, side)
+            for top, left in corners
         ]
 
     def _compute(self, top, left, bottom, right):
@@ -116,6 +119,7 @@ class in_tiles:
         parts = [part[inside] for part in self._function(*(m[window].contiguous() for m in self._maps))]
         if self._single:
             self._whole = [part.contiguous() for part in parts]
+            self._end()
             return
         with self._lock:
             if self._whole is None:
@@ -123,6 +127,14 @@ class in_tiles:
                 self._whole = [part.new_empty((len(part), *size, part.shape[-1])) for part in parts]
         for whole, part in zip(self._whole, parts):
             whole[:, top - self._top : bottom - self._top, left:right] = part
+        self._end()
+
+    def _end(self):
+        with self._lock:
+            self._left -= 1
+            last = not self._left
+        if last and self._then:
+            self._whole = self._then(*self._whole)
 
     def result(self):
         """See the class."""
