@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
+from flow import Codec
 from flow.codec.container import Corrupt, _head, _pack_flow, pack, read_head, unpack
 from flow.codec.deep import Deep, filtered, joined, parted, read_png, unfiltered
 from flow.codec.files import check_equal
 from flow.codec.formats import in_format
 from flow.codec.pictures import as_picture, pack_metadata, read_picture, write_png
-from flow.codec.planes import WEBP, chunks, pack_deflate, pack_webp, png_of
+from flow.codec.planes import DEFLATE, FLOW, QUICK, THOROUGH, WEBP, chunks, pack_deflate, pack_webp, png_of
 from flow.codec.stream import DEFAULT
 from flow.zoom import load_file, prefixes
 from tests.decoder import decode, open_model
@@ -109,6 +110,22 @@ def test_what_is_sound_of_a_damaged_file_is_as_bright(channels):
     assert small.size == (64, 64) and not small.info
     colours = np.asarray(small).reshape(64, 64, channels)[..., : channels - (channels % 2 == 0)]
     assert colours.dtype == np.uint8 and colours.max() < 16
+
+
+def test_deflate_is_looked_at_before_it_is_searched(monkeypatch):
+    levels, planes = [], Deep.planes
+
+    def recorded(self, level=THOROUGH):
+        levels.append(level)
+        return planes(self, level)
+
+    monkeypatch.setattr(Deep, "planes", recorded)
+    photograph = Deep(np.asarray(photo(150, 150)).astype(np.uint16) << 4)
+    assert read_head(Codec().compress(photograph)).method == FLOW and levels == [QUICK]
+    levels.clear()
+    drawn = Deep(257 * np.bitwise_xor(*np.indices((60, 90))).astype(np.uint16))
+    head, best, look = read_head(pack(drawn, MODEL, NAME)), planes(drawn), planes(drawn, QUICK)
+    assert levels == [QUICK, THOROUGH] and head.plane == best[DEFLATE] != look[DEFLATE]
 
 
 def test_samples_of_fewer_bits_cost_nothing_for_their_gaps():
