@@ -11,8 +11,8 @@ import argparse
 import csv
 
 from flow.checkpoint import RECORD
-from flow.folder import freeze, losses_file, open_frozen, options_file, read_options, saving, write_options
-from utils.files import load_tensors, save_tensors, write_table
+from flow.folder import freeze, losses_file, open_frozen, options_file, read_options, saving
+from utils.files import load_tensors, save_tensors, write_table, write_text
 from utils.options import script
 
 BEST = "best_test"
@@ -23,11 +23,12 @@ MANY, OF_SAMPLES = 1 << 12, "enter."
 
 def publish(folder, to):
     """Publish the model of a folder into another: see the module. Raises ValueError if there is none."""
-    options, (tensors, state) = read_options(folder), load_tensors(saving(folder, BEST))
+    read_options(folder)  # or it is none
+    tensors, state = load_tensors(saving(folder, BEST))
     rows = losses(to) + losses(folder)
     small = {name: t.half() if _is_halved(name, t) else t for name, t in tensors.items()}
     save_tensors(saving(to, BEST), small, state)
-    write_options(to, options)
+    write_text(options_file(to), options_file(folder).read_text())
     write_table(losses_file(to), RECORD, [row | {"epoch": n} for n, row in enumerate(rows, 1)])
     freeze(to, BEST)
     return open_frozen(to, BEST)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from flow import Codec
-from flow.folder import losses_file, open_model, read_options, saving
+from flow.folder import losses_file, open_model, options_file, saving
 from flow.publish import main
 from utils.box import BOX
 from utils.data.images import PHOTOS
@@ -52,7 +52,7 @@ def test_losses_come_after_those_that_are_there(training, tmp_path, capsys):
     rows, once = (list(csv.DictReader(losses_file(f).open())) for f in (to, training))
     assert [int(row["epoch"]) for row in rows] == list(range(1, 2 * len(once) + 1))
     assert [row["test_bpd"] for row in rows] == 2 * [row["test_bpd"] for row in once]
-    assert read_options(to) == read_options(training)
+    assert options_file(to).read_text() == options_file(training).read_text()
     assert sorted(p.name for p in to.iterdir()) == ["parameter.json", "records", "savings"]
     assert sorted(p.name for p in (to / "savings").iterdir()) == [
         "best_test.safetensors",
