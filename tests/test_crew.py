@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -93,6 +95,34 @@ def test_a_map_that_is_small_for_its_threads_is_cut_for_them():
             in_tiles(function, 0, x).result()
         assert len(seen) == tiles and max(max(s) for s in seen) == 100 if tiles == 1 else True
         seen.clear()
+    torch.set_num_threads(1)
+
+
+def test_what_is_to_come_of_all_tiles_is_made_once(monkeypatch):
+    class Slow:
+        """A lock after which a thread is a while away, so that others may pass it by."""
+
+        def __init__(self, make=threading.Lock):
+            self.lock = make()
+
+        def __enter__(self):
+            self.lock.acquire()
+
+        def __exit__(self, *error):
+            self.lock.release()
+            time.sleep(0.02)
+
+    monkeypatch.setattr(module, "threading", SimpleNamespace(Lock=Slow))
+    calls, x = [], drawn((1, 8, 9, 2), 0, 9)
+
+    def then(whole):
+        calls.append(whole.clone())
+        return "made"
+
+    for count, side in ((1, 4), (3, 4), (3, 99)):
+        with working(count):
+            assert in_tiles(lambda x: (x + 1,), 0, x, side=side, then=then).result() == "made"
+        assert len(calls) == 1 and torch.equal(calls.pop(), x + 1)
     torch.set_num_threads(1)
 
 
