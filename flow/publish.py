@@ -3,8 +3,8 @@
     python -m flow.publish opt/NAME etc/model
 
 TO gets the options, the weights that were best by test, those of wide layers in 16 bits, and their integers;
-the losses of this training come after those that TO has. Its card and plan stay as they are: they are written
-by hand.
+the losses of this training come after those that TO has, each once, however often it is published. Its card
+and plan stay as they are: they are written by hand.
 """
 
 import argparse
@@ -25,19 +25,28 @@ def publish(folder, to):
     """Publish the model of a folder into another: see the module. Raises ValueError if there is none."""
     read_options(folder)  # or it is none
     tensors, state = load_tensors(saving(folder, BEST))
-    rows = losses(to) + losses(folder)
+    rows = joined(losses(to), losses(folder))
     small = {name: t.half() if _is_halved(name, t) else t for name, t in tensors.items()}
     save_tensors(saving(to, BEST), small, state)
     write_text(options_file(to), options_file(folder).read_text())
-    write_table(losses_file(to), RECORD, [row | {"epoch": n} for n, row in enumerate(rows, 1)])
+    write_table(losses_file(to), RECORD, [{"epoch": n} | row for n, row in enumerate(rows, 1)])
     freeze(to, BEST)
     return open_frozen(to, BEST)
 
 
 def losses(folder):
-    """The rows of a folder's table of losses; none if it has none."""
+    """The rows of a folder's table of losses without the epoch's number; none if it has none."""
     path = losses_file(folder)
-    return list(csv.DictReader(path.open())) if path.exists() else []
+    rows = csv.DictReader(path.open()) if path.exists() else ()
+    return [{name: value for name, value in row.items() if name != "epoch"} for row in rows]
+
+
+def joined(before, rows):
+    """Rows after those before them, of which the last may be the first of these: published already."""
+    known = min(len(before), len(rows))
+    while before[len(before) - known :] != rows[:known]:
+        known -= 1
+    return before + rows[known:]
 
 
 def _is_halved(name, tensor):

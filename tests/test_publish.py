@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 
 from flow import Codec
+from flow.checkpoint import RECORD
 from flow.folder import losses_file, open_model, options_file, saving
 from flow.publish import main
 from utils.box import BOX
 from utils.data.images import PHOTOS
-from utils.files import load_tensors, save_tensors
+from utils.files import load_tensors, save_tensors, write_table
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +49,19 @@ def test_wide_layers_are_kept_in_16_bits_and_code_as_before(training, tmp_path, 
     assert after == pytest.approx(before, rel=1e-3) and after != before
 
 
-def test_losses_come_after_those_that_are_there(training, tmp_path, capsys):
-    to = tmp_path / "box"
+def test_losses_come_after_those_that_are_there_each_once(training, tmp_path, capsys):
+    to, longer = tmp_path / "box", tmp_path / "longer"
+    main([str(training), str(to)])
+    rows = list(csv.DictReader(losses_file(training).open()))
+    assert list(csv.DictReader(losses_file(to).open())) == rows
+    # the last two epochs, which are there already, and one more
+    shutil.copytree(training, longer)
+    more = [*rows[-2:], rows[0]]
+    write_table(losses_file(longer), RECORD, [row | {"epoch": n} for n, row in enumerate(more, 1)])
     for _ in range(2):
-        main([str(training), str(to)])
-    rows, once = (list(csv.DictReader(losses_file(f).open())) for f in (to, training))
-    assert [int(row["epoch"]) for row in rows] == list(range(1, 2 * len(once) + 1))
-    assert [row["test_bpd"] for row in rows] == 2 * [row["test_bpd"] for row in once]
+        main([str(longer), str(to)])
+    wanted = [*rows, rows[0] | {"epoch": str(len(rows) + 1)}]
+    assert list(csv.DictReader(losses_file(to).open())) == wanted
     assert options_file(to).read_text() == options_file(training).read_text()
     assert sorted(p.name for p in to.iterdir()) == ["parameter.json", "records", "savings"]
     assert sorted(p.name for p in (to / "savings").iterdir()) == [
