@@ -5,7 +5,7 @@ from torch import nn
 
 from source.networks import ConvNet
 from utils.arithmetic.integers import LIMIT, MIDDLE, STEPS, centre, round_through
-from utils.arithmetic.polyphase import channels_last, crop, extend, merge, split
+from utils.arithmetic.polyphase import channels_last, crop, extend, interpolated, merge, split
 
 
 class CouplingLevel(nn.Module):
@@ -34,6 +34,15 @@ class CouplingLevel(nn.Module):
 
     def _output(self, i, others):
         return round_through(STEPS * self.networks[i](centre(others)))
+
+    @property
+    def keeps_chroma(self):
+        """Whether the coarse band, and so that of chroma, is every other sample."""
+        return not self.networks
+
+    def smooth(self, coarse, band, size):
+        """The details of a band, (B, C, *size), where an image is interpolated between every other sample."""
+        return interpolated(coarse, band, size)
 
     def freeze(self, peaks):
         """A FixedCouplingLevel; peaks: see utils/arithmetic/fixed.py, observe. May raise ValueError."""

@@ -12,10 +12,10 @@ from source.networks import ConvNet
 from utils.arithmetic.fixed import check_finite
 from utils.arithmetic.integers import LIMIT, STEPS, round_through
 from utils.arithmetic.polyphase import (
-    between,
     channels_last,
     crop,
     extend,
+    interpolated,
     join_columns,
     merge,
     split,
@@ -132,8 +132,9 @@ class LiftingLevel(nn.Module):
     Source: method 4; Le Gall and Tabatabai (1988); ITU-T T.800, annex F (reversible 5/3).
     """
 
-    # what details are, and what those of an even grey are, where predictions keep it
-    details, flat = "lifted", 0
+    # what details are, what those of an even grey are, where predictions keep it, and whether the coarse band
+    # of chroma is every other sample
+    details, flat, keeps_chroma = "lifted", 0, False
 
     def __init__(self, lifts, mirrored=True):
         super().__init__()
@@ -206,7 +207,7 @@ class JointLevel(nn.Module):
     operations" (2012).
     """
 
-    details, flat = LiftingLevel.details, LiftingLevel.flat
+    details, flat, keeps_chroma = LiftingLevel.details, LiftingLevel.flat, False
     # The bands that steps change, as numbers of ul, ur, dl, dr, and those that their networks see.
     SEEN = {3: (0, 1, 2), 1: (0, 3), 2: (0, 3, 1), 0: ()}
 
@@ -309,7 +310,7 @@ class LumaLevel(nn.Module):
     These are rounded too, but a prior that sees the coarse band can tell what was rounded off (-differences).
     """
 
-    details, flat = "luma", LiftingLevel.flat
+    details, flat, keeps_chroma = "luma", LiftingLevel.flat, True
 
     def __init__(self, luma):
         super().__init__()
@@ -319,23 +320,21 @@ class LumaLevel(nn.Module):
         """The same in integers; peaks: see utils/arithmetic/fixed.py, observe. May raise ValueError."""
         return LumaLevel(self.luma.freeze(peaks))
 
-    @staticmethod
-    def _predicted(ul, size, band):
-        return crop(torch.floor(between(ul, band) + 1 / 2), size)
-
     def split(self, x):
         """x (B, C, H, W) -> coarse band, detail bands (ur, dl, dr): high in columns, in rows, in both."""
         (coarse, lifted), (ul, *others) = self.luma.split(x[:, :1]), split(x[:, 1:])
-        others = (part - self._predicted(ul, part.shape[-2:], band) for band, part in enumerate(others))
+        others = (part - interpolated(ul, band, part.shape[-2:]) for band, part in enumerate(others))
         return torch.cat([coarse, ul], 1), tuple(torch.cat(pair, 1) for pair in zip(lifted, others))
 
     def merge(self, coarse, detail):
         """Undo split."""
         luma, ul = self.luma.merge(coarse[:, :1], [band[:, :1] for band in detail]), coarse[:, 1:]
-        others = [
-            part[:, 1:] + self._predicted(ul, part.shape[-2:], band) for band, part in enumerate(detail)
-        ]
+        others = [part[:, 1:] + interpolated(ul, band, part.shape[-2:]) for band, part in enumerate(detail)]
         return channels_last(torch.cat([luma, merge(ul, *others)], 1))
+
+    def smooth(self, coarse, band, size):
+        """See CouplingLevel."""
+        return coarse.new_zeros((*coarse.shape[:2], *size))
 
 
 def lifting_level(wavelet, repeat, hchnl, nhidden, channels=3):

@@ -80,6 +80,8 @@ def read_head(data):
         field("model", lambda: reader.take(8))
     if "settings" in head and head["settings"][2][1] & 64:
         field("moves", lambda: reader.take(reader.varint()))
+    if "settings" in head and head["settings"][2][1] & 128:
+        field("luma and chroma", lambda: reader.take(reader.varint()))
     if kind >> 5 & 1:
         field("metadata", lambda: reader.take(reader.varint()))
     if method == FLOW:
@@ -492,7 +494,10 @@ class Model:
             return self.details_by_band(stream, coarse, sizes, i, f"detail.levels.{min(i, last)}")
         means, scales = (self.constants_or_network(f"detail.{name}", coarse, i) for name in ("mean", "scale"))
         fields = ((m[None], s[None]) for m, s in zip(np.split(means, 3), np.split(scales, 3)))
-        return [stream.maps((3, *size), np.ones_like(m), m, s) for size, (m, s) in zip(sizes, fields)]
+        bands = [stream.maps((3, *size), np.ones_like(m), m, s) for size, (m, s) in zip(sizes, fields)]
+        for band, others in zip(bands, stream.smooth or ()):
+            band[1:] = others
+        return bands
 
     def constants_or_network(self, name, coarse, i):
         if not self.has(f"{name}.level0"):
@@ -537,6 +542,8 @@ class Model:
                             sets[c] = stream.corrections(*sets[c])
                         fields = [f[:, None] for f in corrected_fields(fields, s, x, *sets[c])]
                     part[:] = stream.maps(part.shape, *fields, first=c)
+                    if c and stream.smooth:
+                        part[:] = stream.smooth[len(bands)][c - 1, rows]
                     if corrigible:
                         rows_of_m, columns = m.shape
                         error = clamp(64 * part[0] - m, 2**20)
@@ -617,6 +624,71 @@ def interpolated(x):
     return x + columns >> 1, x + rows >> 1, x + rows + columns + corners >> 2
 
 
+def smooth(coarse, sizes, lifting):
+    """Chroma of the details between that of a coarse image."""
+    means = (mean + 2 >> 2 for mean in interpolated(4 * coarse[1:]))
+    return [mean[:, :h, :w] * (lifting == "none") for mean, (h, w) in zip(means, sizes)]
+
+
+UNITS = (2**16, 2**16, 128, 128), (10000, 13584, 156, 137)
+
+
+class Made:
+    """Luma and chroma, of the block of a head."""
+
+    def __init__(self, block):
+        self.conversion, self.siting = block[0] & 7, block[0] >> 3 & 7
+        self.steps = [-1 if block[0] >> bit & 1 else 1 for bit in (6, 7)]
+        self.exceptions = zlib.decompress(block[1:]) if block[1:] else b""
+
+    def samples(self, image):
+        *_, n1, n2 = UNITS[self.conversion]
+        y, p1, p2 = image
+        c2 = 128 - p2
+        return np.clip([y, c2 - (p1 - 128) + n1, c2 + n2], 0, 255)
+
+    def upsampled(self, c, h, w):
+        """Chroma of pixels; c: of every other row and column."""
+        if self.siting == 0:
+            return c
+        c, out = c[::2, ::2], np.zeros((h, w), int)
+        down, right = (n - 1 for n in c.shape)
+        for y, x in np.ndindex(h, w):
+            i, j = y >> 1, x >> 1
+            if self.siting == 1:
+                k, m = min(i + y % 2, down), min(j + x % 2, right)
+                out[y, x] = c[i, j] + c[i, m] + c[k, j] + c[k, m] + 2 >> 2
+            else:
+                k, m = min(max(i - 1 + 2 * (y % 2), 0), down), min(max(j - 1 + 2 * (x % 2), 0), right)
+                out[y, x] = 9 * c[i, j] + 3 * c[i, m] + 3 * c[k, j] + c[k, m] + 8 - x % 2 >> 4
+        return out
+
+    def colours(self, y, c1, c2):
+        u, f, n1, n2 = UNITS[self.conversion]
+        c1, c2 = c1 - n1, c2 - n2
+        if self.conversion == 0:
+            r, b = (a * c + 2**15 >> 16 << 16 for a, c in ((91881, c2), (116130, c1)))
+            g = 2**15 - 22554 * c1 - 46802 * c2
+        else:
+            r, b = 18215 * c2, 22179 * c1
+            g = -1940 * (b // u) - 5090 * (r // u)
+        rgb = np.stack([(f * y + o) // u for o in (r, g, b)], 2)
+        return np.clip(rgb, 0, 255).astype(np.uint8)
+
+    def turned(self, rgb):
+        return np.ascontiguousarray(rgb[:: self.steps[0], :: self.steps[1]])
+
+    def picture(self, image, level):
+        y, *chroma = self.samples(image)
+        if level:
+            return self.turned(self.colours(y, *chroma))
+        rgb = self.colours(y, *(self.upsampled(c, *y.shape) for c in chroma))
+        columns = np.frombuffer(self.exceptions, np.uint8).reshape(7, -1).astype(int)
+        at = (columns[:4].T @ [1, 2**8, 2**16, 2**24] + 1).cumsum() - 1
+        rgb.reshape(-1, 3)[at] = columns[4:].T
+        return self.turned(rgb)
+
+
 def counted(band, near):
     """Samples of a band from what they are near, which is as large as the coarse image."""
     r = clamp(samples(band) - near[:, : band.shape[1], : band.shape[2]], 16384)
@@ -645,10 +717,12 @@ def decode(data, model=None):
     assert head["model"][2] == model.identity()[:8]
     nbins, precision = head["settings"][2] if "settings" in head else (4096, 24)
     corrected, precision = bool(precision & 32), precision % 32
+    made = Made(head["luma and chroma"][2]) if "luma and chroma" in head else None
     if "moves" in head:
         model = model.moved(head["moves"][2])
     stream = Stream(data[at:], nbins, precision)
     stream.luma_alone, stream.flat, stream.corrected = kind & 7 in LUMA_ALONE, 128, corrected
+    stream.smooth = None
     levels = depth(height, width)
     image = model.top(stream, *halved(height, width, levels))
     if model.options.get("lifting", "none") != "none":
@@ -656,10 +730,14 @@ def decode(data, model=None):
     for i in reversed(range(levels)):
         h, w = halved(height, width, i)
         sizes = (h + 1 >> 1, w >> 1), (h >> 1, w + 1 >> 1), (h >> 1, w >> 1)
+        if i == 0 and made and made.siting:
+            stream.luma_alone = True
+            stream.smooth = smooth(image, sizes, model.options.get("lifting", "none"))
         image = model.merge([image, *model.details(stream, image, sizes, i)], i)
         if f"level {i}" in head:
-            assert zlib.crc32(model.rgb(image).tobytes()) == head[f"level {i}"][2]
-    pixels = model.rgb(image)
+            rgb = made.picture(image, i) if made else model.rgb(image)
+            assert zlib.crc32(rgb.tobytes()) == head[f"level {i}"][2]
+    pixels = made.picture(image, 0) if made else model.rgb(image)
     stream.finish(zlib.crc32(pixels.tobytes(), head["checksum"][2]))
     if mode in ("L", "LA"):
         pixels = pixels[:, :, :1]

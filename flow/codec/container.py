@@ -1,7 +1,7 @@
 """The .nwf file: a picture <-> bytes. docs/format.md is its definition.
 
-    magic | kind | width | height | [settings] | [model] | [moves] | [metadata] | level checksums | [plane]
-    | checksum | stream
+    magic | kind | width | height | [settings] | [model] | [moves] | [luma and chroma] | [metadata]
+    | level checksums | [plane] | checksum | stream
 
 All before the stream is the head. A photograph goes through the flow into the stream, its alpha channel
 into the plane; a picture for which deflate, WebP or no compression at all is smaller is a plane as a whole.
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
+from flow.codec import ycc
 from flow.codec.deep import Deep, joined, parted, unpack_plane
 from flow.codec.pictures import attach, colours, pack_metadata, unpack_metadata
 from flow.codec.planes import (
@@ -38,6 +39,7 @@ from flow.codec.planes import (
 from flow.codec.stream import (
     DEFAULT,
     Settings,
+    can_be_planes,
     can_correct,
     decode_levels,
     encode,
@@ -57,8 +59,9 @@ MODES = tuple(CHANNELS)
 # Grey whose stream holds luma alone; beside the numbers of MODES.
 LUMA = {6: "L", 7: "LA"}
 HAS_METADATA, HAS_SETTINGS, IS_DEEP = 1 << 5, 1 << 6, 1 << 7
-# Beside the precision of the probabilities: the stream has corrections; the model's biases are moved.
-CORRECTED, TUNED = 1 << 5, 1 << 6
+# Beside the precision of the probabilities: the stream has corrections; the model's biases are moved; the
+# picture is made of luma and chroma.
+CORRECTED, TUNED, MADE = 1 << 5, 1 << 6, 1 << 7
 IDENTITY_BYTES = 8
 # A model is not tuned to a picture for which another method is smaller than its stream by more than this.
 WORTH_TUNING = 1.1
@@ -79,7 +82,8 @@ class Corrupt(ValueError):
 class Head(NamedTuple):
     """What stands before the stream, which begins at `end`.
 
-    moves: of the model's biases, see flow/codec/tuning.py. level_checksums: level -> that of its image.
+    moves: of the model's biases, see flow/codec/tuning.py. form, exceptions: of a picture made of luma and
+    chroma, see flow/codec/ycc.py; None otherwise. level_checksums: level -> that of its image.
     deep: whether samples have 16 bits. low: of these, unless the plane has them whole, the values that occur
     and the plane of what is below 8 bits.
     """
@@ -90,6 +94,8 @@ class Head(NamedTuple):
     settings: Settings
     model: str
     moves: bytes
+    form: ycc.Form | None
+    exceptions: bytes
     metadata: bytes
     level_checksums: dict
     plane: bytes
@@ -107,7 +113,8 @@ def pack(
     model, identity: frozen, and the hash of its integers in hex; without them the flow is no choice.
     effort: 1 .. 9: how much to adapt to the picture: at 1 nothing; from 2 on with corrections, looked for at
     twice as many positions with each; from 7 on the model is tuned to it, up to a minute a megapixel at 9,
-    half as long with each below. Above 5, WebP is searched for where it is not far from the smallest.
+    half as long with each below, unless it was made of luma and chroma. Above 5, WebP is searched for where
+    it is not far from the smallest.
     progress: called with how many of the flow's values (three for each pixel) are done since: coded,
     or, where the model may be tuned, seen for that, which takes most of the time.
     learned: gives the model in real numbers; without it, the highest efforts do not tune it to the picture.
@@ -123,9 +130,12 @@ def pack(
         planes, whole = submit(pack_planes, picture), submit(deep.planes, QUICK) if deep else None
         steps, flows, below = 0, [], sum(map(len, low))
         if model is not None and picture.mode not in ("1", "P"):
-            steps = count_steps(model, picture.size, effort) if learned else 0
+            found = _found(picture, model, low, effort)
+            steps = count_steps(model, picture.size, effort) if learned and not found else 0
             alpha = _alpha_plane(picture, effort)
-            pack_flow = partial(_pack_flow, picture, metadata, model, identity, settings, effort, low, alpha)
+            pack_flow = partial(
+                _pack_flow, picture, metadata, model, identity, settings, effort, low, alpha, found=found
+            )
             flows.append(pack_flow(None if steps else progress))
         planes = {m: plane for m, plane in planes.result().items() if m == WEBP or not low}
         least = min(map(len, planes.values()), default=math.inf)
@@ -213,15 +223,22 @@ def read_head(data):
         raise ValueError(f"corrupt file: mode {mode} does not go through the flow")
     size = reader.varint(), reader.varint()
     _check_size(*size)
-    settings, is_tuned = DEFAULT._replace(luma=luma), False
+    settings, flags = DEFAULT._replace(luma=luma), 0
     if kind & HAS_SETTINGS:
-        nbins, precision = reader.varint(), reader.varint()
-        is_tuned = bool(precision & TUNED)
-        settings = Settings(nbins, precision & ~(CORRECTED | TUNED), luma, bool(precision & CORRECTED))
+        nbins, flags = reader.varint(), reader.varint()
+        precision = flags & ~(CORRECTED | TUNED | MADE)
+        settings = Settings(nbins, precision, luma, bool(flags & CORRECTED))
     model = reader.take(IDENTITY_BYTES).hex() if flow else ""
-    moves = reader.block() if is_tuned else b""
-    if is_tuned and not moves:
+    moves = reader.block() if flags & TUNED else b""
+    if flags & TUNED and not moves:
         raise ValueError("corrupt file: it has no moves where there should be some")
+    form, exceptions = None, b""
+    if flags & MADE:
+        made = reader.block()
+        if not made or mode not in ("RGB", "RGBA") or kind & IS_DEEP:
+            raise ValueError("corrupt file: it is made of luma and chroma and has none")
+        form, exceptions = ycc.form_of(made[0]), made[1:]
+        settings = settings._replace(halved=form.halved)
     metadata = reader.block() if kind & HAS_METADATA else b""
     checked = _checked_levels(*size) if flow else ()
     checksums = {level: int.from_bytes(reader.take(4), "big") for level in checked}
@@ -233,8 +250,9 @@ def read_head(data):
         raise ValueError("corrupt file: the checksum of its head is another")
     end = reader.position
     return Head(
-        mode, method, size, settings, model, moves, metadata, checksums, plane, deep, low, checksum, end
-    )
+        mode, method, size, settings, model, moves, form, exceptions, metadata, checksums, plane, deep, low,
+        checksum, end,
+    )  # fmt: skip
 
 
 class CutHead(ValueError):
@@ -287,18 +305,27 @@ def _block(data):
 
 
 def _head(
-    picture, method, metadata, settings=DEFAULT, model=b"", moves=b"", checksums=b"", plane=None, low=()
+    picture,
+    method,
+    metadata,
+    settings=DEFAULT,
+    model=b"",
+    moves=b"",
+    made=b"",
+    checksums=b"",
+    plane=None,
+    low=(),
 ):
     """The head of a file, checksum included."""
-    flags = CORRECTED * settings.corrected | TUNED * bool(moves)
+    flags = CORRECTED * settings.corrected | TUNED * bool(moves) | MADE * bool(made)
     numbers = settings.nbins, settings.precision | flags
     other = numbers != DEFAULT[:2]
     mode = 5 + CHANNELS[picture.mode] if settings.luma else MODES.index(picture.mode)
     kind = mode | method << 3 | HAS_METADATA * bool(metadata) | HAS_SETTINGS * other
     kind |= IS_DEEP * (bool(low) or isinstance(picture, Deep))
     head = MAGIC + bytes([kind]) + b"".join(map(_varint, picture.size))
-    head += b"".join(map(_varint, numbers)) * other + model + (_block(moves) if moves else b"")
-    head += (_block(metadata) if metadata else b"") + checksums
+    head += b"".join(map(_varint, numbers)) * other + model
+    head += b"".join(_block(block) for block in (moves, made, metadata) if block) + checksums
     head += b"".join(_block(block) for block in (plane, *low) if block is not None)
     return head + zlib.crc32(head).to_bytes(4, "big")
 
@@ -339,14 +366,28 @@ def _checked_levels(width, height):
     return [i for i in reversed(range(1, len(sizes))) if sizes[i][0] * sizes[i][1] >= CHECKED_PIXELS]
 
 
-def _level_checksum(model, x):
+def _level_checksum(model, form, x):
     """The checksum of a coarse band, as far as 0..255 shows it."""
-    return zlib.crc32(_array(pixels(model, x)))
+    return zlib.crc32(_array(model, form, x))
 
 
-def _array(images):
-    """The only image of a batch, (1, 3, H, W) uint8 -> array (H, W, 3)."""
-    return images[0].permute(1, 2, 0).contiguous().cpu().numpy()
+def _array(model, form, x, exceptions=None):
+    """What the pyramid sees of one image, or a coarse band of it, (1, 3, H, W) -> a picture (H, W, 3), uint8.
+
+    form: of luma and chroma, or None; exceptions: of a whole image made of them.
+    """
+    images = pixels(model, x, form and form.samples)
+    array = images[0].permute(1, 2, 0).contiguous().cpu().numpy()
+    if form is None:
+        return array
+    return ycc.shown(form, array) if exceptions is None else ycc.made(form, array, exceptions)
+
+
+def _found(picture, model, low, effort):
+    """The luma and chroma of a picture in colour, where they are known and serve the model; or None."""
+    if low or picture.mode not in ("RGB", "RGBA") or not can_be_planes(model):
+        return None
+    return ycc.find(colours(picture), effort)
 
 
 def _alpha_plane(picture, effort):
@@ -365,26 +406,32 @@ def _pack_flow(
     alpha=None,
     progress=None,
     moves=b"",
+    found=None,
 ):
     """The head and the stream of a picture in colour or grey, perhaps with alpha. Inverse: _unpack_flow.
 
-    alpha: its plane, where it is known.
+    alpha: its plane, where it is known. found: the luma and chroma that it was made of, if it was.
     """
+    form = found and found.form
     alpha = alpha or _alpha_plane(picture, effort)
     array, checksums = colours(picture), {}
 
     def watch(level, x):
-        checksums[level] = _level_checksum(model, x)
+        checksums[level] = _level_checksum(model, form, x)
 
-    images = torch.from_numpy(array).permute(2, 0, 1)[None].to(model.device)
+    images = found.planes() if found else torch.from_numpy(array).permute(2, 0, 1)[None]
+    images = images.to(model.device)
     settings = settings._replace(
         luma=picture.mode in ("L", "LA") and has_luma_alone(model, images),
+        halved=bool(form and form.halved),
         corrected=effort > 1 and can_correct(model, array.shape[:2]),
     )
-    (encoder,) = encode(tuned(model, moves) if moves else model, images, settings, watch, progress, effort)
+    network = tuned(model, moves) if moves else model
+    (encoder,) = encode(network, images, settings, watch, progress, effort, bool(found))
     checksums = b"".join(checksums[level].to_bytes(4, "big") for level in _checked_levels(*picture.size))
     identity = bytes.fromhex(identity)[:IDENTITY_BYTES]
-    head = _head(picture, FLOW, metadata, settings, identity, moves, checksums, alpha, low)
+    made = form.pack() + found.exceptions if found else b""
+    head = _head(picture, FLOW, metadata, settings, identity, moves, made, checksums, alpha, low)
     # the head's checksum goes into the seal, so that no head fits another's stream
     return head, encoder.finish(zlib.crc32(array, zlib.crc32(head[:-4])))
 
@@ -396,6 +443,8 @@ def model_of(head, model, identity):
         raise ValueError(f"made with the model {head.model}, {other}")
     if head.settings.corrected and not can_correct(model):
         raise ValueError("corrupt file: this model has no distributions to correct")
+    if head.form and not can_be_planes(model):
+        raise ValueError("corrupt file: this model does not tell luma from chroma")
     return tuned(model, head.moves) if head.moves else model
 
 
@@ -414,10 +463,10 @@ def _unpack_flow(head, stream, model, identity, levels, partial, progress=None):
                 _check_known(head, stream, model, level)
                 raise ValueError(f"the file is cut, within its level {level}: -partial decodes what is there")
             if complete and level in head.level_checksums:
-                if head.level_checksums[level] != _level_checksum(model, x):
+                if head.level_checksums[level] != _level_checksum(model, head.form, x):
                     raise Corrupt(f"corrupt file: the checksum of its level {level} is another")
                 sound = level, x
-        array = _array(pixels(model, x))
+        array = _array(model, head.form, x, None if levels else head.exceptions)
         if not complete:
             _check_known(head, stream, model, level)
         elif not levels:
@@ -428,7 +477,8 @@ def _unpack_flow(head, stream, model, identity, levels, partial, progress=None):
         if sound and partial:
             sizes = level_sizes(height, width, sound[0])
             x = finest(model.synthesise(sound[1], sizes, drawing(), levels))
-            error.picture = _with_alpha(head, _array(pixels(model, x)), levels)
+            array = _array(model, head.form, x, None if levels else head.exceptions)
+            error.picture = _with_alpha(head, array, levels)
         raise
     return _with_alpha(head, array, levels)
 
@@ -472,7 +522,7 @@ def _check_known(head, stream, model, level):
         decoded = decode_levels(
             model, [Decoder(stream)], head.size[::-1], head.settings, partial=True, shift=shift
         )
-        guesses.append(model.to_images(finest(decoded)))
+        guesses.append((head.form.samples if head.form else model.to_images)(finest(decoded)))
     one, other = guesses
     known = (one == other).all(1, keepdim=True)
     if (known & ((one < 0) | (one > 255))).any():

@@ -124,10 +124,13 @@ def told(path, about):
         side.append(f"checksums of levels {about['checksums']}")
         if about["moves"]:
             side.append(f"moves of biases {about['moves']:,}")
+        if about["exceptions"]:
+            side.append(f"exceptions {about['exceptions']:,}")
         lines.append(
             f"  model {about['model']}, nbins {about['nbins']}, precision {about['precision']}"
             + ", corrected" * about["corrected"]
             + ", tuned" * bool(about["moves"])
+            + (f", made of {about['colours']}" if about["colours"] else "")
         )
     lines.append("  " + ", ".join(side))
     if about["metadata"]:

@@ -27,13 +27,15 @@ class Settings(NamedTuple):
     """How probabilities become integers, and what is coded: both sides must agree. See source/tables.py.
 
     luma: the first channel alone, where `has_luma_alone`: others are MIDDLE in coarse bands, `flat` of their
-    level in details. corrected: large levels have corrections, see source/corrections.py.
+    level in details. corrected: large levels have corrections, see source/corrections.py. halved: of the
+    finest level's details the first channel alone, where `can_be_planes`: others are interpolated.
     """
 
     nbins: int = 4096
     precision: int = 24
     luma: bool = False
     corrected: bool = False
+    halved: bool = False
 
 
 DEFAULT = Settings()
@@ -65,22 +67,30 @@ def can_correct(model, size=None):
     return hasattr(model.detail, "order") and (size is None or is_large(level_sizes(*size, 1)[-1]))
 
 
-def _coded(settings, channels=slice(None)):
-    """Which of the channels of a part are coded, of its own."""
-    return slice(None) if not settings.luma else slice(0, 0) if channels.start else slice(0, 1)
+def can_be_planes(model):
+    """Whether luma and chroma of other kinds, halved or not, may take the place of the model's."""
+    return model.ycocg and model.pyramid.level(0).keeps_chroma
+
+
+def _coded(settings, level=None, channels=slice(None)):
+    """Which of the channels of a part are coded, of its own; level: None of the top."""
+    alone = settings.luma or (settings.halved and level == 0)
+    return slice(None) if not alone else slice(0, 0) if channels.start else slice(0, 1)
 
 
 @torch.no_grad()
 @crew()
-def encode(model, images, settings=DEFAULT, watch=None, progress=None, effort=DEFAULT_EFFORT):
+def encode(
+    model, images, settings=DEFAULT, watch=None, progress=None, effort=DEFAULT_EFFORT, are_planes=False
+):
     """Images (B, 3, H, W) of one size -> a list of B Encoders, still open; `finish` makes their bytes.
 
     model: frozen. watch: called with (level, coarse band) on the way, as decode_levels has them.
     progress: called with how many values of an image are done since, by any thread.
     effort: 1 .. 9: at how many positions to look for corrections, twice as many with each.
-    Inverse: decode.
+    are_planes: images are what the pyramid is to see, where `can_be_planes`. Inverse: decode.
     """
-    top, levels = model.from_images(images), []
+    top, levels = images.to(model.dtype) if are_planes else model.from_images(images), []
     for level, coarse, detail in model.pyramid.analyse(top):
         if any(band.numel() and band.abs().amax() >= EXACT for band in (coarse, *detail)):
             raise ValueError("this model's transform leaves what can be inverted: its weights are too large")
@@ -122,7 +132,7 @@ def _encode_level(model, level, coarse, detail, settings, progress, effort):
             for encoder, one, bands_of_one in zip(encoders, coarse, bands)
         ]
     for part, distribution, values in parts_in_turn(model.detail, coarse, level, detail):
-        coded = _coded(settings, part.channels)
+        coded = _coded(settings, level, part.channels)
         if group is None or not values[:, coded].numel():
             _push(encoders, distribution, values, settings, coded)
         else:
@@ -169,6 +179,9 @@ def walk(model, batch, size, settings, skip=0, progress=None):
 def _details(model, coarse, level, size, settings, flat, progress):
     """The details (ur, dl, dr) of a level; a generator of Wanted."""
     detail, readers = empty_details(coarse, size), None
+    if settings.halved and not level:
+        for number, band in enumerate(detail):
+            band.copy_(model.pyramid.level(0).smooth(coarse, number, band.shape[-2:]))
     if settings.corrected and is_large(coarse.shape[-2:]):
         order = model.detail.order
         readers = [
@@ -176,9 +189,10 @@ def _details(model, coarse, level, size, settings, flat, progress):
             for n, (one, bands) in enumerate(zip(coarse, zip(*detail)))
         ]
     for part, distribution, values in parts_in_turn(model.detail, coarse, level, detail, known=False):
-        coded = _coded(settings, part.channels)
+        coded = _coded(settings, level, part.channels)
         if readers is None or not values[:, coded].numel():
-            band = yield from _band(model, distribution, settings, coded, flat)
+            others = values if settings.halved and not level else flat
+            band = yield from _band(model, distribution, settings, coded, others)
         else:
             band = []
             for reader, *fields in zip(readers, *map(fields_of, distribution)):
@@ -191,17 +205,20 @@ def _details(model, coarse, level, size, settings, flat, progress):
     return detail
 
 
-def _band(model, distribution, settings, coded, flat):
-    """A band (B, C, h, w) of these distributions: `coded` channels from the streams, others `flat`."""
+def _band(model, distribution, settings, coded, others):
+    """A band (B, C, h, w) of these distributions: `coded` channels from the streams, others as `others` are.
+
+    others: a value, or a band.
+    """
     whole, distribution = distribution.mean[0], _of(distribution, coded)
+    others = torch.broadcast_to(torch.as_tensor(others, dtype=model.dtype, device=whole.device), whole.shape)
     if not distribution.mean.shape[-3]:
-        return torch.full_like(whole, flat, dtype=model.dtype)
+        return others
     bands = []
     for image, table in enumerate(_tables(distribution, settings)):
         bands.append((yield Wanted(image, table, partial_of(_mode, distribution, image))))
     band = _on_device(model, bands)
-    others = band.new_full((len(band), whole.shape[-3] - band.shape[1], *band.shape[2:]), flat)
-    return channels_last(torch.cat([band, others], 1))
+    return channels_last(torch.cat([band, others[:, band.shape[1] :]], 1))
 
 
 def _mode(distribution, image):
@@ -267,10 +284,14 @@ def decode(model, decoders, size, settings=DEFAULT, partial=False):
     return pixels(model, finest(decode_levels(model, decoders, size, settings, partial=partial)))
 
 
-def pixels(model, x):
-    """What the pyramid sees -> images, uint8, stored channels last; some rows at a time, to save memory."""
+def pixels(model, x, to_images=None):
+    """What the pyramid sees -> images, uint8, stored channels last; some rows at a time, to save memory.
+
+    to_images: in place of the model's.
+    """
+    to_images = to_images or model.to_images
     images = channels_last(x.new_empty(x.shape, dtype=torch.uint8))
     for top in range(0, x.shape[-2], ROWS):
         rows = slice(top, top + ROWS)
-        images[:, :, rows] = model.to_images(x[:, :, rows]).clamp(0, 255)
+        images[:, :, rows] = to_images(x[:, :, rows]).clamp(0, 255)
     return images

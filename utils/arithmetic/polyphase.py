@@ -78,6 +78,11 @@ def between(coarse, band):
     return coarse
 
 
+def interpolated(coarse, band, size):
+    """That mean, rounded, for the samples of a band of this (height, width): (..., height, width), floats."""
+    return crop(torch.floor(between(coarse, band) + 1 / 2), size)
+
+
 def depth(height, width):
     """The number of levels that bring an image to 2x2 or less: ceil(log2(max(H, W))) - 1, at least 0."""
     return max((max(height, width) - 1).bit_length() - 1, 0)

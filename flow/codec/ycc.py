@@ -1,0 +1,603 @@
+"""Pictures that were luma and chroma before they were red, green and blue: found out, and made again.
+
+What decodes a JPEG file or a PhotoCD makes colours of luma and chroma, each rounded, the chroma often of
+half the resolution. Who finds these again has much less to code: one in four or nine of all colours can
+occur, and three in four of the chroma samples were interpolated. Here are those decoders of which the
+arithmetic is known to the last bit, and what undoes them; pixels that they would have made otherwise are
+exceptions.
+Source: ITU-T T.871 (JFIF), libjpeg's "fancy" upsampling; Kodak's PhotoYCC, whose luma counts 1.36 tones.
+"""
+
+import math
+import zlib
+from typing import NamedTuple
+
+import numba
+import numpy as np
+import torch
+from scipy import ndimage
+from scipy.linalg import solveh_banded
+from scipy.sparse import csr_array
+
+from flow.codec.planes import DEFAULT_EFFORT, inflate
+from utils.arithmetic.integers import MIDDLE
+from utils.arithmetic.polyphase import band_sizes, channels_last, interpolated, merge
+
+_compiled = numba.njit(cache=True, nogil=True)
+_inlined = numba.njit(forceinline=True)
+
+# How chroma became as large as luma. It was so; or each 2x2 had a sample, at the upper left pixel, and
+# between them are their means; or in the middle, and pixels have 9, 3, 3 and 1 sixteenths of the nearest.
+FULL, CORNER, CENTRE = range(3)
+# An encoder looks at so many colours first, and goes on if this share of them can occur.
+SAMPLES, SHARE = 1 << 12, 0.98
+# Fewer pixels are not worth it, nor are more exceptions among them, nor fewer that chroma's siting explains.
+LEAST, LEAST_SIDE, MOST_EXCEPTIONS, EXPLAINED = 1 << 8, 4, 0.05, 0.75
+# How far it looks for a chroma sample that explains more, how often, and what a pixel counts at most.
+AWAY, SWEEPS, STALLED, MOST_OFF, FAR_OFF = 2, 8, 0.8, 4, 1 << 20
+UNKNOWN = -1
+# Moves of four samples by -1, 0 or 1: none of them is in the middle.
+MOVES, STAY = 81, 40
+# Rounds of projection, more with effort where colours are clipped; how far each goes, and what is too far.
+ROUNDS, OVER, OUTLIER = 4, 1.7, 8
+
+
+# The tables of a Conversion.
+RED, GREEN_1, GREEN_2, BLUE = range(4)
+
+
+class Conversion(NamedTuple):
+    """R = (luma y + red[c2]) // divisor, G = (luma y + green_1[c1] + green_2[c2]) // divisor and
+    B = (luma y + blue[c1]) // divisor, clamped to 0..255; y, c1 and c2 are 0..255.
+
+    tables: (4, 256), int64; red and blue rise, by more than the divisor each time; luma is no less than it.
+    neutral: c1 and c2 where there is no colour.
+    """
+
+    divisor: int
+    luma: int
+    tables: np.ndarray
+    neutral: tuple
+
+
+def _jfif():
+    """libjpeg's integers."""
+    c, half = np.arange(-128, 128), 1 << 15
+    red, blue = 91881 * c + half >> 16 << 16, 116130 * c + half >> 16 << 16
+    return Conversion(1 << 16, 1 << 16, np.stack([red, half - 22554 * c, -46802 * c, blue]), (128, 128))
+
+
+def _photo_ycc():
+    unit, neutral = 10_000, (156, 137)
+    blue, red = (factor * (np.arange(256) - zero) for factor, zero in zip((22179, 18215), neutral))
+    green = -1940 * (blue // unit), -5090 * (red // unit)
+    return Conversion(unit, 13584, np.stack([red, *green, blue]), neutral)
+
+
+CONVERSIONS = _jfif(), _photo_ycc()
+NAMES = "JFIF's YCbCr", "PhotoYCC"
+SITING_NAMES = {FULL: "4:4:4", CORNER: "4:2:0 at corners", CENTRE: "4:2:0"}
+
+
+class Form(NamedTuple):
+    """conversion: which of CONVERSIONS; siting: FULL, CORNER or CENTRE; flipped: whether rows, and columns,
+    are stored from the last to the first.
+    """
+
+    conversion: int
+    siting: int
+    flipped: tuple = (False, False)
+
+    @property
+    def halved(self):
+        """Whether chroma has half the resolution."""
+        return self.siting != FULL
+
+    @property
+    def name(self):
+        """What it is called."""
+        return f"{NAMES[self.conversion]}, {SITING_NAMES[self.siting]}"
+
+    def turned(self, array):
+        """An array (H, W, ..) as it is stored, and back."""
+        return array[tuple(slice(None, None, -1 if flip else 1) for flip in self.flipped)]
+
+    def planes(self, samples):
+        """Luma, c1 and c2 (B, 3, H, W) -> what a pyramid is to see, much like YCoCg-R. Inverse: samples."""
+        y, c1, c2 = samples.unbind(1)
+        c1, c2 = (c - zero for c, zero in zip((c1, c2), CONVERSIONS[self.conversion].neutral))
+        return torch.stack([y, MIDDLE + c2 - c1, MIDDLE - c2], 1)
+
+    def samples(self, planes):
+        """Undo planes."""
+        y, co, cg = planes.unbind(1)
+        c2 = MIDDLE - cg
+        c1 = MIDDLE + c2 - co
+        c1, c2 = (c + zero for c, zero in zip((c1, c2), CONVERSIONS[self.conversion].neutral))
+        return torch.stack([y, c1, c2], 1)
+
+    def pack(self):
+        """As a byte. Inverse: form_of."""
+        rows, columns = self.flipped
+        return bytes([self.conversion | self.siting << 3 | rows << 6 | columns << 7])
+
+
+def form_of(byte):
+    """The Form of a byte. Raises ValueError for one that there is not."""
+    form = Form(byte & 7, byte >> 3 & 7, (bool(byte >> 6 & 1), bool(byte >> 7)))
+    if form.conversion >= len(CONVERSIONS) or form.siting not in SITING_NAMES:
+        raise ValueError(f"corrupt file: it knows no luma and chroma of kind {byte}")
+    return form
+
+
+class Found(NamedTuple):
+    """What a picture was: luma (H, W), chroma (2, H, W), or (2, h, w) if it is halved, all 0..255, stored in
+    the order of the form; exceptions: the pixels that are not made of it, packed.
+    """
+
+    form: Form
+    luma: np.ndarray
+    chroma: np.ndarray
+    exceptions: bytes
+
+    def planes(self):
+        """What a pyramid of YCoCg-R is to see, (1, 3, H, W): halved chroma is interpolated in them."""
+        luma, chroma = (torch.from_numpy(x).float() for x in (self.luma, self.chroma))
+        beside = luma[::2, ::2] if self.form.halved else luma
+        chroma = self.form.planes(torch.cat([beside[None], chroma])[None])[:, 1:]
+        if self.form.halved:
+            others = (interpolated(chroma, n, size) for n, size in enumerate(band_sizes(*luma.shape)[1:]))
+            chroma = merge(chroma, *others)
+        return channels_last(torch.cat([luma[None, None], chroma], 1))
+
+
+def find(array, effort=DEFAULT_EFFORT):
+    """What a picture (H, W, 3), uint8, was made of, a Found; None if that is not known. Inverse: made.
+
+    effort: 1 .. 9: how long to look for what clipped colours were.
+    """
+    clear = array.reshape(-1, 3)[_unclipped(array).ravel()]
+    if len(clear) < LEAST:
+        return None
+    some = np.ascontiguousarray(clear[np.random.default_rng(0).integers(0, len(clear), SAMPLES)])
+    for number, conversion in enumerate(CONVERSIONS):
+        if _share_known(_solved(some, *conversion[:3])) < SHARE:
+            continue
+        seen = _solved(array.reshape(-1, 3), *conversion[:3]).reshape(2, *array.shape[:2])
+        if found := _halved(array, number, seen, effort) or _found(array, Form(number, FULL), seen, seen):
+            return found
+    return None
+
+
+def _unclipped(array):
+    return ((array > 0) & (array < 255)).all(-1)
+
+
+def _share_known(chroma):
+    return (chroma[0] != UNKNOWN).mean()
+
+
+def _halved(array, number, seen, effort):
+    """The Found of halved chroma; seen: (2, H, W), that of each pixel where it is known."""
+    size = array.shape[:2]
+    if min(size) < LEAST_SIDE:
+        return None
+    conversion, candidates = CONVERSIONS[number], []
+    for flipped in (False, False), (False, True), (True, False), (True, True):
+        form = Form(number, CORNER, flipped)
+        turned = np.stack([form.turned(plane) for plane in seen])
+        if _explained(turned, upsampled(_filled(turned)[:, ::2, ::2], CORNER, size)) > EXPLAINED:
+            candidates.append((form, turned))
+    for form, turned in *candidates, (Form(number, CENTRE), seen):
+        pixels = form.turned(array)
+        chroma = _projected(pixels, turned, form.siting, conversion, effort)
+        if _explained(turned, upsampled(chroma, form.siting, size)) > EXPLAINED:
+            if found := _found(pixels, form, turned, chroma):
+                return found
+    return None
+
+
+def _explained(seen, chroma):
+    known = seen[0] != UNKNOWN
+    return (seen == chroma).all(0)[known].mean()
+
+
+def _filled(seen):
+    """Chroma, where it is not known that of the nearest pixel where it is."""
+    unknown = seen[0] == UNKNOWN
+    if not unknown.any():
+        return seen
+    nearest = ndimage.distance_transform_edt(unknown, return_distances=False, return_indices=True)
+    return seen[:, nearest[0], nearest[1]]
+
+
+class _Interpolation:
+    """Along an axis: n samples -> count, and back by least squares; without rounding. Arrays: (2, .., ..)."""
+
+    def __init__(self, count, siting):
+        n, places = (count + 1) // 2, np.arange(count)
+        near, next_ = places >> 1, places & 1
+        far = near + (next_ if siting == CORNER else 2 * next_ - 1)
+        parts = np.repeat((1 / 2, 1 / 2) if siting == CORNER else (3 / 4, 1 / 4), count)
+        where = np.tile(places, 2), np.concatenate([near, np.clip(far, 0, n - 1)])
+        self.matrix = csr_array((parts, where), (count, n))
+        normal = self.matrix.T @ self.matrix
+        self.normal = np.stack([np.append(0, normal.diagonal(1)), normal.diagonal()])
+
+    def forth(self, x, axis):
+        """(.., n, ..) -> (.., count, ..)."""
+        return _along(lambda lines: self.matrix @ lines, x, axis)
+
+    def back(self, x, axis):
+        """(.., count, ..) -> (.., n, ..)."""
+        return _along(lambda lines: solveh_banded(self.normal, self.matrix.T @ lines), x, axis)
+
+
+def _along(function, x, axis):
+    x = np.moveaxis(x, axis, 0)
+    return np.moveaxis(function(x.reshape(len(x), -1)).reshape(-1, *x.shape[1:]), 0, axis)
+
+
+def _projected(array, seen, siting, conversion, effort):
+    """Halved chroma (2, h, w) of which that of an array was interpolated, about.
+
+    By projection, in turn onto what is interpolated, by least squares, and what is rounded and clipped to
+    the colours. seen: (2, H, W), the chroma that is known.
+    """
+    known, wanted = seen[0] != UNKNOWN, _filled(seen).astype(np.float64)
+    down, across = (_Interpolation(count, siting) for count in array.shape[:2])
+    # what of all between two integers is rounded to one, see _sample
+    least = seen - (1 / 2 - (np.arange(array.shape[1]) % 2 / 16 if siting == CENTRE else 0))
+    span = 15 / 16 if siting == CENTRE else 3 / 4
+    clipped = _Clipped(array[~known], conversion)
+    for left in reversed(range(ROUNDS if known.all() else ROUNDS * effort)):
+        chroma = down.back(across.back(wanted, 2), 1)
+        if left:
+            wanted = across.forth(down.forth(chroma, 1), 2)
+            off = OVER * (np.clip(wanted, least, least + span) - wanted)
+            off[:, (abs(off) > OUTLIER).any(0)] = 0
+            off[:, ~known] = clipped.off(wanted[:, ~known])
+            wanted += off
+    chroma = np.clip(np.rint(chroma), 0, 255).astype(np.int16)
+    if siting == CORNER:
+        exact = seen[:, ::2, ::2]
+        chroma = np.where(exact != UNKNOWN, exact, chroma)
+    return chroma
+
+
+class _Clipped:
+    """What clipped colours (N, 3) tell of chroma: how much two channels differ, or differ at least."""
+
+    def __init__(self, colours, conversion):
+        red, green_1, green_2, blue = (conversion.tables[:, -1] - conversion.tables[:, 0]) / 255
+        ways = np.array([(0, red), (green_1, green_2), (blue, 0)]) / conversion.divisor
+        self.neutral, self.bounds = np.array(conversion.neutral)[:, None], []
+        high, low, colours = colours == 255, colours == 0, colours.astype(np.float64)
+        for one, other in (0, 1), (1, 2), (2, 0):
+            far = colours[:, one] - colours[:, other]
+            least = np.where(low[:, one] | high[:, other], -np.inf, far - 1)
+            most = np.where(high[:, one] | low[:, other], np.inf, far + 1)
+            self.bounds.append((ways[one] - ways[other], least, most))
+
+    def off(self, chroma):
+        """What is to be added to chroma (2, N)."""
+        start = chroma
+        for way, least, most in self.bounds:
+            here = way @ (chroma - self.neutral)
+            chroma = chroma + np.outer(way, np.clip(here, least, most) - here) / (way @ way)
+        return chroma - start
+
+
+def _found(array, form, seen, chroma):
+    """The Found of a picture and its chroma, stored in the order of the form, if it is worth it."""
+    conversion = CONVERSIONS[form.conversion]
+    array, chroma = np.ascontiguousarray(array), np.ascontiguousarray(chroma, np.int16)
+    seen = np.ascontiguousarray(seen)
+    if form.siting == FULL:
+        chroma = _filled(chroma).copy()
+    arguments, size = (array, seen, chroma, form.siting, *conversion[:3]), array.shape[:2]
+    for _ in range(SWEEPS):
+        if not _improve(*arguments):
+            break
+    left = math.inf
+    for n in range(SWEEPS if form.halved else 0):
+        before, left = left, _wander(*arguments, n)
+        if left > STALLED * before:
+            break
+    luma = _lumas(array, upsampled(chroma, form.siting, size), *conversion[:3])
+    wrong = (_converted(luma, upsampled(chroma, form.siting, size), conversion) != array).any(-1)
+    if wrong.mean() > MOST_EXCEPTIONS:
+        return None
+    return Found(form, luma, chroma, _pack_exceptions(array, wrong))
+
+
+def made(form, samples, exceptions):
+    """The picture (H, W, 3), uint8, of luma and chroma (H, W, 3), uint8; halved chroma is at even places.
+
+    Inverse: find. Raises ValueError if the exceptions are none of such a picture's.
+    """
+    luma, chroma = samples[..., 0], np.moveaxis(samples[..., 1:], -1, 0)
+    if form.halved:
+        chroma = chroma[:, ::2, ::2]
+    array = _converted(luma, upsampled(chroma, form.siting, luma.shape), CONVERSIONS[form.conversion])
+    places, colours = _unpack_exceptions(exceptions, luma.size)
+    array.reshape(-1, 3)[places] = colours
+    return np.ascontiguousarray(form.turned(array))
+
+
+def shown(form, samples):
+    """The picture (H, W, 3), uint8, of luma and chroma (H, W, 3), uint8, neither of them halved."""
+    luma, chroma = samples[..., 0], np.moveaxis(samples[..., 1:], -1, 0).astype(np.int16)
+    return np.ascontiguousarray(form.turned(_converted(luma, chroma, CONVERSIONS[form.conversion])))
+
+
+def upsampled(chroma, siting, size):
+    """Chroma (2, h, w) as large as luma of this (height, width), int16."""
+    chroma = np.ascontiguousarray(chroma, np.int16)
+    if siting == FULL:
+        return chroma
+    out = np.empty((2, *size), np.int16)
+    _upsample(chroma, siting, out)
+    return out
+
+
+def _converted(luma, chroma, conversion):
+    """Luma (H, W) and chroma (2, H, W) -> colours (H, W, 3)."""
+    array = np.empty((*luma.shape, 3), np.uint8)
+    _convert(np.ascontiguousarray(luma), np.ascontiguousarray(chroma), *conversion[:3], array)
+    return array
+
+
+def _pack_exceptions(array, wrong):
+    """The pixels of a picture that are wrong: how many are right before each, and their colours."""
+    places = np.flatnonzero(wrong)
+    if not places.size:
+        return b""
+    gaps = np.diff(places, prepend=-1) - 1
+    colours = array.reshape(-1, 3)[places]
+    return zlib.compress(
+        gaps.astype("<u4").view(np.uint8).reshape(-1, 4).T.tobytes() + colours.T.tobytes(), 9
+    )
+
+
+def _unpack_exceptions(packed, count):
+    """Inverse of _pack_exceptions: places among so many pixels, and colours."""
+    data = np.frombuffer(inflate(packed, 7 * count) if packed else b"", np.uint8)
+    if data.size % 7:
+        raise ValueError("corrupt file: its exceptions make no sense")
+    data = np.ascontiguousarray(data.reshape(7, -1).T)
+    gaps = np.ascontiguousarray(data[:, :4]).view("<u4")[:, 0].astype(np.int64)
+    places = np.cumsum(gaps + 1) - 1
+    if places.size and places[-1] >= count:
+        raise ValueError("corrupt file: an exception is outside the picture")
+    return places, data[:, 4:]
+
+
+@_inlined
+def _first(tables, row, value):
+    """The first index of a rising table whose entry is not below a value; 256 if there is none."""
+    low, high = 0, 256
+    while low < high:
+        middle = (low + high) >> 1
+        if tables[row, middle] < value:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@_inlined
+def _sample(chroma, c, siting, y, x):
+    """The sample of a channel of chroma (2, h, w) at a pixel of luma."""
+    if siting == FULL:
+        return np.int32(chroma[c, y, x])
+    i, j = y >> 1, x >> 1
+    if siting == CORNER:
+        k, m = min(i + (y & 1), chroma.shape[1] - 1), min(j + (x & 1), chroma.shape[2] - 1)
+        return (np.int32(chroma[c, i, j]) + chroma[c, i, m] + chroma[c, k, j] + chroma[c, k, m] + 2) >> 2
+    k = min(i + 1, chroma.shape[1] - 1) if y & 1 else max(i - 1, 0)
+    m = min(j + 1, chroma.shape[2] - 1) if x & 1 else max(j - 1, 0)
+    near = 3 * np.int32(chroma[c, i, j]) + chroma[c, k, j]
+    far = 3 * np.int32(chroma[c, i, m]) + chroma[c, k, m]
+    return (3 * near + far + 8 - (x & 1)) >> 4
+
+
+@_compiled
+def _range(array, y, x, c1, c2, divisor, luma, tables):
+    """The lumas from the first to before the last of which, with this chroma, a pixel is made."""
+    first, last = 0, 256
+    for channel in range(3):
+        if channel == 0:
+            offset = tables[RED, c2]
+        elif channel == 1:
+            offset = tables[GREEN_1, c1] + tables[GREEN_2, c2]
+        else:
+            offset = tables[BLUE, c1]
+        value = np.int64(array[y, x, channel])
+        if value > 0:
+            first = max(first, -((offset - divisor * value) // luma))
+        if value < 255:
+            last = min(last, -((offset - divisor * (value + 1)) // luma))
+    return first, last
+
+
+@_compiled
+def _solved(colours, divisor, luma, tables):
+    """Chroma (2, N), int16, of which colours (N, 3) are made; UNKNOWN of clipped ones, of none or several."""
+    out = np.full((2, len(colours)), UNKNOWN, np.int16)
+    for n in range(len(colours)):
+        r, g, b = np.int64(colours[n, 0]), np.int64(colours[n, 1]), np.int64(colours[n, 2])
+        if min(r, g, b) == 0 or max(r, g, b) == 255:
+            continue
+        about = divisor * (299 * r + 587 * g + 114 * b) // (1000 * luma)
+        for y in range(max(about - 3, 0), min(about + 4, 256)):
+            here = luma * y
+            c1, c2 = _first(tables, BLUE, divisor * b - here), _first(tables, RED, divisor * r - here)
+            if max(c1, c2) > 255:
+                continue
+            if tables[BLUE, c1] + here >= divisor * (b + 1) or tables[RED, c2] + here >= divisor * (r + 1):
+                continue
+            if (here + tables[GREEN_1, c1] + tables[GREEN_2, c2]) // divisor != g:
+                continue
+            if out[0, n] != UNKNOWN:
+                out[:, n] = UNKNOWN
+                break
+            out[0, n], out[1, n] = c1, c2
+    return out
+
+
+@_compiled
+def _off(array, seen, chroma, siting, channels, y, x, divisor, luma, tables):
+    """How far a pixel is from being explained by these channels of chroma (2, h, w)."""
+    if seen[0, y, x] != UNKNOWN:
+        total = 0
+        for c in range(channels[0], channels[1]):
+            total += min(abs(seen[c, y, x] - _sample(chroma, c, siting, y, x)), MOST_OFF)
+        return total
+    c1, c2 = _sample(chroma, 0, siting, y, x), _sample(chroma, 1, siting, y, x)
+    first, last = _range(array, y, x, c1, c2, divisor, luma, tables)
+    return min(1 + first - last, MOST_OFF) if first >= last else 0
+
+
+@_compiled
+def _map_off(array, seen, chroma, siting, divisor, luma, tables):
+    """Which pixels (H, W) are not explained by chroma."""
+    out = np.empty(array.shape[:2], np.bool_)
+    for y in range(array.shape[0]):
+        for x in range(array.shape[1]):
+            out[y, x] = _off(array, seen, chroma, siting, (0, 2), y, x, divisor, luma, tables) > 0
+    return out
+
+
+@_inlined
+def _pixels_of(siting, i, j, size, shape):
+    """First and last row, and column, of pixels that size x size samples are part of; last ones excluded."""
+    if siting == FULL:
+        return i, i + size, j, j + size
+    after = 2 * size + (siting == CENTRE)
+    return max(2 * i - 1, 0), min(2 * i + after, shape[0]), max(2 * j - 1, 0), min(2 * j + after, shape[1])
+
+
+@_compiled
+def _any(off, around):
+    for y in range(around[0], around[1]):
+        for x in range(around[2], around[3]):
+            if off[y, x]:
+                return True
+    return False
+
+
+@_compiled
+def _off_around(array, seen, chroma, siting, channels, around, most, divisor, luma, tables):
+    """How far the pixels of these rows and columns are from being explained; not exact above `most`."""
+    total = 0
+    for y in range(around[0], around[1]):
+        for x in range(around[2], around[3]):
+            total += _off(array, seen, chroma, siting, channels, y, x, divisor, luma, tables)
+            if total > most:
+                return total
+    return total
+
+
+@_compiled
+def _improve(array, seen, chroma, siting, divisor, luma, tables):
+    """Move samples of chroma (2, h, w) to where they explain their pixels best; how many were moved."""
+    moved, off = 0, _map_off(array, seen, chroma, siting, divisor, luma, tables)
+    for i in range(chroma.shape[1]):
+        for j in range(chroma.shape[2]):
+            around = _pixels_of(siting, i, j, 1, array.shape)
+            if not _any(off, around):
+                continue
+            least = _off_around(array, seen, chroma, siting, (0, 2), around, FAR_OFF, divisor, luma, tables)
+            one, other = chroma[0, i, j], chroma[1, i, j]
+            best_one, best_other = one, other
+            for c1 in range(max(one - AWAY, 0), min(one + AWAY, 255) + 1):
+                for c2 in range(max(other - AWAY, 0), min(other + AWAY, 255) + 1):
+                    chroma[0, i, j], chroma[1, i, j] = c1, c2
+                    total = _off_around(
+                        array, seen, chroma, siting, (0, 2), around, least, divisor, luma, tables
+                    )
+                    if total < least:
+                        least, best_one, best_other = total, c1, c2
+            chroma[0, i, j], chroma[1, i, j] = best_one, best_other
+            moved += best_one != one or best_other != other
+    return moved
+
+
+@_compiled
+def _wander(array, seen, chroma, siting, divisor, luma, tables, state):
+    """Move 2x2 samples of a channel of chroma by 1 at most, also to where they explain as much.
+
+    state: of what chooses among these. Returns how many pixels of known chroma were not explained before.
+    """
+    off, before = _map_off(array, seen, chroma, siting, divisor, luma, tables), np.empty(4, np.int16)
+    off &= seen[0] != UNKNOWN
+    for channel in range(2):
+        channels = channel, channel + 1
+        for i in range(chroma.shape[1] - 1):
+            for j in range(chroma.shape[2] - 1):
+                around = _pixels_of(siting, i, j, 2, array.shape)
+                if not _any(off, around):
+                    continue
+                least = _off_around(
+                    array, seen, chroma, siting, channels, around, FAR_OFF, divisor, luma, tables
+                )
+                if not least:
+                    continue
+                for n in range(4):
+                    before[n] = chroma[channel, i + (n >> 1), j + (n & 1)]
+                best, count = STAY, 0
+                for move in range(MOVES):
+                    if move == STAY:
+                        continue
+                    _move(chroma, channel, i, j, before, move)
+                    total = _off_around(
+                        array, seen, chroma, siting, channels, around, least, divisor, luma, tables
+                    )
+                    if total < least:
+                        least, best, count = total, move, 1
+                    elif total == least:
+                        count += 1
+                        state = (state * 1664525 + 1013904223) & 0xFFFFFFFF
+                        if (state >> 8) % count == 0:
+                            best = move
+                _move(chroma, channel, i, j, before, best)
+    return off.sum()
+
+
+@_compiled
+def _move(chroma, channel, i, j, before, move):
+    """2x2 samples from what they were before, each by a digit of a move to the base of three, less 1."""
+    for n in range(4):
+        chroma[channel, i + (n >> 1), j + (n & 1)] = min(max(before[n] + move % 3 - 1, 0), 255)
+        move //= 3
+
+
+@_compiled
+def _lumas(array, chroma, divisor, luma, tables):
+    """The luma (H, W), uint8, of colours with this chroma, as near to that above as it may be."""
+    out = np.empty(array.shape[:2], np.uint8)
+    for y in range(array.shape[0]):
+        for x in range(array.shape[1]):
+            first, last = _range(array, y, x, chroma[0, y, x], chroma[1, y, x], divisor, luma, tables)
+            near = np.int64(out[y - 1, x]) if y else np.int64(out[y, x - 1]) if x else first
+            out[y, x] = min(max(near, first), last - 1) if first < last else min(near, 255)
+    return out
+
+
+@_compiled
+def _upsample(chroma, siting, out):
+    for c in range(2):
+        for y in range(out.shape[1]):
+            for x in range(out.shape[2]):
+                out[c, y, x] = _sample(chroma, c, siting, y, x)
+
+
+@_compiled
+def _convert(lumas, chroma, divisor, luma, tables, out):
+    for y in range(out.shape[0]):
+        for x in range(out.shape[1]):
+            here, c1, c2 = luma * np.int64(lumas[y, x]), chroma[0, y, x], chroma[1, y, x]
+            out[y, x, 0] = min(max((here + tables[RED, c2]) // divisor, 0), 255)
+            out[y, x, 1] = min(max((here + tables[GREEN_1, c1] + tables[GREEN_2, c2]) // divisor, 0), 255)
+            out[y, x, 2] = min(max((here + tables[BLUE, c1]) // divisor, 0), 255)

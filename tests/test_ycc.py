@@ -1,0 +1,212 @@
+"""flow/codec/ycc.py: pictures that were luma and chroma are found out, and are much smaller so."""
+
+import io
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flow import Codec
+from flow.codec import ycc
+from flow.codec.container import _pack_flow, pack, read_head, unpack
+from flow.codec.feed import Reader
+from flow.codec.info import describe
+from flow.codec.planes import FLOW
+from flow.codec.stream import DEFAULT, can_be_planes
+from flow.codec.ycc import CENTRE, CONVERSIONS, CORNER, FULL, Form, find, form_of, made
+from flow.folder import identity
+from flow.model import build
+from tests.conftest import make_wild
+from tests.decoder import Model, decode
+from tests.test_codec import OPTIONS, frozen
+from utils.data.images import PHOTOS
+
+JFIF, PHOTO_YCC = range(2)
+
+
+def photograph(height=96, width=128, top=120):
+    """A piece of a photograph, halved in size, that has no traces of other origins: uint8."""
+    image = np.asarray(Image.open(PHOTOS / "roman-colosseum.png"))[top : top + 2 * height, 300:][
+        :, : 2 * width
+    ]
+    return image.reshape(height, 2, width, 2, 3).mean((1, 3)).round().astype(np.uint8)
+
+
+def jpeg(image, subsampling, quality=95):
+    """What a JPEG of it is decoded to."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=quality, subsampling=subsampling)
+    return np.array(Image.open(file))
+
+
+def made_of(image, form):
+    """A picture whose luma and chroma are much like an image's."""
+    conversion, pixels = CONVERSIONS[form.conversion], image.astype(float)
+    red, green_1, green_2, blue = (conversion.tables[:, -1] - conversion.tables[:, 0]) / 255
+    matrix = np.array(
+        [(conversion.luma, 0, red), (conversion.luma, green_1, green_2), (conversion.luma, blue, 0)]
+    )
+    samples = pixels @ np.linalg.inv(matrix / conversion.divisor).T + (0, *conversion.neutral)
+    return made(form, form.turned(samples.round().clip(0, 255).astype(np.uint8)), b"")
+
+
+def back(found):
+    """The picture of a Found, by way of what the pyramid sees."""
+    samples = found.form.samples(found.planes())[0].permute(1, 2, 0).numpy().astype(np.uint8)
+    return made(found.form, samples, found.exceptions)
+
+
+def exceptions_of(found, image):
+    return len(ycc._unpack_exceptions(found.exceptions, image.size // 3)[0])
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return Codec()
+
+
+@pytest.mark.parametrize("size", [(96, 128), (95, 127), (33, 40), (40, 33)])
+@pytest.mark.parametrize("subsampling, siting", [(0, FULL), (2, CENTRE)])
+def test_a_decoded_jpeg_is_found_out(size, subsampling, siting):
+    image = jpeg(photograph(*size), subsampling)
+    found = find(image)
+    assert found.form == Form(JFIF, siting)
+    assert found.chroma.shape[1:] == tuple((n + 1) // 2 if siting else n for n in size)
+    assert np.array_equal(back(found), image)
+    assert exceptions_of(found, image) <= 0.002 * image.size / 3
+
+
+@pytest.mark.parametrize("flipped", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("conversion", [JFIF, PHOTO_YCC])
+def test_chroma_at_corners_is_found_whichever_corner(conversion, flipped):
+    form = Form(conversion, CORNER, flipped)
+    image = made_of(photograph(), form)
+    found = find(image)
+    assert found.form == form and not found.exceptions
+    assert np.array_equal(back(found), image)
+
+
+def test_chroma_of_photo_ycc_may_be_full():
+    image = made_of(photograph(), Form(PHOTO_YCC, FULL))
+    found = find(image)
+    assert found.form == Form(PHOTO_YCC, FULL) and not found.exceptions
+    assert np.array_equal(back(found), image)
+
+
+def test_clipped_colours_are_found_out_or_exceptions():
+    image = photograph().astype(float) * 1.6 - 30
+    image = jpeg(image.clip(0, 255).astype(np.uint8), 2)
+    assert ((image == 255) | (image == 0)).any(-1).mean() > 0.1
+    found = find(image)
+    assert found.form == Form(JFIF, CENTRE) and np.array_equal(back(found), image)
+    assert exceptions_of(found, image) < 0.04 * image.size / 3
+
+
+def test_what_another_hand_has_changed_is_an_exception():
+    image = jpeg(photograph(), 2)
+    image[10, 20, 1] ^= 3
+    image[50, 100] = 7, 200, 3
+    found = find(image)
+    assert found.form.siting == CENTRE and np.array_equal(back(found), image)
+    places, colours = ycc._unpack_exceptions(found.exceptions, image.size // 3)
+    assert {10 * 128 + 20, 50 * 128 + 100} <= set(places)
+    assert np.array_equal(colours, image.reshape(-1, 3)[places])
+
+
+@pytest.mark.parametrize("name", ["photograph", "noise", "black", "tiny"])
+def test_other_pictures_are_not(name):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    black = np.zeros((64, 64, 3), np.uint8)
+    images = dict(photograph=photograph(), noise=noise, black=black, tiny=jpeg(photograph(), 2)[:9, :9])
+    assert find(images[name]) is None
+
+
+def test_a_file_is_much_smaller_and_comes_back(codec):
+    image = photograph(192, 256)
+    for subsampling, share in ((0, 0.9), (2, 0.75)):
+        decoded = jpeg(image, subsampling)
+        data, (bits,) = codec.compress(decoded), codec.bits([decoded])
+        assert 8 * len(data) < share * bits
+        assert np.array_equal(codec.decompress(data), decoded)
+
+
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_alpha_levels_cuts_and_pieces(codec, subsampling):
+    image = jpeg(photograph(96, 128), subsampling)
+    alpha = np.tile(np.arange(128, dtype=np.uint8), (96, 1))[..., None]
+    data = codec.compress(np.concatenate([image, alpha], 2))
+    about = describe(data, codec.model, codec.identity)
+    assert about["colours"] == f"JFIF's YCbCr, {'4:2:0' if subsampling else '4:4:4'}"
+    assert np.array_equal(
+        codec.decompress(data)[..., :3] if 0 else np.asarray(codec.decompress(data))[..., :3], image
+    )
+    small = np.asarray(codec.decompress(data, levels=1))[..., :3]
+    assert small.shape == (48, 64, 3)
+    # the coarse band is every other pixel, of chroma nearly so
+    assert np.abs(small.astype(int) - image[::2, ::2]).mean() < 3
+    cut = np.asarray(codec.decompress(data[: len(data) * 2 // 3], partial=True))[..., :3]
+    assert np.abs(cut.astype(int) - image).mean() < 12
+    reader, levels = Reader(codec), []
+    for start in range(0, len(data), 5000):
+        levels += reader.feed(data[start : start + 5000])
+    assert [level for level, _ in levels][-1] == 0
+    assert np.array_equal(np.asarray(levels[-1][1])[..., :3], image)
+
+
+def test_damage_is_refused(codec):
+    data = bytearray(codec.compress(jpeg(photograph(96, 128), 2)))
+    head = read_head(bytes(data))
+    for n in range(head.end + 200, len(data), 997):
+        wrong = bytearray(data)
+        wrong[n] ^= 16
+        with pytest.raises(ValueError):
+            codec.decompress(bytes(wrong))
+
+
+@pytest.mark.parametrize("byte", [2, 7, 3 << 3, 7 << 3])
+def test_unknown_forms_are_refused(byte):
+    with pytest.raises(ValueError, match="luma and chroma of kind"):
+        form_of(byte)
+
+
+@pytest.mark.parametrize("form", [Form(c, s, f) for c in (0, 1) for s in (0, 1, 2) for f in ((0, 1), (1, 0))])
+def test_a_form_is_a_byte(form):
+    assert form_of(form.pack()[0]) == form
+
+
+@pytest.mark.parametrize("exceptions", [bytes(6), bytes(8), b"\xff" * 7, bytes(7 * 31), bytes(7 * 40)])
+def test_exceptions_that_are_none_are_refused(exceptions):
+    samples = np.zeros((5, 6, 3), np.uint8)
+    with pytest.raises(ValueError, match="corrupt file"):
+        made(Form(JFIF, FULL), samples, zlib.compress(exceptions))
+
+
+@pytest.mark.parametrize("name", ["paper", "rgb", "no couplings", "linear", "bands", "luma"])
+def test_a_model_that_mixes_luma_and_chroma_codes_colours_as_they_are(name):
+    model = frozen(name)
+    assert can_be_planes(model) == (name in ("bands", "luma"))
+    picture, key = Image.fromarray(jpeg(photograph(40, 48), 2)), identity(model, OPTIONS[name])
+    data = pack(picture, model, key)
+    assert read_head(data).method != FLOW or bool(read_head(data).form) == can_be_planes(model)
+    assert np.array_equal(unpack(data, model, key), picture)
+
+
+@pytest.mark.parametrize("name", ["no couplings", "luma", "luma, seen around 0", "bands", "differences"])
+@pytest.mark.parametrize(
+    "form", [Form(JFIF, CENTRE), Form(JFIF, FULL), Form(PHOTO_YCC, CORNER, (True, False))]
+)
+def test_the_page_is_enough_for_luma_and_chroma(name, form):
+    options = OPTIONS[name] | dict(HUE=True)
+    float_model = make_wild(build(options), 0.05)
+    fixed = float_model.freeze()
+    model = Model({n: t.numpy() for n, t in fixed.state_dict().items()}, options)
+    image = made_of(photograph(20, 24), form)
+    image[3, 4, 1] ^= 3
+    found = find(image)
+    assert found.form == form and found.exceptions
+    key = identity(fixed, options)
+    head, stream = _pack_flow(Image.fromarray(image), b"", fixed, key, DEFAULT, found=found)
+    assert np.array_equal(unpack(head + stream, fixed, key), image)
+    pixels, fields, *_ = decode(head + stream, model)
+    assert "luma and chroma" in fields and np.array_equal(pixels, image)
