@@ -34,6 +34,7 @@ OPTIONS = ALL_BATCHES | CODER | {
     "img": Option(None, "these image files, and those in these folders", many=True),
     "others": Option(None, "only these of the other codecs, such as PNG", many=True),
     "effort": EFFORT._replace(help=f"of ours, with -img: {EFFORT.help}"),
+    "asRGB": Option(False, "with -img: ours does not look for the luma and chroma that pictures were made of"),
     "count": Option(None, "only the first so many pictures (default: all)", kind=int, least=1, most=10**9),
 }  # fmt: skip
 REFERENCE = "JPEG XL 9"
@@ -62,7 +63,7 @@ def measure_pictures(options):
         pixels = read_rgb(file)
         picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
         start = time.perf_counter()
-        data = codec.compress(picture, options["effort"])
+        data = codec.compress(picture, options["effort"], undo=not options["asRGB"])
         middle = time.perf_counter()
         back = codec.decompress(data)
         end = time.perf_counter()
@@ -102,8 +103,9 @@ def main(argv=None):
     options, typed = parse(__doc__, OPTIONS, argv)
     if "img" in typed and "target" in typed:
         raise ValueError("-img measures pictures, -target a data set: need one of them at most")
-    if "effort" in typed and "img" not in typed:
-        raise ValueError("-effort is of -img: images of a data set are coded alike")
+    for name in "effort", "asRGB":
+        if name in typed and "img" not in typed:
+            raise ValueError(f"-{name} is of -img: images of a data set are coded alike")
     options["others"] = options["others"] or list(rivals())
     unknown = [name for name in options["others"] if name not in rivals()]
     if unknown:

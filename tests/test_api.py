@@ -184,7 +184,7 @@ def test_four_threads_at_once(box, eager_threads):
 def test_threads_are_those_of_one_call(codec, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "flow.codec.api.pack", lambda *a: seen.append((crew.size(), torch.get_num_threads())) or b""
+        "flow.codec.api.pack", lambda *a, **b: seen.append((crew.size(), torch.get_num_threads())) or b""
     )
     before = torch.get_num_threads()
     several = Codec(threads=before + 2)

@@ -100,7 +100,7 @@ def test_steps_grow_with_effort_and_size(model):
 
 
 def test_learning_pays_and_leaves_the_model_alone(model, learned):
-    (image,), seen = smooth(160, 200)[:1].byte(), []
+    (image,), seen = model.from_images(smooth(160, 200)[:1].byte()), []
     before = {name: tensor.clone() for name, tensor in (learned.state_dict() | model.state_dict()).items()}
     with crew(1):
         moves = learn(model, learned, image, 24, seen.append)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from flow import Codec
-from flow.codec import ycc
+from flow.codec import container, ycc
 from flow.codec.container import _pack_flow, pack, read_head, unpack
 from flow.codec.feed import Reader
 from flow.codec.info import describe
@@ -123,7 +123,7 @@ def test_other_pictures_are_not(name):
 
 
 def test_a_file_is_much_smaller_and_comes_back(codec):
-    image = photograph(192, 256)
+    image = photograph(192, 256, top=100)
     for subsampling, share in ((0, 0.9), (2, 0.75)):
         decoded = jpeg(image, subsampling)
         data, (bits,) = codec.compress(decoded), codec.bits([decoded])
@@ -152,6 +152,20 @@ def test_alpha_levels_cuts_and_pieces(codec, subsampling):
         levels += reader.feed(data[start : start + 5000])
     assert [level for level, _ in levels][-1] == 0
     assert np.array_equal(np.asarray(levels[-1][1])[..., :3], image)
+
+
+def test_moves_of_biases_are_learned_from_luma_and_chroma(codec, monkeypatch):
+    seen, learn = [], container.learn
+
+    def noted(model, learned, image, steps, progress, halved):
+        seen.append((tuple(image.shape), halved))
+        return learn(model, learned, image, 16, progress, halved)
+
+    monkeypatch.setattr(container, "learn", noted)
+    image = jpeg(photograph(192, 256, top=100), 2)
+    data = codec.compress(image, effort=9)
+    assert seen == [((3, 192, 256), True)]
+    assert len(data) < 1.005 * len(codec.compress(image)) and np.array_equal(codec.decompress(data), image)
 
 
 def test_damage_is_refused(codec):

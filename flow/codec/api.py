@@ -45,19 +45,19 @@ class Codec:
         for wide in (False, True):  # threads that meet in the trials would spoil their times
             trials(self.model.device, wide)
 
-    def compress(self, picture, effort=DEFAULT_EFFORT, progress=None):
+    def compress(self, picture, effort=DEFAULT_EFFORT, progress=None, undo=True):
         """A picture -> the bytes of the smallest .nwf file that holds it. Inverse: decompress.
 
         effort: 1 .. 9: how much to adapt to the picture; above 6, it may take a minute a megapixel.
         progress: called with how many of three values for each pixel are done since, by any thread.
+        undo: look for the luma and chroma that a picture was made of, as a decoded JPEG file was.
         """
         if not EFFORT.least <= effort <= EFFORT.most:
             raise ValueError(f"effort {effort}: need {EFFORT.bounds}")
         picture = as_picture(picture)
         with crew(self.threads):
-            return pack(
-                picture, self.model, self.identity, self.settings, effort, progress, lambda: self._learned
-            )
+            how = dict(effort=effort, progress=progress, learned=lambda: self._learned, undo=undo)
+            return pack(picture, self.model, self.identity, self.settings, **how)
 
     @cached_property
     def _learned(self):

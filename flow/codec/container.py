@@ -106,18 +106,25 @@ class Head(NamedTuple):
 
 
 def pack(
-    picture, model=None, identity="", settings=DEFAULT, effort=DEFAULT_EFFORT, progress=None, learned=None
+    picture,
+    model=None,
+    identity="",
+    settings=DEFAULT,
+    effort=DEFAULT_EFFORT,
+    progress=None,
+    learned=None,
+    undo=True,
 ):
     """A picture, as flow.codec.pictures reads them -> the bytes of the smallest .nwf file. Inverse: unpack.
 
     model, identity: frozen, and the hash of its integers in hex; without them the flow is no choice.
     effort: 1 .. 9: how much to adapt to the picture: at 1 nothing; from 2 on with corrections, looked for at
     twice as many positions with each; from 7 on the model is tuned to it, up to a minute a megapixel at 9,
-    half as long with each below, unless it was made of luma and chroma. Above 5, WebP is searched for where
-    it is not far from the smallest.
+    half as long with each below. Above 5, WebP is searched for where it is not far from the smallest.
     progress: called with how many of the flow's values (three for each pixel) are done since: coded,
     or, where the model may be tuned, seen for that, which takes most of the time.
     learned: gives the model in real numbers; without it, the highest efforts do not tune it to the picture.
+    undo: look for the luma and chroma that the picture was made of, see flow/codec/ycc.py.
     """
     _check_size(*picture.size)
     metadata = pack_metadata(picture)
@@ -130,8 +137,8 @@ def pack(
         planes, whole = submit(pack_planes, picture), submit(deep.planes, QUICK) if deep else None
         steps, flows, below = 0, [], sum(map(len, low))
         if model is not None and picture.mode not in ("1", "P"):
-            found = _found(picture, model, low, effort)
-            steps = count_steps(model, picture.size, effort) if learned and not found else 0
+            found = _found(picture, model, effort) if undo and not low else None
+            steps = count_steps(model, picture.size, effort) if learned else 0
             alpha = _alpha_plane(picture, effort)
             pack_flow = partial(
                 _pack_flow, picture, metadata, model, identity, settings, effort, low, alpha, found=found
@@ -140,8 +147,9 @@ def pack(
         planes = {m: plane for m, plane in planes.result().items() if m == WEBP or not low}
         least = min(map(len, planes.values()), default=math.inf)
         if steps and sum(map(len, flows[0])) - below < WORTH_TUNING * least:
-            image = torch.from_numpy(colours(picture)).permute(2, 0, 1).to(model.device)
-            if moves := learn(model, learned(), image, steps, progress):
+            halved = bool(found and found.form.halved)
+            (image,) = _seen(picture, model, found)
+            if moves := learn(model, learned(), image, steps, progress, halved):
                 flows.append(pack_flow(moves=moves))
         files = [head + stream for head, stream in flows if plausible(picture.size, len(stream))]
         smallest = min([least, *(len(file) - below for file in files)])
@@ -383,9 +391,16 @@ def _array(model, form, x, exceptions=None):
     return ycc.shown(form, array) if exceptions is None else ycc.made(form, array, exceptions)
 
 
-def _found(picture, model, low, effort):
+def _seen(picture, model, found):
+    """A picture as the pyramid sees it: (1, 3, H, W)."""
+    if found:
+        return found.planes().to(model.device)
+    return model.from_images(torch.from_numpy(colours(picture)).permute(2, 0, 1)[None].to(model.device))
+
+
+def _found(picture, model, effort):
     """The luma and chroma of a picture in colour, where they are known and serve the model; or None."""
-    if low or picture.mode not in ("RGB", "RGBA") or not can_be_planes(model):
+    if picture.mode not in ("RGB", "RGBA") or not can_be_planes(model):
         return None
     return ycc.find(colours(picture), effort)
 

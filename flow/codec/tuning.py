@@ -14,6 +14,8 @@ import torch
 
 from flow.codec.options import EFFORT
 from source.corrections import around
+from source.distribution import concatenated, flattened
+from source.prior import parts_in_turn
 from source.rans import Decoder, Encoder
 from utils.arithmetic.crew import submit
 from utils.arithmetic.fixed import FixedConv
@@ -45,10 +47,11 @@ def count_steps(model, size, effort):
 
 
 @torch.inference_mode(False)
-def learn(model, learned, image, steps, progress=None):
+def learn(model, learned, image, steps, progress=None, halved=False):
     """The moves that make an image (3, H, W) cheapest, as far as so many steps tell, as bytes.
 
-    model: frozen; learned: the same in real numbers, which stays as it is.
+    model: frozen; learned: the same in real numbers, which stays as it is. image: as the pyramid sees it.
+    halved: of its finest details the first channel alone is coded.
     progress: called after each step with what part of the image's values that is.
     The same moves for any number of threads. b"" if there are none, or no room for them. Inverse: tuned.
     """
@@ -67,7 +70,7 @@ def learn(model, learned, image, steps, progress=None):
     for step in range(steps):
         crops = [_crop(image, generator) for _ in range(CROPS)]
         share = image.numel() / sum(map(torch.numel, crops))
-        parts = [submit(_gradient, real, crop, biases, pixels=crop[0, 0].numel()) for crop in crops]
+        parts = [submit(_gradient, real, crop, halved, biases, pixels=crop[0, 0].numel()) for crop in crops]
         for bias, move, *gradients in zip(biases, away(), *(part.result() for part in parts)):
             # of the bits that moves take, about 2 log2(1 + |move|) each
             price = 2 * move.sign() * (1 << MOVE_BITS) / ((1 + move.abs()) * math.log(2))
@@ -128,12 +131,18 @@ def _crop(image, generator):
     return image[None]
 
 
-def _gradient(model, crop, biases):
-    """That of the bits of a crop."""
+def _gradient(model, crop, halved, biases):
+    """That of the bits of a crop's details."""
     kind, fast = crop.device.type, crop.is_cuda or _has_bfloat16()
     # not from autocast's cache, which within another autocast keeps biases as they were
     with torch.enable_grad(), torch.autocast(kind, torch.bfloat16, enabled=fast, cache_enabled=False):
-        bits = -model.log_prob(crop, min(LEVELS, depth(*crop.shape[-2:]))).sum() / math.log(2)
+        parts = []
+        for level, coarse, detail in model.pyramid.analyse(crop, min(LEVELS, depth(*crop.shape[-2:]))):
+            for part, distribution, values in parts_in_turn(model.detail, coarse, level, detail):
+                if level or not halved or not part.channels.start:
+                    parts.append((distribution, flattened(values)))
+        distributions, values = zip(*parts)
+        bits = -concatenated(distributions).log_prob(torch.cat(values, -1)).sum() / math.log(2)
     return torch.autograd.grad(bits, biases, allow_unused=True, materialize_grads=True)
 
 

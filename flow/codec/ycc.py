@@ -31,7 +31,8 @@ _inlined = numba.njit(forceinline=True)
 FULL, CORNER, CENTRE = range(3)
 # An encoder looks at so many colours first, and goes on if this share of them can occur.
 SAMPLES, SHARE = 1 << 12, 0.98
-# Fewer pixels are not worth it, nor are more exceptions among them, nor fewer that chroma's siting explains.
+# Fewer of these or shorter sides are not worth it, nor are more exceptions among pixels, or fewer pixels
+# whose chroma is as its siting explains.
 LEAST, LEAST_SIDE, MOST_EXCEPTIONS, EXPLAINED = 1 << 8, 4, 0.05, 0.75
 # How far it looks for a chroma sample that explains more, how often, and what a pixel counts at most.
 AWAY, SWEEPS, STALLED, MOST_OFF, FAR_OFF = 2, 8, 0.8, 4, 1 << 20
@@ -156,21 +157,18 @@ def find(array, effort=DEFAULT_EFFORT):
 
     effort: 1 .. 9: how long to look for what clipped colours were.
     """
-    clear = array.reshape(-1, 3)[_unclipped(array).ravel()]
-    if len(clear) < LEAST:
+    colours = array.reshape(-1, 3)
+    some = colours[np.random.default_rng(0).integers(0, len(colours), SAMPLES)]
+    some = some[((some > 0) & (some < 255)).all(1)]
+    if min(len(colours), len(some)) < LEAST:
         return None
-    some = np.ascontiguousarray(clear[np.random.default_rng(0).integers(0, len(clear), SAMPLES)])
     for number, conversion in enumerate(CONVERSIONS):
         if _share_known(_solved(some, *conversion[:3])) < SHARE:
             continue
-        seen = _solved(array.reshape(-1, 3), *conversion[:3]).reshape(2, *array.shape[:2])
+        seen = _solved(colours, *conversion[:3]).reshape(2, *array.shape[:2])
         if found := _halved(array, number, seen, effort) or _found(array, Form(number, FULL), seen, seen):
             return found
     return None
-
-
-def _unclipped(array):
-    return ((array > 0) & (array < 255)).all(-1)
 
 
 def _share_known(chroma):
