@@ -34,7 +34,7 @@ OPTIONS = ALL_BATCHES | CODER | {
     "img": Option(None, "these image files, and those in these folders", many=True),
     "others": Option(None, "only these of the other codecs, such as PNG", many=True),
     "effort": EFFORT._replace(help=f"of ours, with -img: {EFFORT.help}"),
-    "asRGB": Option(False, "with -img: ours does not look for the luma and chroma that pictures were made of"),
+    "asRGB": Option(False, "with -img: ours does not look for luma and chroma that pictures were made of"),
     "count": Option(None, "only the first so many pictures (default: all)", kind=int, least=1, most=10**9),
 }  # fmt: skip
 REFERENCE = "JPEG XL 9"

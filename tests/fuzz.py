@@ -37,7 +37,7 @@ SECONDS = 20  # more than any of these small files may take
 def stored_files():
     """A list of (data, model, its identity, the picture), for each of the files."""
     files = []
-    for folder in (FIXTURES, FIXTURES / "bands"):
+    for folder in (FIXTURES, FIXTURES / "bands", FIXTURES / "ycc"):
         model, name = tiny_model(folder)
         for path in sorted(folder.glob("*.nwf")):
             with Image.open(path.with_suffix(".png")) as picture:

@@ -20,6 +20,7 @@ from flow.model import build
 from tests.conftest import make_wild
 from tests.decoder import Model, decode
 from tests.test_codec import OPTIONS, frozen
+from tests.test_container import FIXTURES, tiny_model
 from utils.data.images import PHOTOS
 
 JFIF, PHOTO_YCC = range(2)
@@ -166,6 +167,15 @@ def test_moves_of_biases_are_learned_from_luma_and_chroma(codec, monkeypatch):
     data = codec.compress(image, effort=9)
     assert seen == [((3, 192, 256), True)]
     assert len(data) < 1.005 * len(codec.compress(image)) and np.array_equal(codec.decompress(data), image)
+
+
+@pytest.mark.parametrize("name", ["full", "halved", "corner"])
+def test_stored_files_decode(name):
+    """Never make these files anew: what was written once must decode."""
+    model, key = tiny_model(FIXTURES / "ycc")
+    data = (FIXTURES / "ycc" / f"{name}.nwf").read_bytes()
+    assert read_head(data).form
+    assert np.array_equal(unpack(data, model, key), Image.open(FIXTURES / "ycc" / f"{name}.png"))
 
 
 def test_damage_is_refused(codec):
