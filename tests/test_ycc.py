@@ -54,7 +54,7 @@ def made_of(image, form):
 
 def back(found):
     """The picture of a Found, by way of what the pyramid sees."""
-    samples = found.form.samples(found.planes())[0].permute(1, 2, 0).numpy().astype(np.uint8)
+    samples = found.form.samples(found.planes())[0].permute(1, 2, 0).clamp(0, 255).numpy().astype(np.uint8)
     return made(found.form, samples, found.exceptions)
 
 
@@ -176,6 +176,21 @@ def test_stored_files_decode(name):
     data = (FIXTURES / "ycc" / f"{name}.nwf").read_bytes()
     assert read_head(data).form
     assert np.array_equal(unpack(data, model, key), Image.open(FIXTURES / "ycc" / f"{name}.png"))
+
+
+def test_chroma_may_reach_its_ends():
+    chroma = np.random.default_rng(0).choice(np.array([0, 255], np.int16), (2, 16, 20))
+    samples = np.zeros((32, 40, 3), np.uint8)
+    samples[..., 0], samples[::2, ::2, 1:] = 128, chroma.transpose(1, 2, 0)
+    form = Form(JFIF, CORNER)
+    image = made(form, samples, b"")
+    found = ycc.Found(form, samples[..., 0], chroma, b"")
+    planes = found.planes()
+    # between them, rounding leaves what a sample can be
+    assert (form.samples(planes) < 0).any() and not form.outside(planes).any()
+    assert np.array_equal(back(found), image)
+    planes[0, 1, 2, 4] += 1000
+    assert form.outside(planes).sum() == 1
 
 
 def test_damage_is_refused(codec):

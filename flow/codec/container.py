@@ -537,8 +537,13 @@ def _check_known(head, stream, model, level):
         decoded = decode_levels(
             model, [Decoder(stream)], head.size[::-1], head.settings, partial=True, shift=shift
         )
-        guesses.append((head.form.samples if head.form else model.to_images)(finest(decoded)))
+        guesses.append(finest(decoded))
     one, other = guesses
     known = (one == other).all(1, keepdim=True)
-    if (known & ((one < 0) | (one > 255))).any():
+    if (known & (head.form.outside(one) if head.form else _outside(model.to_images(one)))).any():
         raise Corrupt("corrupt file: it holds values that are no pixels")
+
+
+def _outside(images):
+    """Which pixels are none, (B, 1, H, W)."""
+    return ((images < 0) | (images > 255)).any(1, keepdim=True)

@@ -117,6 +117,14 @@ class Form(NamedTuple):
         c1, c2 = (c + zero for c, zero in zip((c1, c2), CONVERSIONS[self.conversion].neutral))
         return torch.stack([y, c1, c2], 1)
 
+    def outside(self, planes):
+        """Which pixels of planes are made of what is not in 0..255: (B, 1, H, W)."""
+        samples = self.samples(planes)
+        wrong = (samples < 0) | (samples > 255)
+        if self.halved:
+            wrong[:, 1:, 1::2] = wrong[:, 1:, :, 1::2] = False
+        return wrong.any(1, keepdim=True)
+
     def pack(self):
         """As a byte. Inverse: form_of."""
         rows, columns = self.flipped
