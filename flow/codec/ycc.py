@@ -20,6 +20,7 @@ from scipy.linalg import solveh_banded
 from scipy.sparse import csr_array
 
 from flow.codec.planes import DEFAULT_EFFORT, inflate
+from utils.arithmetic.crew import submit
 from utils.arithmetic.integers import MIDDLE
 from utils.arithmetic.polyphase import band_sizes, channels_last, interpolated, merge
 
@@ -41,6 +42,8 @@ UNKNOWN = -1
 MOVES, STAY = 81, 40
 # Rounds of projection, more with effort where colours are clipped; how far each goes, and what is too far.
 ROUNDS, OVER, OUTLIER = 4, 1.7, 8
+# Rows that are projected at a time, and rows beside them that matter; rows of chroma that are moved.
+PIECE, MARGIN, ROWS = 256, 32, 64
 
 
 # The tables of a Conversion.
@@ -245,12 +248,27 @@ def _along(function, x, axis):
 
 
 def _projected(array, seen, siting, conversion, effort):
-    """Halved chroma (2, h, w) of which that of an array was interpolated, about.
+    """Halved chroma (2, h, w) of which that of an array was interpolated, about; seen: what is known of it.
 
-    By projection, in turn onto what is interpolated, by least squares, and what is rounded and clipped to
-    the colours. seen: (2, H, W), the chroma that is known.
+    Pieces of rows are each projected with some rows more on both sides.
     """
-    known, wanted = seen[0] != UNKNOWN, _filled(seen).astype(np.float64)
+    height, filled, pieces = len(array), _filled(seen), []
+    for top in range(0, height, PIECE):
+        first, end = max(top - MARGIN, 0), min(top + PIECE, height)
+        rows = slice(first, min(end + MARGIN, height))
+        piece = array[rows], seen[:, rows], filled[:, rows], siting, conversion, effort
+        wanted = slice(top - first >> 1, end - first + 1 >> 1)
+        pieces.append((wanted, submit(_projected_piece, *piece, pixels=array[rows, :, 0].size)))
+    chroma = np.concatenate([piece.result()[:, wanted] for wanted, piece in pieces], 1)
+    if siting == CORNER:
+        exact = seen[:, ::2, ::2]
+        chroma = np.where(exact != UNKNOWN, exact, chroma)
+    return chroma
+
+
+def _projected_piece(array, seen, filled, siting, conversion, effort):
+    """By projection, in turn onto what is interpolated, by least squares, and what is rounded and clipped."""
+    known, wanted = seen[0] != UNKNOWN, filled.astype(np.float64)
     down, across = (_Interpolation(count, siting) for count in array.shape[:2])
     # what of all between two integers is rounded to one, see _sample
     least = seen - (1 / 2 - (np.arange(array.shape[1]) % 2 / 16 if siting == CENTRE else 0))
@@ -264,11 +282,7 @@ def _projected(array, seen, siting, conversion, effort):
             off[:, (abs(off) > OUTLIER).any(0)] = 0
             off[:, ~known] = clipped.off(wanted[:, ~known])
             wanted += off
-    chroma = np.clip(np.rint(chroma), 0, 255).astype(np.int16)
-    if siting == CORNER:
-        exact = seen[:, ::2, ::2]
-        chroma = np.where(exact != UNKNOWN, exact, chroma)
-    return chroma
+    return np.clip(np.rint(chroma), 0, 255).astype(np.int16)
 
 
 class _Clipped:
@@ -303,11 +317,11 @@ def _found(array, form, seen, chroma):
         chroma = _filled(chroma).copy()
     arguments, size = (array, seen, chroma, form.siting, *conversion[:3]), array.shape[:2]
     for _ in range(SWEEPS):
-        if not _improve(*arguments):
+        if not _in_pieces(_improve, *arguments):
             break
     left = math.inf
     for n in range(SWEEPS if form.halved else 0):
-        before, left = left, _wander(*arguments, n)
+        before, left = left, _in_pieces(_wander, *arguments, n)
         if left > STALLED * before:
             break
     luma = _lumas(array, upsampled(chroma, form.siting, size), *conversion[:3])
@@ -315,6 +329,18 @@ def _found(array, form, seen, chroma):
     if wrong.mean() > MOST_EXCEPTIONS:
         return None
     return Found(form, luma, chroma, _pack_exceptions(array, wrong))
+
+
+def _in_pieces(function, array, seen, chroma, *arguments):
+    """The sum of what a function gives for pieces of chroma's rows, every other of them at the same time."""
+    total, height = 0, chroma.shape[1]
+    for start in (0, ROWS):
+        pieces = []
+        for top in range(start, height, 2 * ROWS):
+            rows = top, min(top + ROWS, height)
+            pieces.append(submit(function, array, seen, chroma, *arguments, *rows, pixels=array[..., 0].size))
+        total += sum(piece.result() for piece in pieces)
+    return total
 
 
 def made(form, samples, exceptions):
@@ -466,10 +492,10 @@ def _off(array, seen, chroma, siting, channels, y, x, divisor, luma, tables):
 
 
 @_compiled
-def _map_off(array, seen, chroma, siting, divisor, luma, tables):
-    """Which pixels (H, W) are not explained by chroma."""
-    out = np.empty(array.shape[:2], np.bool_)
-    for y in range(array.shape[0]):
+def _map_off(array, seen, chroma, siting, divisor, luma, tables, around):
+    """Which pixels (H, W), of some rows, are not explained by chroma."""
+    out = np.zeros(array.shape[:2], np.bool_)
+    for y in range(around[0], around[1]):
         for x in range(array.shape[1]):
             out[y, x] = _off(array, seen, chroma, siting, (0, 2), y, x, divisor, luma, tables) > 0
     return out
@@ -506,10 +532,14 @@ def _off_around(array, seen, chroma, siting, channels, around, most, divisor, lu
 
 
 @_compiled
-def _improve(array, seen, chroma, siting, divisor, luma, tables):
-    """Move samples of chroma (2, h, w) to where they explain their pixels best; how many were moved."""
-    moved, off = 0, _map_off(array, seen, chroma, siting, divisor, luma, tables)
-    for i in range(chroma.shape[1]):
+def _improve(array, seen, chroma, siting, divisor, luma, tables, top, end):
+    """Move samples of chroma (2, h, w), of some rows, to where they explain their pixels best.
+
+    Returns how many were moved.
+    """
+    around = _pixels_of(siting, top, 0, end - top, array.shape)
+    moved, off = 0, _map_off(array, seen, chroma, siting, divisor, luma, tables, around)
+    for i in range(top, end):
         for j in range(chroma.shape[2]):
             around = _pixels_of(siting, i, j, 1, array.shape)
             if not _any(off, around):
@@ -531,16 +561,17 @@ def _improve(array, seen, chroma, siting, divisor, luma, tables):
 
 
 @_compiled
-def _wander(array, seen, chroma, siting, divisor, luma, tables, state):
-    """Move 2x2 samples of a channel of chroma by 1 at most, also to where they explain as much.
+def _wander(array, seen, chroma, siting, divisor, luma, tables, state, top, end):
+    """Move 2x2 samples of a channel of chroma, in some rows, by 1 at most, also where they explain as much.
 
     state: of what chooses among these. Returns how many pixels of known chroma were not explained before.
     """
-    off, before = _map_off(array, seen, chroma, siting, divisor, luma, tables), np.empty(4, np.int16)
+    around, before = _pixels_of(siting, top, 0, end - top, array.shape), np.empty(4, np.int16)
+    off = _map_off(array, seen, chroma, siting, divisor, luma, tables, around)
     off &= seen[0] != UNKNOWN
     for channel in range(2):
         channels = channel, channel + 1
-        for i in range(chroma.shape[1] - 1):
+        for i in range(top, min(end, chroma.shape[1] - 1)):
             for j in range(chroma.shape[2] - 1):
                 around = _pixels_of(siting, i, j, 2, array.shape)
                 if not _any(off, around):
