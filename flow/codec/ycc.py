@@ -38,8 +38,9 @@ LEAST, LEAST_SIDE, MOST_EXCEPTIONS, EXPLAINED = 1 << 8, 4, 0.05, 0.75
 # How far it looks for a chroma sample that explains more, how often, and what a pixel counts at most.
 AWAY, SWEEPS, STALLED, MOST_OFF, FAR_OFF = 2, 8, 0.8, 4, 1 << 20
 UNKNOWN = -1
-# Moves of four samples by -1, 0 or 1: none of them is in the middle.
-MOVES, STAY = 81, 40
+# Moves of four samples by -1, 0 or 1, a digit to the base of three each; one or two of them, and none.
+STAY = 40
+MOVES = np.array([n for n in range(81) if 0 < sum(n // 3**k % 3 != 1 for k in range(4)) <= 2])
 # Rounds of projection, more with effort where colours are clipped; how far each goes, and what is too far.
 ROUNDS, OVER, OUTLIER = 4, 1.7, 8
 # Rows that are projected at a time, and rows beside them that matter; rows of chroma that are moved.
@@ -269,6 +270,8 @@ def _projected(array, seen, siting, conversion, effort):
 def _projected_piece(array, seen, filled, siting, conversion, effort):
     """By projection, in turn onto what is interpolated, by least squares, and what is rounded and clipped."""
     known, wanted = seen[0] != UNKNOWN, filled.astype(np.float64)
+    if siting == CORNER and known.all():
+        return filled[:, ::2, ::2]
     down, across = (_Interpolation(count, siting) for count in array.shape[:2])
     # what of all between two integers is rounded to one, see _sample
     least = seen - (1 / 2 - (np.arange(array.shape[1]) % 2 / 16 if siting == CENTRE else 0))
@@ -316,13 +319,14 @@ def _found(array, form, seen, chroma):
     if form.siting == FULL:
         chroma = _filled(chroma).copy()
     arguments, size = (array, seen, chroma, form.siting, *conversion[:3]), array.shape[:2]
+    left, changed = math.inf, np.ones(chroma.shape[1:], bool)
     for _ in range(SWEEPS):
-        if not _in_pieces(_improve, *arguments):
+        before, changed = changed, np.zeros_like(changed)
+        if not _in_pieces(_improve, *arguments, before, changed):
             break
-    left = math.inf
     for n in range(SWEEPS if form.halved else 0):
         before, left = left, _in_pieces(_wander, *arguments, n)
-        if left > STALLED * before:
+        if left > STALLED * before or not left:
             break
     luma = _lumas(array, upsampled(chroma, form.siting, size), *conversion[:3])
     wrong = (_converted(luma, upsampled(chroma, form.siting, size), conversion) != array).any(-1)
@@ -478,7 +482,7 @@ def _solved(colours, divisor, luma, tables):
     return out
 
 
-@_compiled
+@_inlined
 def _off(array, seen, chroma, siting, channels, y, x, divisor, luma, tables):
     """How far a pixel is from being explained by these channels of chroma (2, h, w)."""
     if seen[0, y, x] != UNKNOWN:
@@ -520,6 +524,15 @@ def _any(off, around):
 
 
 @_compiled
+def _any_unknown(seen, around):
+    for y in range(around[0], around[1]):
+        for x in range(around[2], around[3]):
+            if seen[0, y, x] == UNKNOWN:
+                return True
+    return False
+
+
+@_compiled
 def _off_around(array, seen, chroma, siting, channels, around, most, divisor, luma, tables):
     """How far the pixels of these rows and columns are from being explained; not exact above `most`."""
     total = 0
@@ -532,31 +545,43 @@ def _off_around(array, seen, chroma, siting, channels, around, most, divisor, lu
 
 
 @_compiled
-def _improve(array, seen, chroma, siting, divisor, luma, tables, top, end):
+def _improve(array, seen, chroma, siting, divisor, luma, tables, before, changed, top, end):
     """Move samples of chroma (2, h, w), of some rows, to where they explain their pixels best.
 
-    Returns how many were moved.
+    before, changed: (h, w), those moved the last time, and this time: others need not be looked at, but for
+    those next to them. Returns how many were moved.
     """
     around = _pixels_of(siting, top, 0, end - top, array.shape)
     moved, off = 0, _map_off(array, seen, chroma, siting, divisor, luma, tables, around)
     for i in range(top, end):
         for j in range(chroma.shape[2]):
             around = _pixels_of(siting, i, j, 1, array.shape)
-            if not _any(off, around):
+            near = max(i - 2, 0), min(i + 3, chroma.shape[1]), max(j - 2, 0), min(j + 3, chroma.shape[2])
+            if not _any(off, around) or not (_any(before, near) or _any(changed, near)):
                 continue
             least = _off_around(array, seen, chroma, siting, (0, 2), around, FAR_OFF, divisor, luma, tables)
             one, other = chroma[0, i, j], chroma[1, i, j]
             best_one, best_other = one, other
-            for c1 in range(max(one - AWAY, 0), min(one + AWAY, 255) + 1):
-                for c2 in range(max(other - AWAY, 0), min(other + AWAY, 255) + 1):
+            # of clipped colours one channel tells of both, of others each of its own
+            both = AWAY if _any_unknown(seen, around) else 0
+            for d in range(-AWAY, AWAY + 1):
+                for e in range(-both, both + 1):
+                    c1, c2 = min(max(one + d, 0), 255), min(max(other + e, 0), 255)
                     chroma[0, i, j], chroma[1, i, j] = c1, c2
                     total = _off_around(
                         array, seen, chroma, siting, (0, 2), around, least, divisor, luma, tables
                     )
                     if total < least:
                         least, best_one, best_other = total, c1, c2
+            for e in range(-AWAY, AWAY + 1 if not both else -AWAY):
+                c2 = min(max(other + e, 0), 255)
+                chroma[0, i, j], chroma[1, i, j] = best_one, c2
+                total = _off_around(array, seen, chroma, siting, (0, 2), around, least, divisor, luma, tables)
+                if total < least:
+                    least, best_other = total, c2
             chroma[0, i, j], chroma[1, i, j] = best_one, best_other
-            moved += best_one != one or best_other != other
+            changed[i, j] = best_one != one or best_other != other
+            moved += changed[i, j]
     return moved
 
 
@@ -584,9 +609,7 @@ def _wander(array, seen, chroma, siting, divisor, luma, tables, state, top, end)
                 for n in range(4):
                     before[n] = chroma[channel, i + (n >> 1), j + (n & 1)]
                 best, count = STAY, 0
-                for move in range(MOVES):
-                    if move == STAY:
-                        continue
+                for move in MOVES:
                     _move(chroma, channel, i, j, before, move)
                     total = _off_around(
                         array, seen, chroma, siting, channels, around, least, divisor, luma, tables
