@@ -28,7 +28,7 @@ def pixels_of(picture):
 @pytest.mark.parametrize(
     "name",
     ["raw", "deflate", "webp", "flow", "alpha", "bands/flow", "bands/strips", "bands/corrected"]
-    + ["ycc/full", "ycc/halved", "ycc/corner"],
+    + ["ycc/full", "ycc/halved", "ycc/corner", "ycc/corrected"],
 )
 def test_the_page_is_enough_to_read_stored_files(name):
     path = FIXTURES / f"{name}.nwf"

@@ -12,6 +12,7 @@ import zlib
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -63,6 +64,8 @@ HAS_METADATA, HAS_SETTINGS, IS_DEEP = 1 << 5, 1 << 6, 1 << 7
 # picture is made of luma and chroma.
 CORRECTED, TUNED, MADE = 1 << 5, 1 << 6, 1 << 7
 IDENTITY_BYTES = 8
+# Where more than one byte of so many is for exceptions, the picture is tried without its luma and chroma.
+EXCEPTIONAL = 50
 # A model is not tuned to a picture for which another method is smaller than its stream by more than this.
 WORTH_TUNING = 1.1
 # What a stream may promise for each of its bytes, lest a few bytes claim memory and hours: as deflate has it.
@@ -83,7 +86,7 @@ class Head(NamedTuple):
     """What stands before the stream, which begins at `end`.
 
     moves: of the model's biases, see flow/codec/tuning.py. form, exceptions: of a picture made of luma and
-    chroma, see flow/codec/ycc.py; None otherwise. level_checksums: level -> that of its image.
+    chroma, see flow/codec/ycc.py; None and none otherwise. level_checksums: level -> that of its image.
     deep: whether samples have 16 bits. low: of these, unless the plane has them whole, the values that occur
     and the plane of what is below 8 bits.
     """
@@ -144,6 +147,8 @@ def pack(
                 _pack_flow, picture, metadata, model, identity, settings, effort, low, alpha, found=found
             )
             flows.append(pack_flow(None if steps else progress))
+            if found and EXCEPTIONAL * len(found.exceptions) > sum(map(len, flows[0])):
+                flows.append(pack_flow(found=None))
         planes = {m: plane for m, plane in planes.result().items() if m == WEBP or not low}
         least = min(map(len, planes.values()), default=math.inf)
         if steps and sum(map(len, flows[0])) - below < WORTH_TUNING * least:
@@ -244,7 +249,7 @@ def read_head(data):
     if flags & MADE:
         made = reader.block()
         if not made or mode not in ("RGB", "RGBA") or kind & IS_DEEP:
-            raise ValueError("corrupt file: it is made of luma and chroma and has none")
+            raise ValueError("corrupt file: its luma and chroma make no sense")
         form, exceptions = ycc.form_of(made[0]), made[1:]
         settings = settings._replace(halved=form.halved)
     metadata = reader.block() if kind & HAS_METADATA else b""
@@ -504,7 +509,13 @@ def _with_alpha(head, array, levels):
     if head.mode in ("L", "LA"):
         picture = picture.convert("L")
     if head.mode in ("LA", "RGBA"):
-        alpha = subsample(unmarked_plane(head.plane, "L", head.size), 1 << levels)
+        alpha = unmarked_plane(head.plane, "L", head.size)
+        if levels and head.form:  # from where the coarse band begins
+            alpha = Image.fromarray(np.ascontiguousarray(head.form.turned(np.asarray(alpha))))
+            alpha = head.form.turned(np.asarray(subsample(alpha, 1 << levels)))
+            alpha = Image.fromarray(np.ascontiguousarray(alpha))
+        else:
+            alpha = subsample(alpha, 1 << levels)
         picture = Image.merge(head.mode, (*picture.split(), alpha))
     return picture
 

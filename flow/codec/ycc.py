@@ -15,9 +15,6 @@ from typing import NamedTuple
 import numba
 import numpy as np
 import torch
-from scipy import ndimage
-from scipy.linalg import solveh_banded
-from scipy.sparse import csr_array
 
 from flow.codec.planes import DEFAULT_EFFORT, inflate
 from utils.arithmetic.crew import submit
@@ -30,21 +27,28 @@ _inlined = numba.njit(forceinline=True)
 # How chroma became as large as luma. It was so; or each 2x2 had a sample, at the upper left pixel, and
 # between them are their means; or in the middle, and pixels have 9, 3, 3 and 1 sixteenths of the nearest.
 FULL, CORNER, CENTRE = range(3)
-# An encoder looks at so many colours first, and goes on if this share of them can occur.
-SAMPLES, SHARE = 1 << 12, 0.98
-# Fewer of these or shorter sides are not worth it, nor are more exceptions among pixels, or fewer pixels
-# whose chroma is as its siting explains.
-LEAST, LEAST_SIDE, MOST_EXCEPTIONS, EXPLAINED = 1 << 8, 4, 0.05, 0.75
-# How far it looks for a chroma sample that explains more, how often, and what a pixel counts at most.
-AWAY, SWEEPS, STALLED, MOST_OFF, FAR_OFF = 2, 8, 0.8, 4, 1 << 20
+# An encoder looks at so many colours first, and goes on if this share of them can occur. Fewer, or shorter
+# sides, are not worth it.
+SAMPLES, SHARE, LEAST, LEAST_SIDE = 1 << 12, 0.98, 1 << 8, 4
+# A siting is looked into if it explains the chroma of this share of pixels, given up if so many are off when
+# samples have been moved one by one, and taken if so few are in the end, and some beside.
+EXPLAINED, HOPELESS, FEW, SOME = 0.75, 0.03, 0.01, 16
+# Exceptions: no more of all pixels are worth it, and in a file there cannot be more than one in so many.
+MOST_EXCEPTIONS, EXCEPTIONS_LIMIT = 0.05, 16
+# Where colours are clipped, so many pixels around are not counted for it.
+AWAY_FROM_CLIPPED = 4
+# How far from where it is a sample is tried, and how far off a pixel may count; more than all pixels around.
+AWAY, MOST_OFF, FAR_OFF = 2, 4, 1 << 20
+# Wandering ends where so much of what was off is left.
+STALLED = 0.8
 UNKNOWN = -1
-# Moves of four samples by -1, 0 or 1, a digit to the base of three each; one or two of them, and none.
+# Moves of four samples by -1, 0 or 1, a digit to the base of three each: none, and of one or two of them.
 STAY = 40
 MOVES = np.array([n for n in range(81) if 0 < sum(n // 3**k % 3 != 1 for k in range(4)) <= 2])
 # Rounds of projection, more with effort where colours are clipped; how far each goes, and what is too far.
 ROUNDS, OVER, OUTLIER = 4, 1.7, 8
-# Rows that are projected at a time, and rows beside them that matter; rows of chroma that are moved.
-PIECE, MARGIN, ROWS = 256, 32, 64
+# Pixels that are projected at a time, and rows beside them that matter; rows of chroma that are moved.
+PIECE, MARGIN, ROWS = 1 << 18, 32, 64
 
 
 # The tables of a Conversion.
@@ -55,7 +59,7 @@ class Conversion(NamedTuple):
     """R = (luma y + red[c2]) // divisor, G = (luma y + green_1[c1] + green_2[c2]) // divisor and
     B = (luma y + blue[c1]) // divisor, clamped to 0..255; y, c1 and c2 are 0..255.
 
-    tables: (4, 256), int64; red and blue rise, by more than the divisor each time; luma is no less than it.
+    tables: (4, 256), int64; red and blue rise, each time by the divisor or more; luma is no less than it.
     neutral: c1 and c2 where there is no colour.
     """
 
@@ -178,7 +182,9 @@ def find(array, effort=DEFAULT_EFFORT):
         if _share_known(_solved(some, *conversion[:3])) < SHARE:
             continue
         seen = _solved(colours, *conversion[:3]).reshape(2, *array.shape[:2])
-        if found := _halved(array, number, seen, effort) or _found(array, Form(number, FULL), seen, seen):
+        found = _halved(array, number, seen, effort)
+        found = found or _found(array, Form(number, FULL), seen, seen, effort)
+        if found:
             return found
     return None
 
@@ -192,19 +198,23 @@ def _halved(array, number, seen, effort):
     size = array.shape[:2]
     if min(size) < LEAST_SIDE:
         return None
-    conversion, candidates = CONVERSIONS[number], []
+    conversion, corners = CONVERSIONS[number], []
     for flipped in (False, False), (False, True), (True, False), (True, True):
         form = Form(number, CORNER, flipped)
-        turned = np.stack([form.turned(plane) for plane in seen])
+        turned = _turned(form, seen)
         if _explained(turned, upsampled(_filled(turned)[:, ::2, ::2], CORNER, size)) > EXPLAINED:
-            candidates.append((form, turned))
-    for form, turned in *candidates, (Form(number, CENTRE), seen):
-        pixels = form.turned(array)
+            corners.append(form)
+    for form in *corners, Form(number, CENTRE):
+        pixels, turned = form.turned(array), _turned(form, seen)
         chroma = _projected(pixels, turned, form.siting, conversion, effort)
         if _explained(turned, upsampled(chroma, form.siting, size)) > EXPLAINED:
-            if found := _found(pixels, form, turned, chroma):
+            if found := _found(pixels, form, turned, chroma, effort):
                 return found
     return None
+
+
+def _turned(form, seen):
+    return np.stack([form.turned(plane) for plane in seen])
 
 
 def _explained(seen, chroma):
@@ -217,6 +227,8 @@ def _filled(seen):
     unknown = seen[0] == UNKNOWN
     if not unknown.any():
         return seen
+    from scipy import ndimage  # takes a while, which decoders need not wait
+
     nearest = ndimage.distance_transform_edt(unknown, return_distances=False, return_indices=True)
     return seen[:, nearest[0], nearest[1]]
 
@@ -225,6 +237,8 @@ class _Interpolation:
     """Along an axis: n samples -> count, and back by least squares; without rounding. Arrays: (2, .., ..)."""
 
     def __init__(self, count, siting):
+        from scipy.sparse import csr_array
+
         n, places = (count + 1) // 2, np.arange(count)
         near, next_ = places >> 1, places & 1
         far = near + (next_ if siting == CORNER else 2 * next_ - 1)
@@ -240,6 +254,8 @@ class _Interpolation:
 
     def back(self, x, axis):
         """(.., count, ..) -> (.., n, ..)."""
+        from scipy.linalg import solveh_banded
+
         return _along(lambda lines: solveh_banded(self.normal, self.matrix.T @ lines), x, axis)
 
 
@@ -254,8 +270,9 @@ def _projected(array, seen, siting, conversion, effort):
     Pieces of rows are each projected with some rows more on both sides.
     """
     height, filled, pieces = len(array), _filled(seen), []
-    for top in range(0, height, PIECE):
-        first, end = max(top - MARGIN, 0), min(top + PIECE, height)
+    count = min(max(PIECE // array.shape[1] & ~1, MARGIN), height)
+    for top in range(0, height, count):
+        first, end = max(top - MARGIN, 0), min(top + count, height)
         rows = slice(first, min(end + MARGIN, height))
         piece = array[rows], seen[:, rows], filled[:, rows], siting, conversion, effort
         wanted = slice(top - first >> 1, end - first + 1 >> 1)
@@ -306,33 +323,59 @@ class _Clipped:
         """What is to be added to chroma (2, N)."""
         start = chroma
         for way, least, most in self.bounds:
-            here = way @ (chroma - self.neutral)
-            chroma = chroma + np.outer(way, np.clip(here, least, most) - here) / (way @ way)
+            here = (way[:, None] * (chroma - self.neutral)).sum(
+                0
+            )  # a product would wake the library's threads
+            chroma = chroma + way[:, None] * ((np.clip(here, least, most) - here) / (way**2).sum())
         return chroma - start
 
 
-def _found(array, form, seen, chroma):
+def _found(array, form, seen, chroma, effort):
     """The Found of a picture and its chroma, stored in the order of the form, if it is worth it."""
     conversion = CONVERSIONS[form.conversion]
     array, chroma = np.ascontiguousarray(array), np.ascontiguousarray(chroma, np.int16)
-    seen = np.ascontiguousarray(seen)
+    seen, size = np.ascontiguousarray(seen), array.shape[:2]
     if form.siting == FULL:
         chroma = _filled(chroma).copy()
-    arguments, size = (array, seen, chroma, form.siting, *conversion[:3]), array.shape[:2]
-    left, changed = math.inf, np.ones(chroma.shape[1:], bool)
-    for _ in range(SWEEPS):
+    arguments, changed = (array, seen, chroma, form.siting, *conversion[:3]), np.ones(chroma.shape[1:], bool)
+    for _ in range(1 + effort):
         before, changed = changed, np.zeros_like(changed)
         if not _in_pieces(_improve, *arguments, before, changed):
             break
-    for n in range(SWEEPS if form.halved else 0):
-        before, left = left, _in_pieces(_wander, *arguments, n)
-        if left > STALLED * before or not left:
-            break
-    luma = _lumas(array, upsampled(chroma, form.siting, size), *conversion[:3])
-    wrong = (_converted(luma, upsampled(chroma, form.siting, size), conversion) != array).any(-1)
+    if form.halved:
+        clear = _clear(seen)
+        if _is_off(seen, chroma, form, clear, HOPELESS):
+            return None
+        left = math.inf
+        for n in range(1 + effort):
+            before, left = left, _in_pieces(_wander, *arguments, n)
+            if left > STALLED * before or not left:
+                break
+        if _is_off(seen, chroma, form, clear, FEW):
+            return None
+    full = upsampled(chroma, form.siting, size)
+    luma = _lumas(array, full, *conversion[:3])
+    wrong = (_converted(luma, full, conversion) != array).any(-1)
     if wrong.mean() > MOST_EXCEPTIONS:
         return None
     return Found(form, luma, chroma, _pack_exceptions(array, wrong))
+
+
+def _clear(seen):
+    """Which pixels (H, W) are of known chroma, as are those around; if these are few, all of known chroma."""
+    known = seen[0] != UNKNOWN
+    if known.all():
+        return known
+    from scipy import ndimage
+
+    clear = ndimage.binary_erosion(known, iterations=AWAY_FROM_CLIPPED, border_value=1)
+    return clear if clear.sum() > LEAST else known
+
+
+def _is_off(seen, chroma, form, clear, share):
+    """Whether more than a share of the clear pixels, and some beside, are not explained by chroma."""
+    off = (seen != upsampled(chroma, form.siting, seen.shape[1:])).any(0)[clear]
+    return off.sum() > share * off.size + SOME
 
 
 def _in_pieces(function, array, seen, chroma, *arguments):
@@ -398,7 +441,8 @@ def _pack_exceptions(array, wrong):
 
 def _unpack_exceptions(packed, count):
     """Inverse of _pack_exceptions: places among so many pixels, and colours."""
-    data = np.frombuffer(inflate(packed, 7 * count) if packed else b"", np.uint8)
+    most = 7 * (count // EXCEPTIONS_LIMIT + 1)
+    data = np.frombuffer(inflate(packed, most) if packed else b"", np.uint8)
     if data.size % 7:
         raise ValueError("corrupt file: its exceptions make no sense")
     data = np.ascontiguousarray(data.reshape(7, -1).T)
@@ -496,12 +540,14 @@ def _off(array, seen, chroma, siting, channels, y, x, divisor, luma, tables):
 
 
 @_compiled
-def _map_off(array, seen, chroma, siting, divisor, luma, tables, around):
-    """Which pixels (H, W), of some rows, are not explained by chroma."""
-    out = np.zeros(array.shape[:2], np.bool_)
-    for y in range(around[0], around[1]):
+def _map_off(array, seen, chroma, siting, divisor, luma, tables, first, end, of_unknown):
+    """Which pixels of rows from the first on are not explained by chroma."""
+    out = np.zeros((end - first, array.shape[1]), np.bool_)
+    for y in range(first, end):
         for x in range(array.shape[1]):
-            out[y, x] = _off(array, seen, chroma, siting, (0, 2), y, x, divisor, luma, tables) > 0
+            if of_unknown or seen[0, y, x] != UNKNOWN:
+                off = _off(array, seen, chroma, siting, (0, 2), y, x, divisor, luma, tables)
+                out[y - first, x] = off > 0
     return out
 
 
@@ -515,10 +561,10 @@ def _pixels_of(siting, i, j, size, shape):
 
 
 @_compiled
-def _any(off, around):
+def _any(off, first, around):
     for y in range(around[0], around[1]):
         for x in range(around[2], around[3]):
-            if off[y, x]:
+            if off[y - first, x]:
                 return True
     return False
 
@@ -551,13 +597,13 @@ def _improve(array, seen, chroma, siting, divisor, luma, tables, before, changed
     before, changed: (h, w), those moved the last time, and this time: others need not be looked at, but for
     those next to them. Returns how many were moved.
     """
-    around = _pixels_of(siting, top, 0, end - top, array.shape)
-    moved, off = 0, _map_off(array, seen, chroma, siting, divisor, luma, tables, around)
+    first, last, _, _ = _pixels_of(siting, top, 0, end - top, array.shape)
+    moved, off = 0, _map_off(array, seen, chroma, siting, divisor, luma, tables, first, last, True)
     for i in range(top, end):
         for j in range(chroma.shape[2]):
             around = _pixels_of(siting, i, j, 1, array.shape)
             near = max(i - 2, 0), min(i + 3, chroma.shape[1]), max(j - 2, 0), min(j + 3, chroma.shape[2])
-            if not _any(off, around) or not (_any(before, near) or _any(changed, near)):
+            if not _any(off, first, around) or not (_any(before, 0, near) or _any(changed, 0, near)):
                 continue
             least = _off_around(array, seen, chroma, siting, (0, 2), around, FAR_OFF, divisor, luma, tables)
             one, other = chroma[0, i, j], chroma[1, i, j]
@@ -589,17 +635,19 @@ def _improve(array, seen, chroma, siting, divisor, luma, tables, before, changed
 def _wander(array, seen, chroma, siting, divisor, luma, tables, state, top, end):
     """Move 2x2 samples of a channel of chroma, in some rows, by 1 at most, also where they explain as much.
 
-    state: of what chooses among these. Returns how many pixels of known chroma were not explained before.
+    state: of what chooses among these. Where pixels of known chroma are off. Returns how many were.
     """
-    around, before = _pixels_of(siting, top, 0, end - top, array.shape), np.empty(4, np.int16)
-    off = _map_off(array, seen, chroma, siting, divisor, luma, tables, around)
-    off &= seen[0] != UNKNOWN
+    first, last, _, _ = _pixels_of(siting, top, 0, end - top, array.shape)
+    off = _map_off(array, seen, chroma, siting, divisor, luma, tables, first, last, False)
+    before = np.empty(4, np.int16)
     for channel in range(2):
         channels = channel, channel + 1
         for i in range(top, min(end, chroma.shape[1] - 1)):
             for j in range(chroma.shape[2] - 1):
                 around = _pixels_of(siting, i, j, 2, array.shape)
-                if not _any(off, around):
+                # samples of the next rows have pixels that are not in the map
+                here = around[0], min(around[1], last), around[2], around[3]
+                if not _any(off, first, here):
                     continue
                 least = _off_around(
                     array, seen, chroma, siting, channels, around, FAR_OFF, divisor, luma, tables
