@@ -30,9 +30,10 @@ FULL, CORNER, CENTRE = range(3)
 # An encoder looks at so many colours first, and goes on if this share of them can occur. Fewer, or shorter
 # sides, are not worth it.
 SAMPLES, SHARE, LEAST, LEAST_SIDE = 1 << 12, 0.98, 1 << 8, 4
-# A siting is looked into if it explains the chroma of this share of pixels, given up if so many are off when
+# A siting is looked into if it explains the chroma of this share of pixels, or where it is read at corners of
+# this, given up if so many are off when
 # samples have been moved one by one, and taken if so few are in the end, and some beside.
-EXPLAINED, HOPELESS, FEW, SOME = 0.75, 0.03, 0.01, 16
+EXPLAINED, READ, HOPELESS, FEW, SOME = 0.75, 0.9, 0.03, 0.01, 16
 # Exceptions: no more of all pixels are worth it, and in a file there cannot be more than one in so many.
 MOST_EXCEPTIONS, EXCEPTIONS_LIMIT = 0.05, 16
 # Where colours are clipped, so many pixels around are not counted for it.
@@ -202,7 +203,7 @@ def _halved(array, number, seen, effort):
     for flipped in (False, False), (False, True), (True, False), (True, True):
         form = Form(number, CORNER, flipped)
         turned = _turned(form, seen)
-        if _explained(turned, upsampled(_filled(turned)[:, ::2, ::2], CORNER, size)) > EXPLAINED:
+        if _explained(turned, upsampled(_filled(turned)[:, ::2, ::2], CORNER, size)) > READ:
             corners.append(form)
     for form in *corners, Form(number, CENTRE):
         pixels, turned = form.turned(array), _turned(form, seen)
