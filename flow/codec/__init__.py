@@ -10,6 +10,7 @@ stream     images <-> streams under a frozen model, coarse to fine
 corrected  streams whose distributions are corrected to the picture
 tuning     what a picture moves the model's biases by
 ycc        the luma and chroma that a picture was made of
+ycc_kernels  its loops over pixels, compiled
 dataset    a folder of .nwf files as a data set of torch's
 feed       a file that comes in pieces: its levels as they are complete
 histogram  the same by symbol frequencies in place of the learned scales
