@@ -65,7 +65,7 @@ HAS_METADATA, HAS_SETTINGS, IS_DEEP = 1 << 5, 1 << 6, 1 << 7
 CORRECTED, TUNED, MADE = 1 << 5, 1 << 6, 1 << 7
 IDENTITY_BYTES = 8
 # Where more than one byte of so many is for exceptions, the picture is tried without its luma and chroma.
-EXCEPTIONAL = 50
+EXCEPTIONAL = 10
 # A model is not tuned to a picture for which another method is smaller than its stream by more than this.
 WORTH_TUNING = 1.1
 # What a stream may promise for each of its bytes, lest a few bytes claim memory and hours: as deflate has it.
