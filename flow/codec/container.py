@@ -509,13 +509,10 @@ def _with_alpha(head, array, levels):
     if head.mode in ("L", "LA"):
         picture = picture.convert("L")
     if head.mode in ("LA", "RGBA"):
-        alpha = unmarked_plane(head.plane, "L", head.size)
-        if levels and head.form:  # from where the coarse band begins
-            alpha = Image.fromarray(np.ascontiguousarray(head.form.turned(np.asarray(alpha))))
-            alpha = head.form.turned(np.asarray(subsample(alpha, 1 << levels)))
-            alpha = Image.fromarray(np.ascontiguousarray(alpha))
-        else:
-            alpha = subsample(alpha, 1 << levels)
+        turned, step = head.form.turned if head.form else np.asarray, 1 << levels
+        alpha = turned(np.asarray(unmarked_plane(head.plane, "L", head.size)))
+        # from where the coarse band begins
+        alpha = Image.fromarray(np.ascontiguousarray(turned(alpha[::step, ::step])))
         picture = Image.merge(head.mode, (*picture.split(), alpha))
     return picture
 

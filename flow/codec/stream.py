@@ -178,8 +178,8 @@ def walk(model, batch, size, settings, skip=0, progress=None):
 
 def _details(model, coarse, level, size, settings, flat, progress):
     """The details (ur, dl, dr) of a level; a generator of Wanted."""
-    detail, readers = empty_details(coarse, size), None
-    if settings.halved and not level:
+    detail, readers, halved = empty_details(coarse, size), None, settings.halved and not level
+    if halved:
         for number, band in enumerate(detail):
             band.copy_(model.pyramid.level(0).smooth(coarse, number, band.shape[-2:]))
     if settings.corrected and is_large(coarse.shape[-2:]):
@@ -191,8 +191,7 @@ def _details(model, coarse, level, size, settings, flat, progress):
     for part, distribution, values in parts_in_turn(model.detail, coarse, level, detail, known=False):
         coded = _coded(settings, level, part.channels)
         if readers is None or not values[:, coded].numel():
-            others = values if settings.halved and not level else flat
-            band = yield from _band(model, distribution, settings, coded, others)
+            band = yield from _band(model, distribution, settings, coded, values if halved else flat)
         else:
             band = []
             for reader, *fields in zip(readers, *map(fields_of, distribution)):

@@ -309,10 +309,9 @@ class _Clipped:
         """What is to be added to chroma (2, N)."""
         start = chroma
         for way, least, most in self.bounds:
-            here = (way[:, None] * (chroma - self.neutral)).sum(
-                0
-            )  # a product would wake the library's threads
-            chroma = chroma + way[:, None] * ((np.clip(here, least, most) - here) / (way**2).sum())
+            way = way[:, None]
+            here = (way * (chroma - self.neutral)).sum(0)  # a product would wake the library's threads
+            chroma = chroma + way * ((np.clip(here, least, most) - here) / (way**2).sum())
         return chroma - start
 
 
