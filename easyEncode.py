@@ -87,7 +87,7 @@ def tell_products(device):
 
     for wide in (False, True):
         for name, trial in trials(device, wide).items():
-            times = trial.fault or f"{trial.many:8.3f} ms many pixels, {trial.few:6.3f} ms few"
+            times = trial.fault or f"{trial.much:8.3f} ms for much work, {trial.little:6.3f} ms for little"
             chosen = [
                 size
                 for few, size in ((False, "many"), (True, "few"))

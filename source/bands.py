@@ -28,9 +28,9 @@ from utils.arithmetic.passes import (
     FINE_BITS,
     INPUT_MAX,
     SAMPLE_BITS,
-    SAMPLE_MAX,
     WIDE_BITS,
     compand,
+    samples_of,
 )
 from utils.arithmetic.polyphase import between, crop, extend
 
@@ -415,23 +415,15 @@ class _FixedLevel:
     def _fill(self, first, rows, values):
         """Write values (B, c, h, w) into the planes from `first` on; doubles a missing last row or column."""
         (channels, height, width), top = values.shape[1:], rows.start
-        target = self.planes[..., first : first + channels]
-        samples = image_to_map(values)
+        target, near = self.planes[..., first : first + channels], None
         if self.near is not None:
             start = first - self.prior.channels
             near = self.near[:, top : top + height, :width, start : start + channels]
-            samples = (samples.int() - near).clamp(-SAMPLE_MAX, SAMPLE_MAX)
-        target[:, top : top + height, :width] = samples
+        samples_of(values.movedim(1, -1), near, target[:, top : top + height, :width])
         if 0 < width < self.size[1]:
             target[:, top : top + height, width] = target[:, top : top + height, width - 1]
         if height < rows.stop - top and top + height:
             target[:, top + height] = target[:, top + height - 1]
-
-
-def image_to_map(band):
-    """Samples (B, C, H, W) as the networks see them: around 0, in quarters, int16: (B, H, W, C)."""
-    quarters = (band - MIDDLE).clamp(-INPUT_MAX, INPUT_MAX) * (1 << SAMPLE_BITS)
-    return quarters.to(torch.int16).permute(0, 2, 3, 1)
 
 
 def to_samples(means):

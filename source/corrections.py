@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from source import kernels
+from source.kernels import AROUND, CROSS
 from source.tables import TABLES, Mixture
 from source.units import MEAN_BITS, MIN_OCTAVE, SCALES, SCALES_PER_OCTAVE
 from utils.arithmetic.integers import MIDDLE
@@ -31,8 +32,6 @@ MAX_SHIFT = 8
 # Coefficients count 2^-6.
 COEFFICIENT_BITS, MAX_COEFFICIENT = 6, 1 << 12
 SAMPLE_MAX, FEATURE_MAX, MEAN_MAX = 1 << 14, 1 << 20, 1 << 30
-CROSS = (0, 0), (-1, 0), (0, -1), (0, 1), (1, 0)
-AROUND = (-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)
 # Kinds of sets: as before; all new; new scales, the coefficients before; new scales alone; zeros.
 SAME, ALL, RESCALED, SCALES_ALONE, NOTHING = range(5)
 NEW_SCALES = ALL, RESCALED, SCALES_ALONE
@@ -57,14 +56,16 @@ SCALE_COST, FARTHER_COST, COEFFICIENT_COST = 1.5, 1.0, 6.0
 class Corrigible:
     """Mixtures to be corrected: weight, mean, scale (K, N) int32, and of each the centre, a mean, and spread.
 
-    centre, spread: (N,), the means of its components' means and scales by weight, rounded down; known: both.
+    centre, spread: (N,), the means of its components' means and scales by weight, rounded down; known: both,
+    and weights that sum to 2^16.
     """
 
     def __init__(self, weight, mean, scale, known=None):
-        self.fields = weight, mean, scale
-        self.centre, self.spread = np.empty((2, weight.shape[1]), np.int32) if known is None else known
         if known is None:
-            kernels.centre_mixtures(weight, mean, scale, self.centre, self.spread)
+            normalised, known = np.empty_like(weight), np.empty((2, weight.shape[1]), np.int32)
+            kernels.centre_mixtures(weight, mean, scale, normalised, *known)
+            weight = normalised
+        self.fields, (self.centre, self.spread) = (weight, mean, scale), known
 
     @classmethod
     def joined(cls, several):
@@ -158,9 +159,12 @@ class Known:
 
     def __init__(self, coarse, sizes):
         height, width, channels = coarse.shape
-        self.bands = [coarse] + [np.empty((*size, channels), np.int32) for size in sizes]
-        self.errors = np.zeros((len(sizes), height, width, channels), np.int32)
-        self.size, self.padded = (height, width), [None] * len(self.bands)
+        bands = [np.empty((channels, *size), np.int32) for size in sizes]
+        self.bands = [np.ascontiguousarray(coarse.transpose(2, 0, 1)), *bands]
+        self.errors = np.zeros((len(sizes), channels, height, width), np.int32)
+        # all as large as the coarse band and a position more on each side, those of `complete` bands
+        self.padded = np.empty((1 + len(sizes), channels, height + 2, width + 2), np.int32)
+        self.complete = 0
 
     def count(self, place):
         """The number of features."""
@@ -168,44 +172,26 @@ class Known:
 
     def features(self, place, centre):
         """The features of the positions of a place, whose mixtures have the means `centre`: (F, N) int32."""
-        band, channel, top, height, width = place
-        centre = centre.reshape(height, width)
-
-        def sample(k, row, column):
-            rows, columns = (
-                slice(1 + top + row, 1 + top + row + height),
-                slice(1 + column, 1 + column + width),
-            )
-            return self._padded(k)[rows, columns, channel] << MEAN_BITS
-
-        middle, here = sample(0, 0, 0), (slice(top, top + height), slice(width))
-        features = [sample(0, *offset) - middle for offset in AROUND]
-        features.append(middle - centre)
-        features += [sample(1 + k, *offset) - centre for k in range(band) for offset in CROSS]
-        features += [self.errors[(band, *here, c)] for c in range(channel)]
-        features += [self.errors[(k, *here, channel)] for k in range(band)]
-        features.append(np.full_like(centre, 1 << MEAN_BITS))
-        return np.stack(features).clip(-FEATURE_MAX, FEATURE_MAX).reshape(len(features), -1)
+        for k in range(self.complete, place.band + 1):
+            self._pad(self.bands[k], self.padded[k])
+            self.complete = k + 1
+        features = np.empty((self.count(place), place.height, place.width), np.int32)
+        known = self.padded, self.errors, *place[:3]
+        kernels.features_of(*known, centre.reshape(features.shape[1:]), FEATURE_MAX, features)
+        return features.reshape(len(features), -1)
 
     def learn(self, place, values, centre):
         """Take the values of a place, (h, w), whose mixtures had the means `centre`, (N,)."""
-        band, channel, top, height, width = place
-        self.bands[1 + band][top : top + height, :, channel] = values
-        errors = (values.astype(np.int64) << MEAN_BITS) - centre.reshape(values.shape)
-        errors = errors.clip(-FEATURE_MAX, FEATURE_MAX)
-        self.errors[band, top : top + height, :width, channel] = errors
+        band, channel, top = place[:3]
+        self.bands[1 + band][channel, top : top + place.height] = values
+        kernels.errors_of(values, centre.reshape(values.shape), FEATURE_MAX, self.errors, band, channel, top)
 
-    def _padded(self, k):
-        """A band as large as the coarse one and a position more on each side, borders repeated."""
-        if self.padded[k] is None:
-            band = self.bands[k]
-            if band.size:
-                sides = [(1, 1 + most - side) for most, side in zip(self.size, band.shape)]
-                full = np.pad(band, (*sides, (0, 0)), "edge")
-            else:
-                full = np.full((self.size[0] + 2, self.size[1] + 2, band.shape[2]), MIDDLE, np.int32)
-            self.padded[k] = full.clip(MIDDLE - SAMPLE_MAX, MIDDLE + SAMPLE_MAX)
-        return self.padded[k]
+    def _pad(self, band, padded):
+        if not band.size:
+            padded[:] = MIDDLE
+            return
+        sides = [(1, most - 1 - side) for most, side in zip(padded.shape[1:], band.shape[1:])]
+        np.clip(np.pad(band, ((0, 0), *sides), "edge"), MIDDLE - SAMPLE_MAX, MIDDLE + SAMPLE_MAX, out=padded)
 
 
 def choose(strips, settings, look, before):

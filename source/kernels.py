@@ -29,7 +29,10 @@ FULL = np.uint64(1 << 32)
 POWER = tuple(map(np.float32, (1.00000259, 0.69300383, 0.24144276, 0.05201146, 0.01353417)))
 LOGARITHM = tuple(map(np.float32, (8.75921659e-05, 1.43770438, -0.674942848, 0.318679059, -0.0816157725)))
 MOST_POWER, STEP, LOG2_OF_E = np.float32(60), np.float32(1 << MEAN_BITS), 1.4426950408889634
-COSTS_AT_ONCE = 256
+AT_ONCE = 256
+# Around a position: where features are taken from.
+CROSS = (0, 0), (-1, 0), (0, -1), (0, 1), (1, 0)
+AROUND = (-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)
 FRACTION, ONE, FRACTION_MASK = np.int32(23), np.int32(127 << 23), np.int32((1 << 23) - 1)
 
 _compiled = numba.njit(cache=True, nogil=True)
@@ -129,21 +132,48 @@ def pop_table(words, position, state, lowest, symbols, values, starts, precision
     return Popped(symbols.size, position, state)
 
 
-@_inlined
-def _normalise(weight, i, normalised, j):
-    """Bring the weights of symbol i to a sum of 2^16, in column j. Returns False if all are 0."""
-    total, running, before = np.int64(0), np.int64(0), np.int64(0)
-    for k in range(weight.shape[0]):
-        total += weight[k, i]
-    if total == 0:
-        return False
-    # The running sums are rounded, not the weights: that keeps the total
-    for k in range(weight.shape[0]):
-        running += weight[k, i]
-        after = (running << WEIGHT_SUM_BITS) // total
-        normalised[k, j] = after - before
-        before = after
-    return True
+@_floating
+def _normalise(weight, normalised):
+    """Bring the weights of each symbol to a sum of 2^16, (K, N) both. Returns False if all of one's are 0.
+
+    The running sums are rounded, not the weights: that keeps the total. Quotients of floats are exact here,
+    rounded down: sums are below 2^36, so that no quotient is as near to the next integer as floats round.
+    """
+    total, running, before = np.empty((3, AT_ONCE))
+    positive = True
+    for first in range(0, weight.shape[1], AT_ONCE):
+        count = min(AT_ONCE, weight.shape[1] - first)
+        total[:] = running[:] = before[:] = 0
+        for k in range(weight.shape[0]):
+            given = weight[k, first : first + count]
+            for i in range(count):
+                total[i] += given[i]
+        for i in range(count):
+            positive &= total[i] > 0
+            total[i] = max(total[i], 1.0)
+        for k in range(weight.shape[0]):
+            given, out = weight[k, first : first + count], normalised[k, first : first + count]
+            for i in range(count):
+                running[i] += given[i]
+                after = np.floor(running[i] * (1 << WEIGHT_SUM_BITS) / total[i])
+                out[i] = np.int32(after - before[i])
+                before[i] = after
+    return positive
+
+
+@_compiled
+def _average(weight, values, out):
+    """The mean of each symbol's values by weights that sum to 2^16, rounded down: (K, N), (K, N) -> (N,)."""
+    total = np.empty(AT_ONCE, np.int64)
+    for first in range(0, out.size, AT_ONCE):
+        count = min(AT_ONCE, out.size - first)
+        total[:] = 0
+        for k in range(weight.shape[0]):
+            share, value = weight[k, first : first + count], values[k, first : first + count]
+            for i in range(count):
+                total[i] += np.int64(share[i]) * np.int64(value[i])
+        for i in range(count):
+            out[first + i] = total[i] >> WEIGHT_SUM_BITS
 
 
 @_compiled
@@ -152,13 +182,11 @@ def prepare_mixtures(weight, mean, nbins, normalised, low):
 
     weight >= 0, mean, normalised: (K, N); low: (N,). Returns False if the weights of a symbol are all 0.
     """
+    if not _normalise(weight, normalised):
+        return False
+    _average(normalised, mean, low)
     for i in range(low.size):
-        if not _normalise(weight, i, normalised, i):
-            return False
-        centre = np.int64(0)
-        for k in range(weight.shape[0]):
-            centre += np.int64(normalised[k, i]) * mean[k, i]
-        low[i] = ((centre >> WEIGHT_SUM_BITS) + (1 << MEAN_BITS - 1) >> MEAN_BITS) - nbins // 2
+        low[i] = (np.int64(low[i]) + (1 << MEAN_BITS - 1) >> MEAN_BITS) - nbins // 2
     return True
 
 
@@ -304,16 +332,68 @@ def _pop_bits(words, position, state, lowest, width, precision):
 
 
 @_compiled
-def centre_mixtures(weight, mean, scale, centre, spread):
-    """The mean of each mixture and of its scales, rounded down, in their units; all (K, N) or (N,) int32."""
-    shares = np.empty((weight.shape[0], 1), np.int32)
-    for i in range(centre.size):
-        _normalise(weight, i, shares, 0)
-        m, s = np.int64(0), np.int64(0)
-        for k in range(weight.shape[0]):
-            m += np.int64(shares[k, 0]) * mean[k, i]
-            s += np.int64(shares[k, 0]) * scale[k, i]
-        centre[i], spread[i] = m >> WEIGHT_SUM_BITS, s >> WEIGHT_SUM_BITS
+def centre_mixtures(weight, mean, scale, normalised, centre, spread):
+    """Bring weights to a sum of 2^16; the mean of each mixture, and of its scales, rounded down.
+
+    weight >= 0, mean, scale, normalised: (K, N); centre, spread: (N,); all int32.
+    """
+    _normalise(weight, normalised)
+    _average(normalised, mean, centre)
+    _average(normalised, scale, spread)
+
+
+@_inlined
+def _within(value, most):
+    """A value of 32 bits, clamped to +-most."""
+    return min(max(np.int32(value), np.int32(-most)), np.int32(most))
+
+
+@_compiled
+def features_of(padded, errors, band, channel, top, centre, most, out):
+    """The features of a strip of a channel, from row `top` on: see corrections.py; all clamped to +-most.
+
+    padded: (1 + bands, C, H + 2, W + 2), samples of the coarse band and of others; errors: (bands, C, H, W);
+    centre: (h, w), means of mixtures; out: (F, h, w). All int32.
+    """
+    height, width = centre.shape
+    for i in range(height):
+        here, mean, f = padded[0, channel, 1 + top + i, 1 : 1 + width], centre[i], 0
+        for y, x in AROUND:
+            there, feature = padded[0, channel, 1 + top + i + y, 1 + x : 1 + x + width], out[f, i]
+            for j in range(width):
+                feature[j] = _within(there[j] - here[j] << MEAN_BITS, most)
+            f += 1
+        feature = out[f, i]
+        for j in range(width):
+            feature[j] = _within((here[j] << MEAN_BITS) - mean[j], most)
+        f += 1
+        for k in range(band):
+            for y, x in CROSS:
+                there, feature = padded[1 + k, channel, 1 + top + i + y], out[f, i]
+                for j in range(width):
+                    feature[j] = _within((there[1 + x + j] << MEAN_BITS) - mean[j], most)
+                f += 1
+        for c in range(channel):
+            out[f, i] = errors[band, c, top + i, :width]
+            f += 1
+        for k in range(band):
+            out[f, i] = errors[k, channel, top + i, :width]
+            f += 1
+        out[f, i] = 1 << MEAN_BITS
+
+
+@_compiled
+def errors_of(values, centre, most, errors, band, channel, top):
+    """Keep how far values, (h, w), are from the means of their mixtures, in their units, clamped to +-most.
+
+    errors: (bands, C, H, W), to be filled from row `top` on.
+    """
+    height, width = centre.shape
+    for i in range(height):
+        mean, out = centre[i], errors[band, channel, top + i]
+        for j in range(width):
+            error = (np.int64(values[i, j]) << MEAN_BITS) - mean[j]
+            out[j] = min(max(error, -most), most)
 
 
 @_compiled
@@ -406,17 +486,17 @@ def shifted_costs(symbols, classes, mixtures, tables, shifts, costs):
     """
     low, nbins, precision = mixtures.low, mixtures.nbins, mixtures.precision
     components, middle = mixtures.scale.shape[0], tables.inverse.size // 2
-    distance = np.empty((components, COSTS_AT_ONCE), np.float32)
+    distance = np.empty((components, AT_ONCE), np.float32)
     slope, weight = np.empty_like(distance), np.empty_like(distance)
-    inside, total = np.empty(COSTS_AT_ONCE, np.float32), np.empty(COSTS_AT_ONCE, np.float32)
+    inside, total = np.empty(AT_ONCE, np.float32), np.empty(AT_ONCE, np.float32)
     factors = np.empty(shifts.size, np.float32)
     for j in range(shifts.size):
         factors[j] = tables.inverse[middle + shifts[j]] / tables.inverse[middle]
     unit = LOG2_OF_E / (1 << ARGUMENT_BITS)
     steepest, flattest = np.float32(tables.inverse[0] * unit), np.float32(tables.inverse[-1] * unit)
     spread, floor = np.float32((1 << precision) - nbins - 2), np.float32(1)
-    for first in range(0, symbols.size, COSTS_AT_ONCE):
-        count = min(COSTS_AT_ONCE, symbols.size - first)
+    for first in range(0, symbols.size, AT_ONCE):
+        count = min(AT_ONCE, symbols.size - first)
         for i in range(count):
             n = first + i
             below, above = np.int64(low[n]) - 1, np.int64(low[n]) + nbins

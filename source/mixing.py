@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from source.tables import SCALE
 from source.units import (
@@ -63,7 +64,10 @@ UNITS = MixingUnits(
 
 
 class Beside(NamedTuple):
-    """The layer of the channels known: weight (2 c, width) int8; bias, left, right: (width,) int32."""
+    """The layer of the channels known: weight (4, width) int16; bias, left, right: (width,) int32.
+
+    weight: of what the first of two channels leaves, from 0 on, and below; then of the second, if any.
+    """
 
     weight: np.ndarray
     bias: np.ndarray
@@ -140,7 +144,9 @@ def _arrays(layers, like):
     beside, linear = layers
 
     def make():
-        weight = beside.weight[:, :, 0, 0].T.contiguous().numpy()
+        own, of_size = beside.weight[:, :, 0, 0].T.to(torch.int16).unflatten(0, (2, -1))
+        rows = torch.stack([own + of_size, own - of_size], 1).flatten(0, 1)
+        weight = functional.pad(rows, (0, 0, 0, 4 - len(rows))).numpy()
         weights = linear.weight[0, :, 0, 0].long().numpy()
         offset, exponent = linear.bias.item(), linear.exponent.item()
         return Beside(weight, *beside.tables(like)[2:]), Linear(weights, offset, exponent, linear.limit)
@@ -151,7 +157,7 @@ def _arrays(layers, like):
 @cache
 def _no_beside(width):
     none = np.zeros(width, np.int32)
-    return Beside(np.zeros((0, width), np.int8), none, none, none)
+    return Beside(np.zeros((4, width), np.int16), none, none, none)
 
 
 @cache

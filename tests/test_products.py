@@ -10,7 +10,7 @@ import torch
 from integers import CPU, WORKING, computed, drawn, narrow
 from test_fixed import same
 
-from utils.arithmetic import products
+from utils.arithmetic import passes, products
 from utils.arithmetic.fixed import EXACT, WIDE_EXACT
 from utils.arithmetic.products import WAYS, Way, choose, force, trials
 
@@ -44,7 +44,7 @@ def test_trials_are_of_all_ways_of_a_kind(wide):
     assert [*tried] == [name for name, way in WAYS.items() if (way.wide if wide else way.narrow)]
     assert not tried["float64-product"].fault
     for trial in tried.values():
-        assert trial.fault or 0 < trial.few < 10_000 and 0 < trial.many < 10_000
+        assert trial.fault or 0 < trial.little < 10_000 and 0 < trial.much < 10_000
     assert all(way.narrow or way.wide for way in WAYS.values()) and all(n == w.name for n, w in WAYS.items())
 
 
@@ -120,6 +120,26 @@ def test_sums_of_many_products_are_not_taken_in_bytes(ways, monkeypatch):
     assert choose(CPU, True, True, products.MOST_BYTES + 1).name == "float64-product"
     force("int8-bytes")
     assert choose(CPU, True, True, products.MOST_BYTES + 1).name == "float64-product"
+
+
+@pytest.mark.skipif("int8-bytes" not in WORKING[True], reason="this build of torch has no such convolution")
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize(
+    "channels, kernel, parts", [(28, 3, 1), (29, 3, 2), (32, 1, 1), (33, 1, 2), (56, 3, 2)]
+)
+def test_bytes_are_joined_side_by_side_where_sums_have_room(channels, kernel, parts, compiled):
+    """At the ends of their ranges, where the sums of two products each come nearest to 2^24."""
+    most = 2**15 - 129
+    weight = torch.full((5, channels, kernel, kernel), most, dtype=torch.int16)
+    weight[1], weight[2], weight[3, ::2], weight[4] = -most, 127, -most, -32385  # of bytes 127, 127; 0, 127
+    q = torch.full((1, 20 + kernel, 20 + kernel, channels), 2**15 - 1, dtype=torch.int16)
+    q[:, ::3, ::2], q[:, 1::4] = 255, drawn(q[:, 1::4].shape, 0, 2**15 - 1, dtype=torch.int16)
+    way = WAYS["int8-bytes"]
+    with computed(None, compiled):
+        found = way.run(q, way.prepare(weight), (kernel, kernel))
+        sums = passes.join_bytes(found, len(weight))
+    assert len(found) == parts
+    assert torch.equal(sums.double(), PLAIN.run(q, PLAIN.prepare(weight), (kernel, kernel)))
 
 
 def test_forced_ways_serve_where_they_can(ways):

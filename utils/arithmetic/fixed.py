@@ -250,7 +250,8 @@ class FixedConv(Fixed):
         (rows, columns), out = self.kernel, len(self.bias)
         batch, height, width = q.shape[0], q.shape[1] - rows + 1, q.shape[2] - columns + 1
         if q.dtype == torch.uint8:
-            way = products.choose(q.device, False, batch * height * width < products.FEW_PIXELS)
+            little = batch * height * width * self.weight.numel() < products.LITTLE
+            way = products.choose(q.device, False, little)
         else:
             way = products.WAYS["float32-product"]
         prepared = self.once(way.name, lambda: way.prepare(self.weight))
@@ -308,8 +309,8 @@ class FixedWide(Fixed):
         (rows, columns), out = self.kernel, len(self.bias)
         none, _, bias, scale = self.tables(x)
         if self.high - self.low <= passes.INT16_MAX:
-            few = x[..., 0].numel() < products.FEW_PIXELS
-            kind, way = torch.int16, products.choose(x.device, True, few, self.weight[0].numel())
+            little = x[..., 0].numel() * self.weight.numel() < products.LITTLE
+            kind, way = torch.int16, products.choose(x.device, True, little, self.weight[0].numel())
         else:
             kind, way = torch.float64, products.WAYS["float64-product"]
         prepared = self.once(way.name, lambda: way.prepare(self.weight))
@@ -357,8 +358,8 @@ class FixedShares(Fixed):
 
     def forward(self, x):
         """x (B, H, W, C) -> y (B, H, W, out)."""
-        few = x[..., 0].numel() < products.FEW_PIXELS
-        way = products.choose(x.device, True, few, x.shape[-1])
+        little = x[..., 0].numel() * self.weight.numel() < products.LITTLE
+        way = products.choose(x.device, True, little, x.shape[-1])
         taps = self.weight.permute(2, 3, 0, 1).flatten(0, 2)[..., None, None]
         shares = way.run(x.clamp(min=0), self.once(way.name, lambda: way.prepare(taps)), (1, 1))
         shares = passes.join_bytes(shares, len(taps)) if shares.dim() > x.dim() else shares

@@ -60,6 +60,21 @@ def quantise(x, half, shift, low, high, zero, border, out):
 
 
 @_compiled
+def samples_of(band, near, middle, input_max, unit, sample_max, out):
+    """out = clamp(unit clamp(band - middle, +-input_max) - near, +-sample_max), all (B, H, W, C).
+
+    band: integer-valued, of any type; near, out: int16.
+    """
+    for b in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            for j in range(out.shape[2]):
+                for c in range(out.shape[3]):
+                    value = min(max(band[b, i, j, c] - middle, -input_max), input_max)
+                    sample = unit * np.int32(value) - near[b, i, j, c]
+                    out[b, i, j, c] = min(max(sample, -sample_max), sample_max)
+
+
+@_compiled
 def unfold(padded, width, rows, out):
     """Neighbourhoods of pixels as rows of `out`, (N, rows * segment): a segment of each of `rows` rows.
 
@@ -109,41 +124,69 @@ def requantise_wide(sums, bias, scale, limit, out):
 
 @_compiled
 def halve_bytes(x, out):
-    """out[0] = x >> 8, out[1] = x & 255, 0 beyond C; x: (N, C) int16, >= 0; out: (2, N, >= C) uint8."""
-    channels = x.shape[1]
+    """High bytes of x and low ones, in maps of their own or side by side, then 0; x: (N, C) int16, >= 0.
+
+    out: (2, N, >= C) uint8, or (1, N, >= 2 C).
+    """
+    channels, parts = x.shape[1], out.shape[0]
+    start = channels if parts == 1 else 0
     for n in range(x.shape[0]):
+        high, low = out[0, n], out[parts - 1, n]
         for c in range(channels):
-            out[0, n, c] = x[n, c] >> np.int16(8)
-            out[1, n, c] = x[n, c] & np.int16(255)
-        for c in range(channels, out.shape[2]):
-            out[0, n, c] = out[1, n, c] = 0
+            high[c] = x[n, c] >> np.int16(8)
+            low[start + c] = x[n, c] & np.int16(255)
+        for c in range(start + channels, high.size):
+            high[c] = low[c] = 0
 
 
 @_inlined
-def joined(hh, hl, lh, ll):
-    """A sum of products of x = 256 h + l, W = 256 H + L from those of h H, h L, l H, l L: below 2^53."""
-    return np.float64(hh) * 65536.0 + (np.float64(hl) + np.float64(lh)) * 256.0 + np.float64(ll)
+def joined(hh, middle, ll):
+    """A sum of products x W, x = 256 h + l, W = 256 H + L, from those of h H, h L + l H, l L: below 2^53."""
+    return np.float64(hh) * 65536.0 + np.float64(middle) * 256.0 + np.float64(ll)
 
 
 @_compiled
 def join_bytes(parts, out):
-    """Sums of products of bytes, (2, N, 2 (>= C)), integers of any type, to sums: (N, C) float64."""
-    half = parts.shape[2] // 2
+    """Sums of products of bytes, integers of any type, to sums, (N, C) float64.
+
+    parts: (2, N, 2 (>= C)), h H and h L, then l H and l L, or (1, N, 3 (>= C)), h H, h L + l H, l L.
+    """
     for n in range(out.shape[0]):
-        high, low, line = parts[0, n], parts[1, n], out[n]
-        for c in range(line.size):
-            line[c] = joined(high[c], high[half + c], low[c], low[half + c])
+        line = out[n]
+        if parts.shape[0] == 2:
+            half = parts.shape[2] // 2
+            high, low = parts[0, n], parts[1, n]
+            for c in range(line.size):
+                middle = np.float64(high[half + c]) + np.float64(low[c])
+                line[c] = joined(high[c], middle, low[half + c])
+        else:
+            third, sums = parts.shape[2] // 3, parts[0, n]
+            for c in range(line.size):
+                line[c] = joined(sums[c], sums[third + c], sums[2 * third + c])
 
 
 @_compiled
-def requantise_joined(parts, bias, scale, limit, out):
-    """requantise_wide of what join_bytes makes of the parts."""
+def requantise_halves(parts, bias, scale, limit, out):
+    """requantise_wide of what join_bytes makes of the parts, (2, N, 2 (>= C))."""
     half = parts.shape[2] // 2
     for n in range(out.shape[0]):
         hh, hl, lh, ll = parts[0, n, :half], parts[0, n, half:], parts[1, n, :half], parts[1, n, half:]
         line = out[n]
         for c in range(line.size):
-            value = np.floor((joined(hh[c], hl[c], lh[c], ll[c]) + bias[c]) * scale[c])
+            total = joined(hh[c], np.float64(hl[c]) + np.float64(lh[c]), ll[c])
+            value = np.floor((total + bias[c]) * scale[c])
+            line[c] = np.int32(min(max(value, -limit), limit))
+
+
+@_compiled
+def requantise_thirds(parts, bias, scale, limit, out):
+    """requantise_wide of what join_bytes makes of the parts, (1, N, 3 (>= C))."""
+    third = parts.shape[2] // 3
+    for n in range(out.shape[0]):
+        hh, middle, ll = parts[0, n, :third], parts[0, n, third : 2 * third], parts[0, n, 2 * third :]
+        line = out[n]
+        for c in range(line.size):
+            value = np.floor((joined(hh[c], middle[c], ll[c]) + bias[c]) * scale[c])
             line[c] = np.int32(min(max(value, -limit), limit))
 
 
@@ -230,27 +273,37 @@ def mix(outputs, mean, table, units, weights, means, scales):
 
 @_compiled
 def look_beside(base, hidden, planes, first, channel, beside, linear, half, shift, high, units, q, mean):
-    """What a channel's last layer reads, q (N, width) uint8, its mean (N,) int32: see source/mixing.py."""
-    width = q.shape[1]
-    start, total = channel * width, np.empty(width, np.int32)
+    """What a channel's last layer reads, q (N, width) uint8, its mean (N,) int32: see source/mixing.py.
+
+    Of the channels known there are two at most.
+    """
+    width, high, two = q.shape[1], np.int32(high), channel > 1
+    start = channel * width
     for n in range(q.shape[0]):
-        summed = linear.offset
-        for h in range(width):
-            total[h] = beside.bias[h]
-        for j in range(channel):
-            r = (np.int32(planes[n, first + j]) << np.int32(units.sample_shift)) - base[n, j]
-            r = min(max(r, np.int32(-units.wide_max)), np.int32(units.wide_max))
-            summed += linear.weights[j] * np.int64(r)
-            k = companded(r)
-            size = abs(k)
-            for h in range(width):
-                total[h] += np.int32(beside.weight[j, h]) * k + np.int32(beside.weight[channel + j, h]) * size
+        line, ground = q[n], hidden[n, start : start + width]
         mean[n] = base[n, channel]
-        if channel:
-            mean[n] += min(max(summed >> linear.exponent, -linear.limit), linear.limit)
+        if channel == 0:
+            for h in range(width):
+                value = np.int32(ground[h] + half[h])
+                line[h] = np.uint8(min(max(value >> shift[h], np.int32(0)), high))
+            continue
+        r, s = _left(base, planes, first, n, 0, units), np.int32(0)
+        summed = linear.offset + linear.weights[0] * np.int64(r)
+        if two:
+            s = _left(base, planes, first, n, 1, units)
+            summed += linear.weights[1] * np.int64(s)
+        mean[n] += min(max(summed >> linear.exponent, -linear.limit), linear.limit)
+        r, s = np.int32(companded(r)), np.int32(companded(s))
+        of_r, of_s = beside.weight[np.uint64(r < 0)], beside.weight[np.uint64(2 + (s < 0))]
         for h in range(width):
-            value = np.int32(hidden[n, start + h])
-            if channel:
-                value += total[h] << beside.left[h] >> beside.right[h]
-                value = min(max(value, SMALL), LARGE)
-            q[n, h] = min(max(value + half[h] >> shift[h], np.int32(0)), np.int32(high))
+            total = np.int32(beside.bias[h] + np.int32(of_r[h]) * r + np.int32(of_s[h]) * s)
+            value = np.int32(ground[h] + np.int32(np.int32(total << beside.left[h]) >> beside.right[h]))
+            value = min(max(value, SMALL), LARGE)
+            line[h] = np.uint8(min(max(np.int32(value + half[h]) >> shift[h], np.int32(0)), high))
+
+
+@_inlined
+def _left(base, planes, first, n, channel, units):
+    """What the n-th sample of a channel leaves of its mean, wide, within what networks see."""
+    r = (np.int32(planes[n, first + channel]) << np.int32(units.sample_shift)) - base[n, channel]
+    return min(max(r, np.int32(-units.wide_max)), np.int32(units.wide_max))

@@ -7,6 +7,7 @@ quarters of a step between integers, means and differences from them int32 in 2^
 import torch
 
 from utils.arithmetic import kernels
+from utils.arithmetic.integers import MIDDLE
 
 ACTIVATION_BITS, FINE_BITS, WIDE_BITS, SAMPLE_BITS = 6, 10, 8, 2
 INT16_MAX = 2**15 - 1
@@ -46,6 +47,20 @@ def bordered(x, border):
     return x[:, i[:, None], j]
 
 
+def samples_of(band, near, out):
+    """out = what networks see of samples of images (B, H, W, C): in quarters around 0, or from `near` on.
+
+    near: of this shape, what is subtracted, or None; out: of this shape, int16.
+    """
+    if is_compiled(band):
+        near = out.new_zeros(1).expand(out.shape) if near is None else near
+        arguments = band.numpy(), near.numpy(), MIDDLE, INPUT_MAX, 1 << SAMPLE_BITS, SAMPLE_MAX
+        kernels.samples_of(*arguments, out.numpy())
+        return
+    samples = ((band - MIDDLE).clamp(-INPUT_MAX, INPUT_MAX) * (1 << SAMPLE_BITS)).to(torch.int16)
+    out.copy_(samples if near is None else (samples.int() - near).clamp(-SAMPLE_MAX, SAMPLE_MAX))
+
+
 def quantise(x, half, shift, low, high, border, dtype, zero=0):
     """clamp(x + half >> shift, low, high) - zero, then `border` as of bordered; half, shift: (C,) int32."""
     if not is_compiled(x):
@@ -83,31 +98,45 @@ def requantise_wide(sums, bias, scale, limit, out):
         sums = join_bytes(sums, channels) if sums.dim() > out.dim() else sums.double()
         out.copy_(torch.floor((sums + bias) * scale).clamp(-limit, limit))
     elif sums.dim() > out.dim():
-        parts = sums.reshape(2, -1, sums.shape[-1]).numpy()
-        kernels.requantise_joined(parts, bias, scale, float(limit), out.view(-1, channels).numpy())
+        parts = sums.reshape(len(sums), -1, sums.shape[-1]).numpy()
+        join = kernels.requantise_halves if len(sums) > 1 else kernels.requantise_thirds
+        join(parts, bias, scale, float(limit), out.view(-1, channels).numpy())
     else:
         flat = sums.reshape(-1, sums.shape[-1]).numpy()
         kernels.requantise_wide(flat, bias, scale, float(limit), out.view(-1, channels).numpy())
 
 
-def halve_bytes(x, channels):
-    """High and low bytes of x (..., C), int16, none below 0: (2, ..., channels) uint8, 0 where x has none."""
+def halve_bytes(x, block, at_once):
+    """High and low bytes of x (..., C), int16, none below 0, as uint8, and zeros up to a multiple of `block`.
+
+    Returns a map of either, (2, ..., M), or, if `at_once`, one of both side by side, (1, ..., M).
+    """
+    count = x.shape[-1] * (2 if at_once else 1)
+    channels = -(-count // block) * block
     if not is_compiled(x):
-        return torch.nn.functional.pad(torch.stack([x >> 8, x & 255]), (0, channels - x.shape[-1])).to(
-            torch.uint8
-        )
-    out = x.new_empty((2, *x.shape[:-1], channels), dtype=torch.uint8)
-    kernels.halve_bytes(x.reshape(-1, x.shape[-1]).numpy(), out.view(2, -1, channels).numpy())
+        halves = x >> 8, x & 255
+        halves = torch.cat(halves, -1)[None] if at_once else torch.stack(halves)
+        return torch.nn.functional.pad(halves, (0, channels - count)).to(torch.uint8)
+    out = x.new_empty((1 if at_once else 2, *x.shape[:-1], channels), dtype=torch.uint8)
+    kernels.halve_bytes(x.reshape(-1, x.shape[-1]).numpy(), out.view(len(out), -1, channels).numpy())
     return out
 
 
 def join_bytes(parts, channels):
-    """Sums (..., C) float64 from those of products of bytes, (2, ..., 2 (>= C)); high before low."""
+    """Sums (..., C) float64 from those of products of bytes, x = 256 h + l, W = 256 H + L.
+
+    parts: (2, ..., 2 (>= C)), h H and h L, then l H and l L, or (1, ..., 3 (>= C)), h H, h L + l H, l L.
+    """
     if not is_compiled(parts):
-        (hh, hl), (lh, ll) = ([q[..., :channels] for q in half.long().chunk(2, -1)] for half in parts)
-        return (hh << 16) + (hl + lh << 8) + ll
+        if len(parts) > 1:
+            (hh, hl), (lh, ll) = ([q[..., :channels] for q in half.long().chunk(2, -1)] for half in parts)
+            middle = hl + lh
+        else:
+            hh, middle, ll = (q[..., :channels] for q in parts[0].long().chunk(3, -1))
+        return (hh << 16) + (middle << 8) + ll
     out = parts.new_empty((*parts.shape[1:-1], channels), dtype=torch.float64)
-    kernels.join_bytes(parts.reshape(2, -1, parts.shape[-1]).numpy(), out.view(-1, channels).numpy())
+    flat = parts.reshape(len(parts), -1, parts.shape[-1])
+    kernels.join_bytes(flat.numpy(), out.view(-1, channels).numpy())
     return out
 
 

@@ -24,15 +24,17 @@ from utils.arithmetic.passes import halve_bytes, is_compiled, join_bytes
 
 # Bytes of sums or of neighbourhoods computed at a time, so that they are still in a cache when they are used.
 CACHED = 1 << 22
-# Below so many pixels, a library's direct convolution takes longer to start than a product takes in all.
-FEW_PIXELS = 2048
+# Below so many multiply-adds, a library's convolution takes longer to start than a product takes in all.
+LITTLE = 1 << 21
 ENVIRONMENT = "NWF_PRODUCTS"
 # Numbers of channels that convolutions of bytes like.
 BLOCK = 16
 # Sums of more products of bytes than these could pass 2^24.
 MOST_BYTES = 2**24 // (255 * 128)
-# The maps of trials, side and channels: of many pixels, whose sums could come near to 2^24, and of few.
-TRIALS = (64, 56), (8, 8)
+# So many channels fit one register of a matrix unit as high and low bytes.
+FEW_CHANNELS = 32
+# The maps of trials, side and channels: much work, whose sums could come near to 2^24; little; few channels.
+TRIALS = (64, 56), (8, 8), (64, 12)
 
 
 class Way(NamedTuple):
@@ -119,16 +121,31 @@ def _run_int8_convolution(q, prepared, taps):
 
 
 def _prepare_bytes(weight):
-    """Weights of 16 bits as high bytes and low ones, W = 256 H + L with a sign each, one after the other."""
-    weight = F.pad(weight.int(), (0, 0, 0, 0, 0, -weight.shape[1] % BLOCK, 0, -len(weight) % BLOCK))
+    """Weights of 16 bits as high bytes and low ones, W = 256 H + L with a sign each.
+
+    Where there are few channels, those of x = 256 h + l are both read at once, and sums of h H, of h L + l H,
+    of l L are computed side by side; otherwise those of h H and h L, and those of l H and l L.
+    """
+    channels, count = weight.shape[1], weight[0].numel()
+    at_once = channels <= FEW_CHANNELS and 2 * count <= MOST_BYTES
+    more = 0 if at_once else -channels % BLOCK
+    weight = F.pad(weight.int(), (0, 0, 0, 0, 0, more, 0, -len(weight) % BLOCK))
     high = weight + 128 >> 8
-    return _prepare_int8_convolution(torch.cat([high, weight - (high << 8)]).to(torch.int8))
+    low = weight - (high << 8)
+    if at_once:
+        none = torch.zeros_like(high)
+        parts = [torch.cat(both, 1) for both in ((high, none), (low, high), (none, low))]
+        bytes_ = F.pad(torch.cat(parts), (0, 0, 0, 0, 0, -2 * channels % BLOCK))
+    else:
+        bytes_ = torch.cat([high, low])
+    return at_once, _prepare_int8_convolution(bytes_.to(torch.int8))
 
 
 def _run_bytes(q, prepared, taps):
-    """Sums of products of bytes, (2, B, H, W, 2 (>= out)): see passes.join_bytes."""
-    halves = halve_bytes(q, -(-q.shape[-1] // BLOCK) * BLOCK)
-    return _run_int8_convolution(halves.flatten(0, 1), prepared, taps).unflatten(0, (2, -1))
+    """Sums of products of bytes: see passes.join_bytes."""
+    at_once, convolution = prepared
+    sums = _run_int8_convolution(halve_bytes(q, BLOCK, at_once).flatten(0, 1), convolution, taps)
+    return sums.unflatten(0, (1 if at_once else 2, -1))
 
 
 def _prepare_float_convolution(weight):
@@ -163,11 +180,11 @@ WAYS = {
 
 
 class Trial(NamedTuple):
-    """What became of a way's trial: why it is passed over, or its milliseconds on many and on few pixels."""
+    """What became of a way's trial: why it is passed over, or milliseconds, for much work and for little."""
 
     fault: str
-    many: float = float("inf")
-    few: float = float("inf")
+    much: float = float("inf")
+    little: float = float("inf")
 
 
 def _operands(wide, side, inputs, device):
@@ -210,7 +227,7 @@ def trials(device, wide):
         except Exception as error:  # whatever a build of the library lacks
             results[way.name] = Trial(str(error).partition("\n")[0] or type(error).__name__)
         else:
-            results[way.name] = Trial("", *times)
+            results[way.name] = Trial("", *times[:2])
     return results
 
 
@@ -242,8 +259,8 @@ def _check(name):
 
 
 @functools.cache
-def choose(device, wide, few, inputs=0):
-    """The Way for narrow or wide layers, on few pixels or many: the fastest that is exact here.
+def choose(device, wide, little, inputs=0):
+    """The Way for narrow or wide layers, for little work or much: the fastest that is exact here.
 
     inputs: how many products a sum has. Raises ValueError if the way that is forced is none, or not exact.
     """
@@ -256,4 +273,4 @@ def choose(device, wide, few, inputs=0):
         if tried[name].fault:
             raise ValueError(f"{name}: it does not work here ({tried[name].fault})")
         return WAYS[name]
-    return WAYS[min(tried, key=lambda name: tried[name].few if few else tried[name].many)]
+    return WAYS[min(tried, key=lambda name: tried[name].little if little else tried[name].much)]
