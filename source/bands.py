@@ -320,9 +320,9 @@ class FixedBandPrior(nn.Module):
             for c in range(self.channels)
         ]
 
-    def forward(self, coarse, level, detail=None):
-        """See source/prior.py."""
-        return _FixedLevel(self, coarse, level, detail)
+    def forward(self, coarse, level, detail=None, channels=None):
+        """See source/prior.py; of channels from the given number on, no distributions are computed."""
+        return _FixedLevel(self, coarse, level, detail, self.channels if channels is None else channels)
 
     def look(self, planes, level):
         """Samples of the coarse band around 0, int16 -> the trunk as the bands read it, uint8."""
@@ -340,8 +340,8 @@ class _FixedLevel:
     far as they are known, all as large as the coarse band. near: what these are counted from, or None.
     """
 
-    def __init__(self, prior, coarse, level, detail):
-        self.prior, self.parts = prior, prior.parts(coarse.shape[-2])
+    def __init__(self, prior, coarse, level, detail, wanted):
+        self.prior, self.parts, self.wanted = prior, prior.parts(coarse.shape[-2]), wanted
         batch, channels, *self.size = coarse.shape
         count = channels * (1 + len(prior.order))
         self.planes = torch.zeros((batch, *self.size, count), dtype=torch.int16, device=coarse.device)
@@ -372,7 +372,7 @@ class _FixedLevel:
             self.state, self.mixtures = self.begun.pop(index).result()
         if part.channels.start < len(self.mixtures):
             return self.mixtures[part.channels.start]
-        return self._mixture(part, self.state)
+        return self._mixture(part, self.state) if part.channels.start < self.wanted else None
 
     def _layers(self, part):
         return self.prior.bands[self.prior.order.index(part.band)]
@@ -396,7 +396,7 @@ class _FixedLevel:
 
     def _begin(self, index):
         """The features of the strip that begins with this part, with the mixtures that need no more."""
-        part, count = self.parts[index], self.prior.channels if self.foreseen else 1
+        part, count = self.parts[index], self.wanted if self.foreseen else 1
         known, rows = self.planes[..., : self._first(part.band)], (part.rows.start, part.rows.stop)
 
         def then(*state):

@@ -40,15 +40,16 @@ class Part(NamedTuple):
     rows: slice = slice(None)
 
 
-def parts_in_turn(prior, coarse, level, detail, known=True):
+def parts_in_turn(prior, coarse, level, detail, known=True, **wanted):
     """Yield (part, distribution, values) of each part of details (ur, dl, dr), in the prior's order.
 
     values: a view, (B, c, h, w). known: if not, details are to be filled in, each part before the next.
+    wanted: what the prior takes to leave distributions out, as `channels` of source/bands.py: None in place.
     """
-    given, before = prior(coarse, level, detail if known else None), []
+    given, before = prior(coarse, level, detail if known else None, **wanted), []
     for part in prior.parts(coarse.shape[-2]):
-        values = part_of(detail, part)
-        yield part, cropped(given(before), values.shape[-2:]), values
+        values, distribution = part_of(detail, part), given(before)
+        yield part, distribution and cropped(distribution, values.shape[-2:]), values
         before.append(values)
 
 
@@ -247,9 +248,9 @@ class LevelPriors(nn.Module):
         """See this module's docstring."""
         return self.levels[0].parts(height)
 
-    def forward(self, coarse, level, detail=None):
-        """See this module's docstring."""
-        return self.levels[min(level, len(self.levels) - 1)](coarse, level, detail)
+    def forward(self, coarse, level, detail=None, **wanted):
+        """See this module's docstring; wanted: as of parts_in_turn."""
+        return self.levels[min(level, len(self.levels) - 1)](coarse, level, detail, **wanted)
 
     def freeze(self, peaks):
         """The same of frozen priors; peaks: see utils/arithmetic/fixed.py, observe."""

@@ -72,10 +72,20 @@ def can_be_planes(model):
     return model.ycocg and model.pyramid.level(0).keeps_chroma
 
 
+def _alone(settings, level):
+    """Whether the first channel alone is coded; level: None of the top."""
+    return settings.luma or (settings.halved and level == 0)
+
+
 def _coded(settings, level=None, channels=slice(None)):
     """Which of the channels of a part are coded, of its own; level: None of the top."""
-    alone = settings.luma or (settings.halved and level == 0)
-    return slice(None) if not alone else slice(0, 0) if channels.start else slice(0, 1)
+    return slice(None) if not _alone(settings, level) else slice(0, 0 if channels.start else 1)
+
+
+def _parts(model, settings, coarse, level, detail, known=True):
+    """parts_in_turn; a prior of channels in turn leaves out those that are not coded."""
+    luma = {"channels": 1} if hasattr(model.detail, "order") and _alone(settings, level) else {}
+    return parts_in_turn(model.detail, coarse, level, detail, known, **luma)
 
 
 @torch.no_grad()
@@ -131,7 +141,7 @@ def _encode_level(model, level, coarse, detail, settings, progress, effort):
             EncodedStrips(encoder, effort, one, model.detail.order, bands_of_one, settings)
             for encoder, one, bands_of_one in zip(encoders, coarse, bands)
         ]
-    for part, distribution, values in parts_in_turn(model.detail, coarse, level, detail):
+    for part, distribution, values in _parts(model, settings, coarse, level, detail):
         coded = _coded(settings, level, part.channels)
         if group is None or not values[:, coded].numel():
             _push(encoders, distribution, values, settings, coded)
@@ -147,9 +157,10 @@ def _encode_level(model, level, coarse, detail, settings, progress, effort):
 
 def _push(encoders, distribution, values, settings, coded):
     """Give each encoder the values of its image, of the channels that are coded."""
-    distribution, values = _of(distribution, coded), values[:, coded]
+    values = values[:, coded]
     if not values.shape[1]:
         return
+    distribution = _of(distribution, coded)
     for encoder, table, symbols in zip(encoders, _tables(distribution, settings), integers(values)):
         encoder.push(table, symbols)
 
@@ -188,17 +199,19 @@ def _details(model, coarse, level, size, settings, flat, progress):
             DecodedStrips(n, one, order, bands, settings)
             for n, (one, bands) in enumerate(zip(coarse, zip(*detail)))
         ]
-    for part, distribution, values in parts_in_turn(model.detail, coarse, level, detail, known=False):
+    for part, distribution, values in _parts(model, settings, coarse, level, detail, known=False):
         coded = _coded(settings, level, part.channels)
-        if readers is None or not values[:, coded].numel():
-            band = yield from _band(model, distribution, settings, coded, values if halved else flat)
+        if not values[:, coded].shape[1]:
+            if not halved:
+                values.fill_(flat)
+        elif readers is None or not values.numel():
+            values.copy_((yield from _band(model, distribution, settings, coded, values if halved else flat)))
         else:
             band = []
             for reader, *fields in zip(readers, *map(fields_of, distribution)):
                 likely = partial_of(_mode, distribution, reader.image)
                 band.append((yield from reader.read(part, fields, values.shape[-2:], likely)))
-            band = _on_device(model, band)
-        values.copy_(band)
+            values.copy_(_on_device(model, band))
         if progress:
             progress(values[0].numel())
     return detail
@@ -209,11 +222,8 @@ def _band(model, distribution, settings, coded, others):
 
     others: a value, or a band.
     """
-    whole, distribution = distribution.mean[0], _of(distribution, coded)
+    whole, distribution, bands = distribution.mean[0], _of(distribution, coded), []
     others = torch.broadcast_to(torch.as_tensor(others, dtype=model.dtype, device=whole.device), whole.shape)
-    if not distribution.mean.shape[-3]:
-        return others
-    bands = []
     for image, table in enumerate(_tables(distribution, settings)):
         bands.append((yield Wanted(image, table, partial_of(_mode, distribution, image))))
     band = _on_device(model, bands)
