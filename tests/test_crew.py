@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import CancelledError, wait
 from types import SimpleNamespace
 
 import pytest
@@ -105,6 +106,9 @@ def test_what_is_to_come_of_all_tiles_is_made_once(monkeypatch):
         def __init__(self, make=threading.Lock):
             self.lock = make()
 
+        def acquire(self, blocking):
+            return self.lock.acquire(blocking)
+
         def __enter__(self):
             self.lock.acquire()
 
@@ -134,7 +138,8 @@ def test_within_torch_takes_one_thread_and_afterwards_as_many_as_before():
                 assert torch.get_num_threads() == 1 and size() == count
             assert size() == count and torch.get_num_threads() == 1
             inside = [submit(lambda: (torch.get_num_threads(), size())) for _ in range(9)]
-            assert {future.result() for future in inside} == {(1, count if count == 1 else 1)}
+            wait(inside)  # which begins none of them here
+            assert {future.result() for future in inside} == {(1, 1)}
         assert torch.get_num_threads() == count and size() == 1
         with pytest.raises(KeyError), crew():
             raise KeyError
@@ -155,6 +160,42 @@ def test_work_is_done_by_as_many_threads_as_there_are(count):
         for future in [submit(work, n < count) for n in range(3 * count)]:
             future.result()
     assert len(names) == count and (count == 1) == (names == {threading.current_thread().name})
+    torch.set_num_threads(1)
+
+
+def test_who_waits_does_what_nobody_has_begun():
+    begun, gate, here = threading.Event(), threading.Event(), threading.current_thread()
+
+    def wait_for_others():
+        begun.set()
+        return gate.wait(20)
+
+    with working(2):
+        first = submit(wait_for_others)
+        assert begun.wait(20)
+        others = [submit(threading.current_thread) for _ in range(4)]
+        last = submit(gate.set)  # which has to be begun here, as the crew's other thread waits for it
+        assert first.result() and last.done() and not last.exception()
+        assert [other.result() for other in others] == 4 * [here]
+    torch.set_num_threads(1)
+
+
+def test_what_was_cancelled_is_not_begun():
+    begun, gate, calls = threading.Event(), threading.Event(), []
+
+    def wait_for_gate():
+        begun.set()
+        gate.wait(20)
+
+    with working(2):
+        first, second = submit(wait_for_gate), submit(calls.append, 1)
+        assert begun.wait(20)
+        assert second.cancel()
+        gate.set()
+        first.result()
+        with pytest.raises(CancelledError):
+            second.result()
+    assert not calls
     torch.set_num_threads(1)
 
 
@@ -236,7 +277,7 @@ def test_coding_starts_no_threads_but_the_crew(options):
     code = PROCESS.replace("{options}", repr(options))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == 2
+    assert int(done.stdout) == 1  # beside the one that was there
 
 
 def test_the_sides_of_tiles_suit_each_other():
@@ -266,7 +307,8 @@ def test_few_pixels_wake_no_thread(monkeypatch):
     here, before = threading.current_thread(), torch.get_num_threads()
     with working(2):
         assert submit(threading.current_thread, pixels=99).result() is here
-        assert submit(threading.current_thread, pixels=100).result() is not here
+        (other,), _ = wait([submit(threading.current_thread, pixels=100)])
+        assert other.result() is not here
     torch.set_num_threads(before)
 
 

@@ -2,11 +2,12 @@
 
 Libraries' own teams of threads wait for each other by spinning: beside any other process, two of them may
 come to share a core, and each of thousands of small operations then takes milliseconds. A thread that waits
-for a future sleeps.
+here does what nobody has begun yet, or else sleeps.
 """
 
 import os
 import threading
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -30,7 +31,7 @@ def crew(count=None):
         yield
         return
     before = torch.get_num_threads()
-    _here.count = count or before
+    _here.count, _here.tasks = count or before, deque()
     torch.set_num_threads(1)
     try:
         # sums of integers are not to be rounded to bfloat16, whatever the caller computes in
@@ -38,7 +39,7 @@ def crew(count=None):
             yield
     finally:
         torch.set_num_threads(before)
-        _here.count = None
+        _here.count = _here.tasks = None
 
 
 def in_crew(iterator):
@@ -57,13 +58,50 @@ def size():
     return getattr(_here, "count", None) or 1
 
 
+class _Task(Future):
+    """A Future of function(*arguments), which is computed by whoever begins it first."""
+
+    def __init__(self, function, arguments):
+        super().__init__()
+        self._work, self._begun = (function, arguments), threading.Lock()
+
+    def begin(self):
+        """Compute it, if nobody has begun; within, this thread is one of the crew, and has none."""
+        if not self._begun.acquire(blocking=False) or not self.set_running_or_notify_cancel():
+            return
+        (function, arguments), self._work = self._work, None
+        before = getattr(_here, "count", None), getattr(_here, "tasks", None)
+        _here.count = _here.tasks = None
+        try:
+            self.set_result(function(*arguments))
+        except BaseException as error:
+            self.set_exception(error)
+            if not isinstance(error, Exception):  # Ctrl-C is for who waits, not for this
+                raise
+        finally:
+            _here.count, _here.tasks = before
+
+    def result(self, timeout=None):
+        """As of a Future; whoever waits begins this, or what else there is of its own."""
+        self.begin()
+        others = getattr(_here, "tasks", None)
+        while others and not self.done():
+            others.popleft().begin()
+        return super().result(timeout)
+
+
 def submit(function, *arguments, pixels=FEW_PIXELS):
     """A Future of function(*arguments): computed by the crew, or at once where that is one thread.
 
     pixels: how many are worked on; for a few, another thread is not worth waking.
     """
     if size() > 1 and pixels >= FEW_PIXELS:
-        return _pool(size()).submit(function, *arguments)
+        while _here.tasks and _here.tasks[0].done():
+            _here.tasks.popleft()
+        task = _Task(function, arguments)
+        _here.tasks.append(task)
+        _pool(size() - 1).submit(task.begin)
+        return task
     future = Future()
     future.set_result(function(*arguments))
     return future
@@ -77,7 +115,7 @@ def _pool(count):
 
 def _forget():
     _pool.cache_clear()
-    _here.count = None
+    _here.count = _here.tasks = None
 
 
 # A forked process has the pool, but none of its threads.
