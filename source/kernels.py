@@ -16,6 +16,7 @@ from source.units import (
     MAX_PRECISION,
     MEAN_BITS,
     SCALE_BITS,
+    SCALES_PER_OCTAVE,
     SIGMOID_BITS,
     SIGMOID_CELL_BITS,
     SIGMOID_REACH,
@@ -33,6 +34,15 @@ AT_ONCE = 256
 # Around a position: where features are taken from.
 CROSS = (0, 0), (-1, 0), (0, -1), (0, 1), (1, 0)
 AROUND = (-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)
+# Of adaptation.py: classes of sizes, and where they begin, of eight neighbours' in sixteenths; the most that
+# errors, sizes, weights, means and steps of scales may be, in their units; when counts are halved; rates of
+# learning in 2^-8, and when others follow; bits of means of sizes, of products of weights, errors and scales,
+# and of inverse scales.
+CLASSES, THRESHOLDS = 8, (64, 104, 144, 176, 232, 304, 432)
+MOST_ERROR, MOST_SIZE, MOST_WEIGHT, MOST_MEAN, MOST_SCALED = 64, 96, 1 << 20, 1 << 30, 64
+FARTHEST, MOST_COUNT = 1 << 20, 1 << 13
+RATES, SOON, LATE, RATE_BITS = (48, 24, 12), 1 << 10, 1 << 12, 8
+MEAN_SIZE_BITS, STEP_BITS, INVERSE_BITS = 12, 20 + SCALE_BITS - MEAN_BITS, ARGUMENT_BITS - 4
 FRACTION, ONE, FRACTION_MASK = np.int32(23), np.int32(127 << 23), np.int32((1 << 23) - 1)
 
 _compiled = numba.njit(cache=True, nogil=True)
@@ -64,6 +74,23 @@ class Mixtures(NamedTuple):
     weight: np.ndarray
     mean: np.ndarray
     scale: np.ndarray
+
+
+class Memory(NamedTuple):
+    """What adaptation.py keeps of one level of an image; H x W: of its coarse band.
+
+    errors: (bands, C, H + 2, W + 4) int8, in sixteenths of scales, with two rows above and two columns on
+    both sides; sizes: (C, H + 2, W + 4) uint8, of this band's after filtering. Of each channel of the band:
+    weights: (C, F), the filter's, in 2^-16; counts, sums: (C, CLASSES), of each class how many symbols there
+    were, and the sum of their sizes; seen: (C,), how many symbols there were in all; all int64.
+    """
+
+    errors: np.ndarray
+    sizes: np.ndarray
+    weights: np.ndarray
+    counts: np.ndarray
+    sums: np.ndarray
+    seen: np.ndarray
 
 
 class Popped(NamedTuple):
@@ -261,42 +288,50 @@ def pop_mixtures(words, position, state, lowest, symbols, mixtures, tables):
 
     lowest: as of pop_table.
     """
-    low, nbins, precision = mixtures.low, mixtures.nbins, mixtures.precision
-    mask = np.uint64((1 << precision) - 1)
     for i in range(symbols.size):
-        position, state = _refill(words, position, state)
-        if state < lowest:
+        complete, position, state, z = _pop_mixture(words, position, state, lowest, i, mixtures, tables)
+        if not complete:
             return Popped(i, position, state)
-        slot = np.int64(state & mask)
-        below, above = np.int64(low[i]) - 1, np.int64(low[i]) + nbins
-        z = _guess(slot, i, mixtures, tables)
-        left, right = below, above
-        trial = 0
-        while True:
-            z = min(max(z, left), right)
-            start, end = _bounds(z, i, mixtures, tables)
-            if slot < start:
-                right = z - 1
-            elif slot >= end:
-                left = z + 1
-            else:
-                break
-            # Newton's step, but a bisection now and then, lest a flat stretch lead it astray
-            trial += 1
-            z = z + (slot - start) // (end - start) if trial & 3 else (left + right) >> 1
-        state = _advance(state, slot, start, end, precision)
-        if z == below or z == above:
-            position, state, length = _pop_bits(words, position, state, lowest, 5, precision)
-            upper = max(length - 16, 0)
-            lower = length - upper
-            position, state, high = _pop_bits(words, position, state, lowest, upper, precision)
-            position, state, rest = _pop_bits(words, position, state, lowest, lower, precision)
-            if rest < 0:
-                return Popped(i, position, state)
-            distance = ((np.int64(1) << upper) + high << lower) + rest - 1
-            z = z - distance if z == below else z + distance
         symbols[i] = z  # wraps round in corrupt streams alone
     return Popped(symbols.size, position, state)
+
+
+@_inlined
+def _pop_mixture(words, position, state, lowest, i, mixtures, tables):
+    """Pop the i-th symbol of Mixtures: whether it was there, position and state after it, and the symbol."""
+    low, nbins, precision = mixtures.low, mixtures.nbins, mixtures.precision
+    position, state = _refill(words, position, state)
+    if state < lowest:
+        return False, position, state, np.int64(0)
+    slot = np.int64(state & np.uint64((1 << precision) - 1))
+    below, above = np.int64(low[i]) - 1, np.int64(low[i]) + nbins
+    z = _guess(slot, i, mixtures, tables)
+    left, right = below, above
+    trial = 0
+    while True:
+        z = min(max(z, left), right)
+        start, end = _bounds(z, i, mixtures, tables)
+        if slot < start:
+            right = z - 1
+        elif slot >= end:
+            left = z + 1
+        else:
+            break
+        # Newton's step, but a bisection now and then, lest a flat stretch lead it astray
+        trial += 1
+        z = z + (slot - start) // (end - start) if trial & 3 else (left + right) >> 1
+    state = _advance(state, slot, start, end, precision)
+    if z == below or z == above:
+        position, state, length = _pop_bits(words, position, state, lowest, 5, precision)
+        upper = max(length - 16, 0)
+        lower = length - upper
+        position, state, high = _pop_bits(words, position, state, lowest, upper, precision)
+        position, state, rest = _pop_bits(words, position, state, lowest, lower, precision)
+        if rest < 0:
+            return False, position, state, np.int64(0)
+        distance = ((np.int64(1) << upper) + high << lower) + rest - 1
+        z = z - distance if z == below else z + distance
+    return True, position, state, z
 
 
 @_inlined
@@ -329,6 +364,129 @@ def _pop_bits(words, position, state, lowest, width, precision):
     value = slot >> (precision - width)
     start, frequency = _bits_interval(value, width, precision)
     return position, _advance(state, slot, start, start + frequency, precision), value
+
+
+@_compiled
+def adapt(symbols, mixtures, place, memory, tables):
+    """Let Mixtures of a strip adapt to symbols that are known, in place: see adaptation.py.
+
+    place: band, channel, top row, height and width. Inverse of what pop_adapting does to its stream.
+    """
+    band, channel, top, height, width = place
+    shifts, known = np.empty(CLASSES, np.int64), np.empty(memory.weights.shape[1], np.int64)
+    for i in range(symbols.size):
+        if i % width == 0:
+            _begin_row(memory, channel, shifts)
+        here = band, channel, top + i // width + 2, i % width + 2
+        centre, spread, step, kind = _move(i, here, mixtures, memory, shifts, known, tables)
+        _learn(np.int64(symbols[i]), here, centre, spread, step, kind, memory, known, tables)
+
+
+@_compiled
+def pop_adapting(words, position, state, lowest, symbols, mixtures, place, memory, tables):
+    """pop_mixtures, where each symbol makes Mixtures of a strip adapt before the next: see adaptation.py."""
+    band, channel, top, height, width = place
+    shifts, known = np.empty(CLASSES, np.int64), np.empty(memory.weights.shape[1], np.int64)
+    for i in range(symbols.size):
+        if i % width == 0:
+            _begin_row(memory, channel, shifts)
+        here = band, channel, top + i // width + 2, i % width + 2
+        centre, spread, step, kind = _move(i, here, mixtures, memory, shifts, known, tables)
+        complete, position, state, z = _pop_mixture(words, position, state, lowest, i, mixtures, tables)
+        if not complete:
+            return Popped(i, position, state)
+        symbols[i] = z
+        _learn(np.int64(symbols[i]), here, centre, spread, step, kind, memory, known, tables)
+    return Popped(symbols.size, position, state)
+
+
+@_inlined
+def _begin_row(memory, channel, shifts):
+    """How far each class is from all symbols in the logarithm of its mean size."""
+    count, total = memory.counts[channel].sum(), memory.sums[channel].sum()
+    usual = _steps_of_scale((total << MEAN_SIZE_BITS) // count)
+    for j in range(CLASSES):
+        mean = (memory.sums[channel, j] << MEAN_SIZE_BITS) // memory.counts[channel, j]
+        shifts[j] = min(max(_steps_of_scale(mean) - usual, -MOST_SCALED), MOST_SCALED)
+
+
+@_inlined
+def _steps_of_scale(x):
+    """log2(x), linear between powers of two, in steps of scales, rounded down; of 0 as of 1."""
+    octave, rest = 0, max(x, 1)
+    while rest > 1:
+        rest >>= 1
+        octave += 1
+    return SCALES_PER_OCTAVE * octave + (((max(x, 1) - (1 << octave)) * SCALES_PER_OCTAVE) >> octave)
+
+
+@_inlined
+def _move(i, here, mixtures, memory, shifts, known, tables):
+    """Move the i-th of Mixtures: its centre and spread before, the step of its means, its class.
+
+    here: band, channel, row and column in memory; known: to be filled with what the filter sees.
+    """
+    band, channel, y, x = here
+    u, z = memory.errors[band, channel], memory.sizes[channel]
+    known[0], known[1], known[2], known[3] = u[y, x - 1], u[y - 1, x], u[y - 1, x - 1], u[y - 1, x + 1]
+    known[4], known[5] = u[y, x - 2], u[y - 2, x]
+    f = 6
+    for c in range(channel):
+        known[f] = memory.errors[band, c, y, x]
+        f += 1
+    for b in range(band):
+        known[f] = memory.errors[b, channel, y, x]
+        f += 1
+    total = np.int64(0)
+    for k in range(f):
+        total += memory.weights[channel, k] * known[k]
+    size = 2 * (np.int64(z[y, x - 1]) + z[y - 1, x]) + z[y - 1, x - 1] + z[y - 1, x + 1]
+    size += np.int64(z[y, x - 2]) + z[y - 2, x]
+    kind = 0
+    while kind < CLASSES - 1 and size >= THRESHOLDS[kind]:
+        kind += 1
+    centre, spread, after = np.int64(0), np.int64(0), np.int64(0)
+    for k in range(mixtures.mean.shape[0]):
+        weight = np.int64(mixtures.weight[k, i])
+        centre += weight * mixtures.mean[k, i]
+        spread += weight * mixtures.scale[k, i]
+    centre, spread = centre >> WEIGHT_SUM_BITS, spread >> WEIGHT_SUM_BITS
+    step = (total * tables.scale[np.uint64(spread)] + (1 << STEP_BITS - 1)) >> STEP_BITS
+    for k in range(mixtures.mean.shape[0]):
+        mean = min(max(mixtures.mean[k, i] + step, -MOST_MEAN), MOST_MEAN)
+        mixtures.mean[k, i] = mean
+        mixtures.scale[k, i] = min(max(mixtures.scale[k, i] + shifts[kind], 0), tables.scale.size - 1)
+        after += np.int64(mixtures.weight[k, i]) * mean
+    mixtures.low[i] = ((after >> WEIGHT_SUM_BITS) + (1 << MEAN_BITS - 1) >> MEAN_BITS) - mixtures.nbins // 2
+    return centre, spread, step, kind
+
+
+@_inlined
+def _learn(symbol, here, centre, spread, step, kind, memory, known, tables):
+    """Keep how far a symbol is from where it was foretold, and move the filter towards it."""
+    band, channel, y, x = here
+    error = (symbol << MEAN_BITS) - centre
+    memory.errors[band, channel, y, x] = _within(_sixteenths(error, spread, tables), MOST_ERROR)
+    rest = _sixteenths(error - step, spread, tables)
+    memory.sizes[channel, y, x] = size = min(abs(rest), MOST_SIZE)
+    memory.counts[channel, kind] += 1
+    memory.sums[channel, kind] += size
+    if memory.counts[channel, kind] >= MOST_COUNT:
+        memory.counts[channel, kind] >>= 1
+        memory.sums[channel, kind] >>= 1
+    rest, seen = _within(rest, MOST_ERROR), memory.seen[channel]
+    rate = RATES[0] if seen < SOON else RATES[1] if seen < LATE else RATES[2]
+    for f in range(6 + channel + band):
+        weight = memory.weights[channel, f] + ((rest * known[f] * rate + (1 << RATE_BITS - 1)) >> RATE_BITS)
+        memory.weights[channel, f] = min(max(weight, -MOST_WEIGHT), MOST_WEIGHT)
+    memory.seen[channel] = seen + 1
+
+
+@_inlined
+def _sixteenths(error, spread, tables):
+    """An error, in the units of means, in sixteenths of a scale, to the nearest."""
+    error = min(max(error, -FARTHEST), FARTHEST)
+    return (error * np.int64(tables.inverse[np.uint64(spread)]) + (1 << INVERSE_BITS - 1)) >> INVERSE_BITS
 
 
 @_compiled

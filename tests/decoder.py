@@ -278,15 +278,20 @@ class Stream:
         lower = min(length, 16)
         return (1 << length | self.uniform(length - lower) << lower | self.uniform(lower)) - 1
 
-    def maps(self, shape, weights, means, scales, first=0):
+    def maps(self, shape, weights, means, scales, first=0, adapting=None):
         """A group of (channels, rows, columns), from channel `first` on.
 
-        Its mixtures have these axes behind K, or longer ones.
+        Its mixtures have these axes behind K, or longer ones. adapting: an Adapting, where they adapt.
         """
         z = np.full(shape, self.flat, np.int64)
         channels = shape[0] if not self.luma_alone else int(first == 0)
         for y, x, c in np.ndindex(*shape[1:], channels):
-            z[c, y, x] = self.mixture(*(f[:, c, y, x].tolist() for f in (weights, means, scales)))
+            mixture = [f[:, c, y, x].tolist() for f in (weights, means, scales)]
+            if adapting:
+                mixture = adapting.moved(first, y, x, *mixture)
+            z[c, y, x] = self.mixture(*mixture)
+            if adapting:
+                adapting.learn(int(z[c, y, x]))
         return z
 
     def finish(self, seal):
@@ -512,6 +517,7 @@ class Model:
         trunk = self.blocks(f"{prior}.trunk", trunk + column(self.tensors[f"{prior}.level"][min(i, 4)]))
         corrected = stream.corrected and height * width >= 4096
         errors, sets = np.zeros((3, *coarse.shape), int), {}
+        adapting = Adapting(height, width) if stream.adaptive and height * width >= 256 else None
         bands = []
         means = 3 * [0 * coarse]
         if self.options.get("differences"):
@@ -525,6 +531,8 @@ class Model:
             f = self.narrow(f"{name}.trunk", trunk, onto=companded(entered))
             g = np.split(self.narrow(f"{name}.hidden", self.blocks(f"{name}.blocks", f)), 3)
             band = np.zeros((3, *size), np.int64)
+            if adapting:
+                adapting.begin(len(bands))
             for top in range(0, height, 64):
                 rows = slice(top, top + 64)
                 for c in range(3):
@@ -541,7 +549,9 @@ class Model:
                         if top % (max(16384 // (64 * width), 1) * 64) == 0:
                             sets[c] = stream.corrections(*sets[c])
                         fields = [f[:, None] for f in corrected_fields(fields, s, x, *sets[c])]
-                    part[:] = stream.maps(part.shape, *fields, first=c)
+                    if adapting:
+                        adapting.top = top
+                    part[:] = stream.maps(part.shape, *fields, first=c, adapting=adapting)
                     if c and stream.smooth:
                         part[:] = stream.smooth[len(bands)][c - 1, rows]
                     if corrigible:
@@ -572,6 +582,77 @@ class Model:
             if not self.has(f"{name}.{n}.wide.weight"):
                 return h
             h = self.narrow(f"{name}.{n}.last", self.narrow(f"{name}.{n}.wide", h), onto=h)
+
+
+class Adapting:
+    """The mixtures of a level, moved from symbol to symbol."""
+
+    def __init__(self, height, width):
+        # two rows above, and two columns on both sides
+        self.u = np.zeros((3, 3, height + 2, width + 4), int)
+        self.top = 0
+
+    def begin(self, band):
+        self.band, (_, channels, height, width) = band, self.u.shape
+        self.t = np.full((channels, height, width), 22)
+        self.a = [[0] * (6 + c + band) for c in range(channels)]
+        self.n = [[64] * 8 for _ in range(channels)]
+        self.total = [[64 * 22] * 8 for _ in range(channels)]
+        self.seen = [0] * channels
+
+    def moved(self, c, y, x, weights, means, scales):
+        if x == 0:
+            usual = steps((sum(self.total[c]) << 12) // sum(self.n[c]))
+            averages = ((total << 12) // n for total, n in zip(self.total[c], self.n[c]))
+            self.shifts = [clamp(steps(average) - usual, 64) for average in averages]
+        self.c, (row, column) = c, (self.top + y + 2, x + 2)
+        around = [(0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0)]
+        u = [self.u[self.band, c, row + i, column + j] for i, j in around]
+        u += [self.u[self.band, b, row, column] for b in range(c)]
+        u += [self.u[b, c, row, column] for b in range(self.band)]
+        self.x, self.at = [int(v) for v in u], (row, column)
+        sizes = [int(self.t[c, row + i, column + j]) for i, j in around]
+        size = 2 * sum(sizes[:2]) + sum(sizes[2:])
+        self.j = sum(size >= limit for limit in (64, 104, 144, 176, 232, 304, 432))
+        scales = [min(max(s, 0), 512) for s in scales]
+        self.m, self.s = (int(share(*map(column_of, (weights, f)))[0]) for f in (means, scales))
+        total = sum(a * u for a, u in zip(self.a[c], self.x))
+        self.step = int(total * U[self.s] + 2**29 >> 30)
+        return (
+            weights,
+            [int(clamp(m + self.step, 2**30)) for m in means],
+            [s + int(self.shifts[self.j]) for s in scales],
+        )
+
+    def learn(self, z):
+        c = self.c
+        e = 64 * z - self.m
+        self.u[(self.band, c, *self.at)] = clamp(self.sixteenths(e), 64)
+        rest = self.sixteenths(e - self.step)
+        self.t[(c, *self.at)] = t = min(abs(rest), 96)
+        self.n[c][self.j] += 1
+        self.total[c][self.j] += t
+        if self.n[c][self.j] == 8192:
+            self.n[c][self.j] >>= 1
+            self.total[c][self.j] >>= 1
+        rate = 48 if self.seen[c] < 1024 else 24 if self.seen[c] < 4096 else 12
+        r = clamp(rest, 64)
+        self.a[c] = [clamp(a + (r * x * rate + 128 >> 8), 2**20) for a, x in zip(self.a[c], self.x)]
+        self.seen[c] += 1
+
+    def sixteenths(self, e):
+        return clamp(e, 2**20) * V[self.s] + 2**24 >> 25
+
+
+def steps(x):
+    """The logarithm of x to the base 2, in 32nds, with lines between powers of two."""
+    x = max(int(x), 1)
+    octave = x.bit_length() - 1
+    return 32 * octave + ((x - 2**octave) * 32 >> octave)
+
+
+def column_of(values):
+    return np.array(values)[:, None]
 
 
 def share(weights, values):
@@ -716,12 +797,13 @@ def decode(data, model=None):
         return whole(pixels, mode, head), head, metadata, None
     assert head["model"][2] == model.identity()[:8]
     nbins, precision = head["settings"][2] if "settings" in head else (4096, 24)
-    corrected, precision = bool(precision & 32), precision % 32
+    corrected, adaptive, precision = bool(precision & 32), bool(precision & 256), precision % 32
     made = Made(head["luma and chroma"][2]) if "luma and chroma" in head else None
     if "moves" in head:
         model = model.moved(head["moves"][2])
     stream = Stream(data[at:], nbins, precision)
-    stream.luma_alone, stream.flat, stream.corrected = kind & 7 in LUMA_ALONE, 128, corrected
+    stream.luma_alone, stream.flat = kind & 7 in LUMA_ALONE, 128
+    stream.corrected, stream.adaptive = corrected, adaptive
     stream.smooth = None
     levels = depth(height, width)
     image = model.top(stream, *halved(height, width, levels))

@@ -40,6 +40,7 @@ from flow.codec.planes import (
 from flow.codec.stream import (
     DEFAULT,
     Settings,
+    can_adapt,
     can_be_planes,
     can_correct,
     decode_levels,
@@ -61,8 +62,8 @@ MODES = tuple(CHANNELS)
 LUMA = {6: "L", 7: "LA"}
 HAS_METADATA, HAS_SETTINGS, IS_DEEP = 1 << 5, 1 << 6, 1 << 7
 # Beside the precision of the probabilities: the stream has corrections; the model's biases are moved; the
-# picture is made of luma and chroma.
-CORRECTED, TUNED, MADE = 1 << 5, 1 << 6, 1 << 7
+# picture is made of luma and chroma; mixtures adapt.
+CORRECTED, TUNED, MADE, ADAPTIVE = 1 << 5, 1 << 6, 1 << 7, 1 << 8
 IDENTITY_BYTES = 8
 # Where more than one byte of so many is for exceptions, the picture is tried without its luma and chroma.
 EXCEPTIONAL = 10
@@ -239,8 +240,9 @@ def read_head(data):
     settings, flags = DEFAULT._replace(luma=luma), 0
     if kind & HAS_SETTINGS:
         nbins, flags = reader.varint(), reader.varint()
-        precision = flags & ~(CORRECTED | TUNED | MADE)
-        settings = Settings(nbins, precision, luma, bool(flags & CORRECTED))
+        precision = flags & ~(CORRECTED | TUNED | MADE | ADAPTIVE)
+        corrected, adaptive = bool(flags & CORRECTED), bool(flags & ADAPTIVE)
+        settings = Settings(nbins, precision, luma, corrected, adaptive=adaptive)
     model = reader.take(IDENTITY_BYTES).hex() if flow else ""
     moves = reader.block() if flags & TUNED else b""
     if flags & TUNED and not moves:
@@ -331,6 +333,7 @@ def _head(
 ):
     """The head of a file, checksum included."""
     flags = CORRECTED * settings.corrected | TUNED * bool(moves) | MADE * bool(made)
+    flags |= ADAPTIVE * settings.adaptive
     numbers = settings.nbins, settings.precision | flags
     other = numbers != DEFAULT[:2]
     mode = 5 + CHANNELS[picture.mode] if settings.luma else MODES.index(picture.mode)
@@ -445,6 +448,7 @@ def _pack_flow(
         luma=picture.mode in ("L", "LA") and has_luma_alone(model, images),
         halved=bool(form and form.halved),
         corrected=effort > 1 and can_correct(model, array.shape[:2]),
+        adaptive=can_adapt(model, array.shape[:2]),
     )
     network = tuned(model, moves) if moves else model
     (encoder,) = encode(network, images, settings, watch, progress, effort, bool(found))
@@ -461,7 +465,7 @@ def model_of(head, model, identity):
     if model is None or identity[: len(head.model)] != head.model:
         other = f"not with {identity[: len(head.model)]}" if identity else "which is needed"
         raise ValueError(f"made with the model {head.model}, {other}")
-    if head.settings.corrected and not can_correct(model):
+    if (head.settings.corrected or head.settings.adaptive) and not can_correct(model):
         raise ValueError("corrupt file: this model has no distributions to correct")
     if head.form and not can_be_planes(model):
         raise ValueError("corrupt file: this model does not tell luma from chroma")

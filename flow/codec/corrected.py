@@ -1,6 +1,7 @@
-"""Streams whose distributions are corrected to the picture: strips of one level, encoded and decoded.
+"""Streams whose distributions are made to suit the picture: strips of one level, encoded and decoded.
 
-What corrections are, source/corrections.py tells; where their sets stand in the stream, docs/format.md.
+What corrections are, source/corrections.py tells, and how mixtures adapt, source/adaptation.py; where sets of
+corrections stand in the stream, docs/format.md.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from typing import NamedTuple
 import torch
 
 import source.bands
-from source import corrections
+from source import adaptation, corrections
+from source.adaptation import Adaptation
 from source.corrections import Corrigible, Known, Place
 from source.tables import Mixture
 from utils.arithmetic.crew import submit
@@ -35,6 +37,16 @@ def is_large(size):
     return size[0] * size[1] >= corrections.LEAST
 
 
+def is_middling(size):
+    """Whether mixtures of a level with a coarse band of this (height, width) adapt."""
+    return size[0] * size[1] >= adaptation.LEAST
+
+
+def in_strips(size, settings):
+    """Whether a level with a coarse band of this (height, width) is coded by what is here."""
+    return (settings.corrected and is_large(size)) or (settings.adaptive and is_middling(size))
+
+
 def integers(x):
     """(..., C, H, W) integer-valued -> int32 array (..., H, W, C), as channels-last tensors lie in memory."""
     return x.to(torch.int32).movedim(-3, -1).contiguous().cpu().numpy()
@@ -53,7 +65,12 @@ class _Strips:
 
     def __init__(self, coarse, order, detail, settings):
         self.order, self.settings, self.sets = order, settings, {}
-        self.known = Known(integers(coarse), [detail[band].shape[-2:] for band in order])
+        channels, *size = coarse.shape
+        self.known = self.adaptation = None
+        if settings.corrected and is_large(size):
+            self.known = Known(integers(coarse), [detail[band].shape[-2:] for band in order])
+        if settings.adaptive and is_middling(size):
+            self.adaptation = Adaptation(size, len(order), channels)
         strips = corrections.GROUP // (coarse.shape[-1] * source.bands.STRIP)
         self.rows = max(strips, 1) * source.bands.STRIP
 
@@ -64,9 +81,15 @@ class _Strips:
     def place(self, part, shape):
         """The Place of a part with values (h, w); where a band begins, nothing is corrected yet."""
         place = Place(self.order.index(part.band), part.channels.start, part.rows.start, *shape)
-        if not place.top:
+        if not place.top and self.known:
             self.sets[place.channel] = corrections.Set.zero(self.known.count(place))
         return place
+
+    def mixture(self, place, fields):
+        """The coder's distribution of a strip, whose symbols are coded before those of the next."""
+        if self.adaptation:
+            return self.adaptation.mixture(place, fields, self.settings[:2])
+        return Mixture(*fields, *self.settings[:2])
 
 
 class EncodedStrips(_Strips):
@@ -80,25 +103,30 @@ class EncodedStrips(_Strips):
         """Take a strip of a channel: weight, mean and scale, (K, N), and values (h, w)."""
         if self.starts(part) and not part.channels.start:
             self.flush()
-        mixture, place = Corrigible(*fields), self.place(part, values.shape)
+        place, symbols = self.place(part, values.shape), values.reshape(-1)
+        if not self.known:
+            self.encoder.push(self.mixture(place, fields), symbols)
+            return
+        mixture = Corrigible(*fields)
         features = self.known.features(place, mixture.centre)
         self.known.learn(place, values, mixture.centre)
-        self.strips.append((place.channel, mixture, features, values.reshape(-1)))
+        self.strips.append((place, mixture, features, symbols))
 
     def flush(self):
         """Push the strips there are, with their corrections."""
         chosen, settings = {}, self.settings[:2]
-        for channel in dict.fromkeys(strip[0] for strip in self.strips):
-            alike = [strip[1:] for strip in self.strips if strip[0] == channel]
+        for channel in dict.fromkeys(place.channel for place, *_ in self.strips):
+            alike = [strip for place, *strip in self.strips if place.channel == channel]
             pixels = sum(values.size for *_, values in alike)
             before = self.sets[channel]
             chosen[channel] = submit(corrections.choose, alike, settings, self.look, before, pixels=pixels)
-        for channel, mixture, features, values in self.strips:
+        for place, mixture, features, values in self.strips:
+            channel = place.channel
             if channel in chosen:
                 kind, self.sets[channel] = chosen.pop(channel).result()
                 self.sets[channel].push(kind, self.encoder)
             fields = self.sets[channel].apply(mixture, lambda features=features: features)
-            self.encoder.push(Mixture(*fields, *settings), values)
+            self.encoder.push(self.mixture(place, fields), values)
         self.strips = []
 
 
@@ -111,11 +139,16 @@ class DecodedStrips(_Strips):
 
     def read(self, part, fields, shape, likely):
         """The values, (h, w), of a strip of a channel with the mixtures weight, mean and scale, (K, N)."""
-        mixture, place = Corrigible(*fields), self.place(part, shape)
-        if self.starts(part):
-            wanted = partial(Wanted, self.image, likely=None)
-            self.sets[place.channel] = yield from corrections.read(self.sets[place.channel], wanted)
-        fields = self.sets[place.channel].apply(mixture, lambda: self.known.features(place, mixture.centre))
-        values = yield Wanted(self.image, Mixture(*fields, *self.settings[:2]), likely)
-        self.known.learn(place, values.reshape(shape), mixture.centre)
+        place = self.place(part, shape)
+        if self.known:
+            mixture = Corrigible(*fields)
+            if self.starts(part):
+                wanted = partial(Wanted, self.image, likely=None)
+                self.sets[place.channel] = yield from corrections.read(self.sets[place.channel], wanted)
+            fields = self.sets[place.channel].apply(
+                mixture, lambda: self.known.features(place, mixture.centre)
+            )
+        values = yield Wanted(self.image, self.mixture(place, fields), likely)
+        if self.known:
+            self.known.learn(place, values.reshape(shape), mixture.centre)
         return values.reshape(*shape, 1)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from flow.codec import stream
 from flow.codec.options import weights_of
-from flow.codec.stream import Settings
+from flow.codec.stream import Settings, can_adapt
 from flow.folder import find_folder, open_frozen, open_model
 from source.rans import Decoder
 from utils.arithmetic.integers import bits_per_dimension
@@ -62,12 +62,17 @@ def streams_of(coder, model, settings):
     coder: flow.codec, with its Settings, or flow.codec.histogram, with a precision.
     """
 
+    def fitting(size):
+        adapting = isinstance(settings, Settings) and can_adapt(model, size)
+        return settings._replace(adaptive=True) if adapting else settings
+
     def encode(images):
-        return [encoder.finish(seal=None) for encoder in coder.encode(model, images, settings)]
+        encoders = coder.encode(model, images, fitting(images.shape[-2:]))
+        return [encoder.finish(seal=None) for encoder in encoders]
 
     def decode(streams, size):
         decoders = [Decoder(stream, sealed=False) for stream in streams]
-        images = coder.decode(model, decoders, size, settings)
+        images = coder.decode(model, decoders, size, fitting(size))
         for decoder in decoders:
             decoder.finish()
         return images

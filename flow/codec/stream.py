@@ -11,7 +11,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from flow.codec.corrected import DecodedStrips, EncodedStrips, Wanted, fields_of, integers, is_large
+from flow.codec.corrected import (
+    DecodedStrips,
+    EncodedStrips,
+    Wanted,
+    fields_of,
+    in_strips,
+    integers,
+    is_large,
+    is_middling,
+)
 from flow.codec.planes import DEFAULT_EFFORT
 from flow.pyramid import finest
 from source.prior import empty_details, parts_in_turn
@@ -28,7 +37,8 @@ class Settings(NamedTuple):
 
     luma: the first channel alone, where `has_luma_alone`: others are MIDDLE in coarse bands, `flat` of their
     level in details. corrected: large levels have corrections, see source/corrections.py. halved: of the
-    finest level's details the first channel alone, where `can_be_planes`: others are interpolated.
+    finest level's details the first channel alone, where `can_be_planes`: others are interpolated. adaptive:
+    mixtures of all but small levels adapt, see source/adaptation.py.
     """
 
     nbins: int = 4096
@@ -36,6 +46,7 @@ class Settings(NamedTuple):
     luma: bool = False
     corrected: bool = False
     halved: bool = False
+    adaptive: bool = False
 
 
 DEFAULT = Settings()
@@ -65,6 +76,11 @@ def has_luma_alone(model, images):
 def can_correct(model, size=None):
     """Whether images, or one of this (height, width), have levels to correct: large, of a band-wise prior."""
     return hasattr(model.detail, "order") and (size is None or is_large(level_sizes(*size, 1)[-1]))
+
+
+def can_adapt(model, size=None):
+    """Whether images, or one of this (height, width), have mixtures that can adapt: of a band-wise prior."""
+    return hasattr(model.detail, "order") and (size is None or is_middling(level_sizes(*size, 1)[-1]))
 
 
 def can_be_planes(model):
@@ -135,7 +151,7 @@ def encode(
 def _encode_level(model, level, coarse, detail, settings, progress, effort):
     """The Encoders of one level's details."""
     encoders, group = [Encoder() for _ in coarse], None
-    if settings.corrected and is_large(coarse.shape[-2:]):
+    if in_strips(coarse.shape[-2:], settings):
         bands = zip(*detail)
         group = [
             EncodedStrips(encoder, effort, one, model.detail.order, bands_of_one, settings)
@@ -193,7 +209,7 @@ def _details(model, coarse, level, size, settings, flat, progress):
     if halved:
         for number, band in enumerate(detail):
             band.copy_(model.pyramid.level(0).smooth(coarse, number, band.shape[-2:]))
-    if settings.corrected and is_large(coarse.shape[-2:]):
+    if in_strips(coarse.shape[-2:], settings):
         order = model.detail.order
         readers = [
             DecodedStrips(n, one, order, bands, settings)

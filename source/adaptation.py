@@ -1,0 +1,81 @@
+"""Mixtures that adapt to the errors around, symbol by symbol, without a bit of side information.
+
+Of a position, what is known in its own channel and band is what the networks did not see: the errors to the
+left and above, in scales of their mixtures. A filter of these, of the errors of the channels before at this
+place, and of this channel in the bands before, moves the means; it learns from every symbol by least mean
+squares. And classes of the sizes of errors around move the scales, each by how much larger its errors have
+been than all. Every level, band and channel begins anew. An encoder goes through the motions of a decoder.
+All of it is in integers: see docs/format.md, "Adaptation". Source: LMS filters as of Widrow and Hoff; classes
+of the energy of errors as in CALIC.
+"""
+
+import numpy as np
+
+from source import kernels
+from source.kernels import CLASSES
+from source.tables import TABLES, Mixture
+
+# Levels whose coarse band has fewer positions are left as they are.
+LEAST = 1 << 8
+# Sizes begin as those of a logistic's errors, in sixteenths of its scale, as if so many had been seen.
+USUAL, BEGUN = 22, 64
+AROUND = 6
+
+
+class Adaptation:
+    """What is known of one level of an image; size: (height, width) of the coarse band."""
+
+    def __init__(self, size, bands, channels):
+        padded = size[0] + 2, size[1] + 4
+        self.memory = kernels.Memory(
+            np.zeros((bands, channels, *padded), np.int8),
+            np.empty((channels, *padded), np.uint8),
+            np.empty((channels, AROUND + channels - 1 + bands - 1), np.int64),
+            *np.empty((2, channels, CLASSES), np.int64),
+            np.empty(channels, np.int64),
+        )
+
+    def begin(self, channel):
+        """Forget what a channel learned of the band before."""
+        _, sizes, weights, counts, sums, seen = self.memory
+        sizes[channel], weights[channel], seen[channel] = USUAL, 0, 0
+        counts[channel], sums[channel] = BEGUN, USUAL * BEGUN
+
+    def mixture(self, place, fields, settings):
+        """The Adaptive of a strip: see corrections.Place; weight, mean and scale, (K, N); nbins, precision.
+
+        Strips come in the order of their symbols, and their symbols must be coded before the next.
+        """
+        if not place.top:
+            self.begin(place.channel)
+        return Adaptive(self.memory, place, *fields, *settings)
+
+
+class Adaptive(Mixture):
+    """The Mixture of a strip, which adapts while its symbols are coded, or popped, until all are there."""
+
+    def __init__(self, memory, place, *mixture):
+        super().__init__(*mixture)
+        self.memory, self.place = memory, place
+
+    def _to_move(self):
+        low, _, _, _, mean, scale = self.fields
+        return self.fields._replace(low=low.copy(), mean=mean.copy(), scale=scale.copy())
+
+    def intervals(self, symbols):
+        """As of Mixture."""
+        symbols, self.fields = np.ascontiguousarray(symbols, np.int32).reshape(-1), self._to_move()
+        kernels.adapt(symbols, self.fields, tuple(self.place), self.memory, TABLES)
+        return super().intervals(symbols)
+
+    def pop(self, words, position, state, lowest, symbols):
+        """As of Mixture; where symbols lack, nothing is learned."""
+        here = slice(self.place.channel, self.place.channel + 1)
+        learned = [part[here] for part in self.memory[2:]]
+        before, place = [part.copy() for part in learned], tuple(self.place)
+        arguments = words, position, state, lowest, symbols, self._to_move(), place, self.memory, TABLES
+        popped = kernels.pop_adapting(*arguments)
+        if popped.count < symbols.size:
+            for part, as_it_was in zip(learned, before):
+                part[...] = as_it_was
+        return popped
