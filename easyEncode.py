@@ -89,9 +89,9 @@ def tell_products(device):
         for name, trial in trials(device, wide).items():
             times = trial.fault or f"{trial.much:8.3f} ms for much work, {trial.little:6.3f} ms for little"
             chosen = [
-                size
-                for few, size in ((False, "many"), (True, "few"))
-                if choose(device, wide, few).name == name
+                work
+                for little, work in ((False, "much"), (True, "little"))
+                if choose(device, wide, little).name == name
             ]
             note = f"  <- {', '.join(chosen)}" if chosen else ""
             print(f"{'16 bits' if wide else ' 8 bits'}  {name:20} {times}{note}", file=sys.stderr)

@@ -301,6 +301,8 @@ class FixedBandPrior(nn.Module):
 
     def check(self):
         """Raise ValueError unless the bands read the trunk alike, and sums with a level's bias have room."""
+        if self.channels > 3:
+            raise ValueError(f"{self.channels} channels: compiled passes know two before the last")
         first = self.bands[0].trunk
         if any(not torch.equal(band.trunk.shift, first.shift) for band in self.bands):
             raise ValueError("damaged: the bands read the trunk each in its own units")
@@ -334,10 +336,11 @@ class _FixedLevel:
     """What networks make of one level, part by part; the features of strips to come are begun in time.
 
     A strip waits for those rows of the bands before that it sees, not for all of them; with its features come
-    the mixtures that need no values of its own band, which are all where the details are known.
+    the mixtures that need no values of its own band: all that are wanted, where the details are known.
 
     planes: (B, H, W, C * bands) int16, samples of the coarse band, then of the bands in the prior's order, as
     far as they are known, all as large as the coarse band. near: what these are counted from, or None.
+    wanted: of how many channels there are to be distributions.
     """
 
     def __init__(self, prior, coarse, level, detail, wanted):

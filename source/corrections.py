@@ -162,8 +162,8 @@ class Known:
         bands = [np.empty((channels, *size), np.int32) for size in sizes]
         self.bands = [np.ascontiguousarray(coarse.transpose(2, 0, 1)), *bands]
         self.errors = np.zeros((len(sizes), channels, height, width), np.int32)
-        # all as large as the coarse band and a position more on each side, those of `complete` bands
-        self.padded = np.empty((1 + len(sizes), channels, height + 2, width + 2), np.int32)
+        # all but the last, a position larger on each side than the coarse band, those of `complete` ones
+        self.padded = np.empty((len(sizes), channels, height + 2, width + 2), np.int32)
         self.complete = 0
 
     def count(self, place):

@@ -25,13 +25,15 @@ from source.units import (
 
 WORD = np.uint64(32)
 FULL = np.uint64(1 << 32)
-# What costs are estimated by, in floats: polynomials of 2^x for x in [0, 1), log2(1 + x), the least power of
-# two of a floating-point number that is no cause for care, and how many symbols the caches hold with ease.
+# How many symbols the caches hold with ease; below what sums of weights quotients of floats are exact.
+AT_ONCE, MOST_WEIGHTS = 256, 2.0**37
+# What costs are estimated by, in floats: polynomials of 2^x for x in [0, 1), of log2(1 + x), and the least
+# power of two of a floating-point number that is no cause for care.
 POWER = tuple(map(np.float32, (1.00000259, 0.69300383, 0.24144276, 0.05201146, 0.01353417)))
 LOGARITHM = tuple(map(np.float32, (8.75921659e-05, 1.43770438, -0.674942848, 0.318679059, -0.0816157725)))
 MOST_POWER, STEP, LOG2_OF_E = np.float32(60), np.float32(1 << MEAN_BITS), 1.4426950408889634
-AT_ONCE = 256
-# Around a position: where features are taken from.
+FRACTION, ONE, FRACTION_MASK = np.int32(23), np.int32(127 << 23), np.int32((1 << 23) - 1)
+# Around a position: where features of corrections are taken from.
 CROSS = (0, 0), (-1, 0), (0, -1), (0, 1), (1, 0)
 AROUND = (-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)
 # Of adaptation.py: classes of sizes, and where they begin, of eight neighbours' in sixteenths; the most that
@@ -43,7 +45,6 @@ MOST_ERROR, MOST_SIZE, MOST_WEIGHT, MOST_MEAN, MOST_SCALED = 64, 96, 1 << 20, 1 
 FARTHEST, MOST_COUNT = 1 << 20, 1 << 13
 RATES, SOON, LATE, RATE_BITS = (48, 24, 12), 1 << 10, 1 << 12, 8
 MEAN_SIZE_BITS, STEP_BITS, INVERSE_BITS = 12, 20 + SCALE_BITS - MEAN_BITS, ARGUMENT_BITS - 4
-FRACTION, ONE, FRACTION_MASK = np.int32(23), np.int32(127 << 23), np.int32((1 << 23) - 1)
 
 _compiled = numba.njit(cache=True, nogil=True)
 _inlined = numba.njit(forceinline=True)
@@ -161,13 +162,13 @@ def pop_table(words, position, state, lowest, symbols, values, starts, precision
 
 @_floating
 def _normalise(weight, normalised):
-    """Bring the weights of each symbol to a sum of 2^16, (K, N) both. Returns False if all of one's are 0.
+    """Bring the weights of each symbol to a sum of 2^16, (K, N) both. Returns False if one was 0 or large.
 
     The running sums are rounded, not the weights: that keeps the total. Quotients of floats are exact here,
-    rounded down: sums are below 2^36, so that no quotient is as near to the next integer as floats round.
+    rounded down: of sums below 2^37 no quotient is as near to the next integer as floats round.
     """
     total, running, before = np.empty((3, AT_ONCE))
-    positive = True
+    sound = True
     for first in range(0, weight.shape[1], AT_ONCE):
         count = min(AT_ONCE, weight.shape[1] - first)
         total[:] = running[:] = before[:] = 0
@@ -176,7 +177,7 @@ def _normalise(weight, normalised):
             for i in range(count):
                 total[i] += given[i]
         for i in range(count):
-            positive &= total[i] > 0
+            sound &= 0 < total[i] < MOST_WEIGHTS
             total[i] = max(total[i], 1.0)
         for k in range(weight.shape[0]):
             given, out = weight[k, first : first + count], normalised[k, first : first + count]
@@ -185,7 +186,7 @@ def _normalise(weight, normalised):
                 after = np.floor(running[i] * (1 << WEIGHT_SUM_BITS) / total[i])
                 out[i] = np.int32(after - before[i])
                 before[i] = after
-    return positive
+    return sound
 
 
 @_compiled
@@ -207,7 +208,7 @@ def _average(weight, values, out):
 def prepare_mixtures(weight, mean, nbins, normalised, low):
     """Bring weights to a sum of 2^16 (normalised), and find the first integers of the windows (low).
 
-    weight >= 0, mean, normalised: (K, N); low: (N,). Returns False if the weights of a symbol are all 0.
+    weight >= 0, mean, normalised: (K, N); low: (N,). Returns False if a sum of weights is 0, or too large.
     """
     if not _normalise(weight, normalised):
         return False
@@ -510,7 +511,7 @@ def _within(value, most):
 def features_of(padded, errors, band, channel, top, centre, most, out):
     """The features of a strip of a channel, from row `top` on: see corrections.py; all clamped to +-most.
 
-    padded: (1 + bands, C, H + 2, W + 2), samples of the coarse band and of others; errors: (bands, C, H, W);
+    padded: (bands, C, H + 2, W + 2), samples of the coarse band and of others; errors: (bands, C, H, W);
     centre: (h, w), means of mixtures; out: (F, h, w). All int32.
     """
     height, width = centre.shape

@@ -4,9 +4,10 @@ Every prior of details is a module with
     given = prior(coarse, level, known) level 0 is the finest; known: the details, where they are, or None
     distribution = given(known)         of each part, once and in turn; known: a list of those before
     prior.parts(height)                 what the parts are: a list of Part; height: of the coarse band
-so that a prior may let a part depend on those before it. All who code, draw or judge details take the parts
-from `parts_in_turn`, cropped to their band: distributions have the size of the coarse band. `start` is where
-means start, in the networks' range.
+so that a prior may let a part depend on those before it; one with an `order` of bands, whose parts are strips
+of channels, is called with `channels` too, where only so many are coded. All who code, draw or judge details
+take the parts from `parts_in_turn`, cropped to their band: distributions have the size of the coarse band.
+`start` is where means start, in the networks' range.
 Source: method 3.
 """
 

@@ -114,7 +114,7 @@ class Mixture:
         weight, mean, scale = (a.reshape(len(mean), -1) for a in (weight, mean, scale))
         normalised, low = np.empty_like(weight), np.empty(weight.shape[1], np.int32)
         if not kernels.prepare_mixtures(weight, mean, nbins, normalised, low):
-            raise ValueError("weight: need a positive sum for every symbol")
+            raise ValueError("weight: need a positive sum for every symbol, below 2^37")
         self.fields = kernels.Mixtures(low, int(nbins), int(precision), normalised, mean, scale)
 
     @classmethod

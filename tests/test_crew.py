@@ -199,6 +199,31 @@ def test_what_was_cancelled_is_not_begun():
     torch.set_num_threads(1)
 
 
+def test_what_was_done_is_not_taken_for_failed_when_it_is_interrupted():
+    """Ctrl-C may come while those who wait are told."""
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    task = module._Task(int, (7,))
+    task.add_done_callback(lambda _: None)
+    task._done_callbacks.append(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        task.begin()
+    assert task.result() == 7
+
+
+@pytest.mark.parametrize("outside", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_a_crew_may_change_what_the_caller_made(outside):
+    """Tensors of inference_mode, which is a thread's own, may not be changed by others."""
+    x = torch.zeros(1, 60, 60, 1)
+    with outside(), working(2):
+        assert torch.is_grad_enabled() == (outside is torch.enable_grad)
+        (y,) = in_tiles(lambda x: (x + 1,), 0, x, side=8).result()
+        assert not y.is_inference() and (y == 1).all()
+    torch.set_num_threads(1)
+
+
 def test_each_thread_has_a_crew_of_its_own():
     sizes = []
 

@@ -51,6 +51,8 @@ def test_trials_are_of_all_ways_of_a_kind(wide):
 @pytest.mark.parametrize("wide", [False, True])
 def test_trials_come_near_to_what_is_exact(wide):
     """A way that saturates, or loses bits beyond 2^23, must not pass."""
+    channels = products.TRIALS[2][1]  # bytes read at once: sums of twice as many products
+    assert 2**23 < 2 * 9 * channels * 190 * 127 < 2**24 and 2 * 9 * channels <= products.MOST_BYTES
     q, weight = products._operands(wide, *products.TRIALS[0], CPU)
     most = q.long().amax() * weight.long().abs().flatten(1).sum(1).max()
     assert (WIDE_EXACT // 2**18 if wide else EXACT * 0.97) < most < (WIDE_EXACT if wide else EXACT)
@@ -70,8 +72,8 @@ def test_ways_that_give_other_integers_are_passed_over(ways):
     ways["wrong"] = fast("wrong", nearly)
     for wide in (False, True):
         assert trials(CPU, wide)["wrong"].fault == "it gives other integers here"
-        for few in (False, True):
-            assert choose(CPU, wide, few).name != "wrong"
+        for little in (False, True):
+            assert choose(CPU, wide, little).name != "wrong"
     force("wrong")
     for wide in (False, True):
         with pytest.raises(ValueError, match="wrong: it does not work here .it gives other integers"):
@@ -100,7 +102,7 @@ def test_ways_that_fail_are_passed_over_and_tell_why(ways, error, fault, when):
         choose(CPU, False, False)
 
 
-def test_the_fastest_way_is_taken_for_few_pixels_and_for_many(ways, monkeypatch):
+def test_the_fastest_way_is_taken_for_little_work_and_for_much(ways, monkeypatch):
     results = {name: products.Trial("", 2.0, 2.0) for name in ways}
     results["float32-product"] = products.Trial("", 3.0, 1.0)
     results["float32-convolution"] = products.Trial("", 1.0, 3.0)

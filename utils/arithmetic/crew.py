@@ -30,12 +30,18 @@ def crew(count=None):
     if getattr(_here, "count", None):
         yield
         return
-    before = torch.get_num_threads()
+    before, gradients = torch.get_num_threads(), torch.is_grad_enabled()
     _here.count, _here.tasks = count or before, deque()
     torch.set_num_threads(1)
     try:
-        # sums of integers are not to be rounded to bfloat16, whatever the caller computes in
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        # sums of integers are not to be rounded to bfloat16, whatever the caller computes in; and what one
+        # thread makes another may change, which tensors of inference_mode, a thread's own, do not allow
+        with (
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+            torch.inference_mode(False),
+            torch.set_grad_enabled(gradients),
+        ):
             yield
     finally:
         torch.set_num_threads(before)
@@ -73,16 +79,18 @@ class _Task(Future):
         before = getattr(_here, "count", None), getattr(_here, "tasks", None)
         _here.count = _here.tasks = None
         try:
-            self.set_result(function(*arguments))
+            result = function(*arguments)
         except BaseException as error:
             self.set_exception(error)
             if not isinstance(error, Exception):  # Ctrl-C is for who waits, not for this
                 raise
+        else:
+            self.set_result(result)
         finally:
             _here.count, _here.tasks = before
 
     def result(self, timeout=None):
-        """As of a Future; whoever waits begins this, or what else there is of its own."""
+        """As of a Future; whoever waits begins this, or what else there is of its own, if it takes longer."""
         self.begin()
         others = getattr(_here, "tasks", None)
         while others and not self.done():

@@ -54,7 +54,7 @@ def samples_of(band, near, out):
     """
     if is_compiled(band):
         near = out.new_zeros(1).expand(out.shape) if near is None else near
-        arguments = band.numpy(), near.numpy(), MIDDLE, INPUT_MAX, 1 << SAMPLE_BITS, SAMPLE_MAX
+        arguments = band.detach().numpy(), near.numpy(), MIDDLE, INPUT_MAX, 1 << SAMPLE_BITS, SAMPLE_MAX
         kernels.samples_of(*arguments, out.numpy())
         return
     samples = ((band - MIDDLE).clamp(-INPUT_MAX, INPUT_MAX) * (1 << SAMPLE_BITS)).to(torch.int16)
