@@ -40,7 +40,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from flow.codec.stream import DEFAULT, can_correct, decode, encode  # noqa: E402
+from flow.codec.stream import DEFAULT, can_adapt, can_correct, decode, encode  # noqa: E402
 from flow.folder import find_folder, open_frozen  # noqa: E402
 from flow.model import build  # noqa: E402
 from source.bands import FixedBand  # noqa: E402
@@ -210,8 +210,9 @@ def open_case_model(name, folder):
 
 
 def settings_of(model, size, effort):
-    """Whether there are corrections."""
-    return DEFAULT._replace(corrected=effort > 1 and can_correct(model, size))
+    """Whether there are corrections, and mixtures adapt."""
+    corrected, adaptive = effort > 1 and can_correct(model, size), can_adapt(model, size)
+    return DEFAULT._replace(corrected=corrected, adaptive=adaptive)
 
 
 def encode_all(model, batches, effort):

@@ -129,6 +129,7 @@ def told(path, about):
         lines.append(
             f"  model {about['model']}, nbins {about['nbins']}, precision {about['precision']}"
             + ", corrected" * about["corrected"]
+            + ", adaptive" * about["adaptive"]
             + ", tuned" * bool(about["moves"])
             + (f", made of {about['colours']}" if about["colours"] else "")
         )

@@ -33,7 +33,8 @@ def describe(data, model=None, identity=""):
     if head.method == FLOW:
         about |= {"model": head.model, "checksums": 4 * len(head.level_checksums)}
         about |= dict(zip(("nbins", "precision"), head.settings))
-        about |= {"corrected": head.settings.corrected, "moves": len(head.moves), "levels": None}
+        about |= {"corrected": head.settings.corrected, "adaptive": head.settings.adaptive}
+        about |= {"moves": len(head.moves), "levels": None}
         about |= {"colours": head.form.name if head.form else None, "exceptions": len(head.exceptions)}
         if model is not None and identity[: len(head.model)] == head.model:
             about["levels"] = _levels(head, data[head.end :], model_of(head, model, identity))
