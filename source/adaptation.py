@@ -19,14 +19,16 @@ from source.tables import TABLES, Mixture
 LEAST = 1 << 8
 # Sizes begin as those of a logistic's errors, in sixteenths of its scale, as if so many had been seen.
 USUAL, BEGUN = 22, 64
-AROUND = 6
+# The filter sees so many errors around; its weights of the first two, left and above, at first, in ur, dl, dr.
+AROUND, FIRST = 6, ((-4000, 6000), (6000, -4600), (-2600, -3000))
 
 
 class Adaptation:
-    """What is known of one level of an image; size: (height, width) of the coarse band."""
+    """What is known of one level of an image; size: (height, width) of its coarse band; order: of bands."""
 
-    def __init__(self, size, bands, channels):
-        padded = size[0] + 2, size[1] + 4
+    def __init__(self, size, order, channels):
+        padded, bands = (size[0] + 2, size[1] + 4), len(order)
+        self.order = order
         self.memory = kernels.Memory(
             np.zeros((bands, channels, *padded), np.int8),
             np.empty((channels, *padded), np.uint8),
@@ -35,10 +37,11 @@ class Adaptation:
             np.empty(channels, np.int64),
         )
 
-    def begin(self, channel):
+    def begin(self, band, channel):
         """Forget what a channel learned of the band before."""
         _, sizes, weights, counts, sums, seen = self.memory
         sizes[channel], weights[channel], seen[channel] = USUAL, 0, 0
+        weights[channel, :2] = FIRST[self.order[band]]
         counts[channel], sums[channel] = BEGUN, USUAL * BEGUN
 
     def mixture(self, place, fields, settings):
@@ -47,7 +50,7 @@ class Adaptation:
         Strips come in the order of their symbols, and their symbols must be coded before the next.
         """
         if not place.top:
-            self.begin(place.channel)
+            self.begin(place.band, place.channel)
         return Adaptive(self.memory, place, *fields, *settings)
 
 

@@ -37,13 +37,13 @@ FRACTION, ONE, FRACTION_MASK = np.int32(23), np.int32(127 << 23), np.int32((1 <<
 CROSS = (0, 0), (-1, 0), (0, -1), (0, 1), (1, 0)
 AROUND = (-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)
 # Of adaptation.py: classes of sizes, and where they begin, of eight neighbours' in sixteenths; the most that
-# errors, sizes, weights, means and steps of scales may be, in their units; when counts are halved; rates of
-# learning in 2^-8, and when others follow; bits of means of sizes, of products of weights, errors and scales,
-# and of inverse scales.
+# errors, sizes, weights, means and steps of scales may be, in their units; when counts are halved; the rate
+# of learning in 2^-8, what is added to it at first, divided by the symbols seen and so many; bits of means of
+# sizes, of products of weights, errors and scales, and of inverse scales.
 CLASSES, THRESHOLDS = 8, (64, 104, 144, 176, 232, 304, 432)
 MOST_ERROR, MOST_SIZE, MOST_WEIGHT, MOST_MEAN, MOST_SCALED = 64, 96, 1 << 20, 1 << 30, 64
 FARTHEST, MOST_COUNT = 1 << 20, 1 << 13
-RATES, SOON, LATE, RATE_BITS = (48, 24, 12), 1 << 10, 1 << 12, 8
+RATE, MORE, SOON, RATE_BITS = 12, 40 << 10, 1 << 10, 8
 MEAN_SIZE_BITS, STEP_BITS, INVERSE_BITS = 12, 20 + SCALE_BITS - MEAN_BITS, ARGUMENT_BITS - 4
 
 _compiled = numba.njit(cache=True, nogil=True)
@@ -375,12 +375,13 @@ def adapt(symbols, mixtures, place, memory, tables):
     """
     band, channel, top, height, width = place
     shifts, known = np.empty(CLASSES, np.int64), np.empty(memory.weights.shape[1], np.int64)
+    rate = np.int64(0)
     for i in range(symbols.size):
         if i % width == 0:
-            _begin_row(memory, channel, shifts)
+            rate = _begin_row(memory, channel, shifts)
         here = band, channel, top + i // width + 2, i % width + 2
-        centre, spread, step, kind = _move(i, here, mixtures, memory, shifts, known, tables)
-        _learn(np.int64(symbols[i]), here, centre, spread, step, kind, memory, known, tables)
+        foretold = _move(i, here, mixtures, memory, shifts, known, tables)
+        _learn(np.int64(symbols[i]), here, foretold, rate, memory, known, tables)
 
 
 @_compiled
@@ -388,27 +389,29 @@ def pop_adapting(words, position, state, lowest, symbols, mixtures, place, memor
     """pop_mixtures, where each symbol makes Mixtures of a strip adapt before the next: see adaptation.py."""
     band, channel, top, height, width = place
     shifts, known = np.empty(CLASSES, np.int64), np.empty(memory.weights.shape[1], np.int64)
+    rate = np.int64(0)
     for i in range(symbols.size):
         if i % width == 0:
-            _begin_row(memory, channel, shifts)
+            rate = _begin_row(memory, channel, shifts)
         here = band, channel, top + i // width + 2, i % width + 2
-        centre, spread, step, kind = _move(i, here, mixtures, memory, shifts, known, tables)
+        foretold = _move(i, here, mixtures, memory, shifts, known, tables)
         complete, position, state, z = _pop_mixture(words, position, state, lowest, i, mixtures, tables)
         if not complete:
             return Popped(i, position, state)
         symbols[i] = z
-        _learn(np.int64(symbols[i]), here, centre, spread, step, kind, memory, known, tables)
+        _learn(np.int64(symbols[i]), here, foretold, rate, memory, known, tables)
     return Popped(symbols.size, position, state)
 
 
 @_inlined
 def _begin_row(memory, channel, shifts):
-    """How far each class is from all symbols in the logarithm of its mean size."""
+    """How far each class is from all symbols in the logarithm of its mean size; returns the rate."""
     count, total = memory.counts[channel].sum(), memory.sums[channel].sum()
     usual = _steps_of_scale((total << MEAN_SIZE_BITS) // count)
     for j in range(CLASSES):
         mean = (memory.sums[channel, j] << MEAN_SIZE_BITS) // memory.counts[channel, j]
         shifts[j] = min(max(_steps_of_scale(mean) - usual, -MOST_SCALED), MOST_SCALED)
+    return RATE + MORE // (memory.seen[channel] + SOON)
 
 
 @_inlined
@@ -463,9 +466,9 @@ def _move(i, here, mixtures, memory, shifts, known, tables):
 
 
 @_inlined
-def _learn(symbol, here, centre, spread, step, kind, memory, known, tables):
+def _learn(symbol, here, foretold, rate, memory, known, tables):
     """Keep how far a symbol is from where it was foretold, and move the filter towards it."""
-    band, channel, y, x = here
+    (band, channel, y, x), (centre, spread, step, kind) = here, foretold
     error = (symbol << MEAN_BITS) - centre
     memory.errors[band, channel, y, x] = _within(_sixteenths(error, spread, tables), MOST_ERROR)
     rest = _sixteenths(error - step, spread, tables)
@@ -475,12 +478,11 @@ def _learn(symbol, here, centre, spread, step, kind, memory, known, tables):
     if memory.counts[channel, kind] >= MOST_COUNT:
         memory.counts[channel, kind] >>= 1
         memory.sums[channel, kind] >>= 1
-    rest, seen = _within(rest, MOST_ERROR), memory.seen[channel]
-    rate = RATES[0] if seen < SOON else RATES[1] if seen < LATE else RATES[2]
+    rest = _within(rest, MOST_ERROR)
     for f in range(6 + channel + band):
         weight = memory.weights[channel, f] + ((rest * known[f] * rate + (1 << RATE_BITS - 1)) >> RATE_BITS)
         memory.weights[channel, f] = min(max(weight, -MOST_WEIGHT), MOST_WEIGHT)
-    memory.seen[channel] = seen + 1
+    memory.seen[channel] += 1
 
 
 @_inlined

@@ -595,7 +595,8 @@ class Adapting:
     def begin(self, band):
         self.band, (_, channels, height, width) = band, self.u.shape
         self.t = np.full((channels, height, width), 22)
-        self.a = [[0] * (6 + c + band) for c in range(channels)]
+        first = ((-4000, 6000), (6000, -4600), (-2600, -3000))[band]
+        self.a = [[*first] + [0] * (4 + c + band) for c in range(channels)]
         self.n = [[64] * 8 for _ in range(channels)]
         self.total = [[64 * 22] * 8 for _ in range(channels)]
         self.seen = [0] * channels
@@ -605,6 +606,7 @@ class Adapting:
             usual = steps((sum(self.total[c]) << 12) // sum(self.n[c]))
             averages = ((total << 12) // n for total, n in zip(self.total[c], self.n[c]))
             self.shifts = [clamp(steps(average) - usual, 64) for average in averages]
+            self.rate = 12 + 40960 // (self.seen[c] + 1024)
         self.c, (row, column) = c, (self.top + y + 2, x + 2)
         around = [(0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0)]
         u = [self.u[self.band, c, row + i, column + j] for i, j in around]
@@ -635,9 +637,8 @@ class Adapting:
         if self.n[c][self.j] == 8192:
             self.n[c][self.j] >>= 1
             self.total[c][self.j] >>= 1
-        rate = 48 if self.seen[c] < 1024 else 24 if self.seen[c] < 4096 else 12
         r = clamp(rest, 64)
-        self.a[c] = [clamp(a + (r * x * rate + 128 >> 8), 2**20) for a, x in zip(self.a[c], self.x)]
+        self.a[c] = [clamp(a + (r * x * self.rate + 128 >> 8), 2**20) for a, x in zip(self.a[c], self.x)]
         self.seen[c] += 1
 
     def sixteenths(self, e):

@@ -51,7 +51,7 @@ def bits(fields, values, size):
     encoders = Encoder(), Encoder()
     place = Place(0, 0, 0, *size)
     encoders[0].push(Mixture(*fields), values)
-    encoders[1].push(Adaptation(size, 3, 3).mixture(place, fields, DEFAULT[:2]), values)
+    encoders[1].push(Adaptation(size, (0, 1, 2), 3).mixture(place, fields, DEFAULT[:2]), values)
     return [encoder.bits for encoder in encoders]
 
 
@@ -79,7 +79,7 @@ def test_what_is_right_already_costs_next_to_nothing():
 
 def test_bands_and_channels_before_are_known():
     """A channel whose errors are those of the one before, or of the band before, costs less."""
-    size, adaptation_ = (60, 80), Adaptation((60, 80), 3, 3)
+    size, adaptation_ = (60, 80), Adaptation((60, 80), (0, 1, 2), 3)
     fields, values = drawn(*size, lambda rng, size: 1.5 * logistic(rng, size))
     costs = []
     for band, channel in ((0, 0), (0, 1), (1, 0)):
@@ -93,7 +93,7 @@ def test_bands_and_channels_before_are_known():
 def test_the_page_says_the_same(seed):
     """Moved means and scales, symbol by symbol, in strips, of bands smaller than the coarse one."""
     rng, size = np.random.default_rng(seed), (21, 17)
-    ours, theirs = Adaptation(size, 3, 3), Adapting(*size)
+    ours, theirs = Adaptation(size, (0, 1, 2), 3), Adapting(*size)
     for band, (height, width) in enumerate(((21, 16), (20, 17), (20, 16))):
         theirs.begin(band)
         for top, rows in ((0, 9), (9, height - 9)):

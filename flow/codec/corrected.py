@@ -70,7 +70,7 @@ class _Strips:
         if settings.corrected and is_large(size):
             self.known = Known(integers(coarse), [detail[band].shape[-2:] for band in order])
         if settings.adaptive and is_middling(size):
-            self.adaptation = Adaptation(size, len(order), channels)
+            self.adaptation = Adaptation(size, order, channels)
         strips = corrections.GROUP // (coarse.shape[-1] * source.bands.STRIP)
         self.rows = max(strips, 1) * source.bands.STRIP
 
