@@ -12,15 +12,15 @@ of the energy of errors as in CALIC.
 import numpy as np
 
 from source import kernels
-from source.kernels import CLASSES
+from source.kernels import CLASSES, LATERAL
 from source.tables import TABLES, Mixture
 
 # Levels whose coarse band has fewer positions are left as they are.
 LEAST = 1 << 8
 # Sizes begin as those of a logistic's errors, in sixteenths of its scale, as if so many had been seen.
 USUAL, BEGUN = 22, 64
-# The filter sees so many errors around; its weights of the first two, left and above, at first, in ur, dl, dr.
-AROUND, FIRST = 6, ((-4000, 6000), (6000, -4600), (-2600, -3000))
+# The filter's weights of the first two errors around, at first, in ur, dl and dr.
+FIRST = (-4000, 6000), (6000, -4600), (-2600, -3000)
 
 
 class Adaptation:
@@ -32,7 +32,7 @@ class Adaptation:
         self.memory = kernels.Memory(
             np.zeros((bands, channels, *padded), np.int8),
             np.empty((channels, *padded), np.uint8),
-            np.empty((channels, AROUND + channels - 1 + bands - 1), np.int64),
+            np.empty((channels, LATERAL + channels - 1 + bands - 1), np.int64),
             *np.empty((2, channels, CLASSES), np.int64),
             np.empty(channels, np.int64),
         )

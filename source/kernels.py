@@ -36,11 +36,12 @@ FRACTION, ONE, FRACTION_MASK = np.int32(23), np.int32(127 << 23), np.int32((1 <<
 # Around a position: where features of corrections are taken from.
 CROSS = (0, 0), (-1, 0), (0, -1), (0, 1), (1, 0)
 AROUND = (-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)
-# Of adaptation.py: classes of sizes, and where they begin, of eight neighbours' in sixteenths; the most that
-# errors, sizes, weights, means and steps of scales may be, in their units; when counts are halved; the rate
-# of learning in 2^-8, what is added to it at first, divided by the symbols seen and so many; bits of means of
-# sizes, of products of weights, errors and scales, and of inverse scales.
-CLASSES, THRESHOLDS = 8, (64, 104, 144, 176, 232, 304, 432)
+# Of adaptation.py: how many errors around a filter sees; classes of sizes, and where they begin, of eight
+# neighbours' in sixteenths; the most that errors, sizes, weights, means and steps of scales may be, in their
+# units; when counts are halved; the rate of learning in 2^-8, what is added to it at first, divided by the
+# symbols seen and so many; bits of means of sizes, of products of weights, errors and scales, and of inverse
+# scales.
+LATERAL, CLASSES, THRESHOLDS = 6, 8, (64, 104, 144, 176, 232, 304, 432)
 MOST_ERROR, MOST_SIZE, MOST_WEIGHT, MOST_MEAN, MOST_SCALED = 64, 96, 1 << 20, 1 << 30, 64
 FARTHEST, MOST_COUNT = 1 << 20, 1 << 13
 RATE, MORE, SOON, RATE_BITS = 12, 40 << 10, 1 << 10, 8
@@ -434,7 +435,7 @@ def _move(i, here, mixtures, memory, shifts, known, tables):
     u, z = memory.errors[band, channel], memory.sizes[channel]
     known[0], known[1], known[2], known[3] = u[y, x - 1], u[y - 1, x], u[y - 1, x - 1], u[y - 1, x + 1]
     known[4], known[5] = u[y, x - 2], u[y - 2, x]
-    f = 6
+    f = LATERAL
     for c in range(channel):
         known[f] = memory.errors[band, c, y, x]
         f += 1
@@ -479,7 +480,7 @@ def _learn(symbol, here, foretold, rate, memory, known, tables):
         memory.counts[channel, kind] >>= 1
         memory.sums[channel, kind] >>= 1
     rest = _within(rest, MOST_ERROR)
-    for f in range(6 + channel + band):
+    for f in range(LATERAL + channel + band):
         weight = memory.weights[channel, f] + ((rest * known[f] * rate + (1 << RATE_BITS - 1)) >> RATE_BITS)
         memory.weights[channel, f] = min(max(weight, -MOST_WEIGHT), MOST_WEIGHT)
     memory.seen[channel] += 1
