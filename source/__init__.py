@@ -7,6 +7,7 @@ networks      the networks of couplings and priors, and how each is frozen
 mixing        from networks' integers to those of the coder
 units         what the coder's integers count
 corrections   what a picture corrects of its distributions
+adaptation    how these adapt from symbol to symbol
 tables        distributions as intervals of integers, which the coder shares out
 kernels       the coder's compiled loops
 rans          the entropy coder: integers <-> bytes

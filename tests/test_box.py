@@ -66,7 +66,7 @@ def test_photographs_kept_for_testing_take_less_than_by_other_codecs(photo):
 def test_files_of_a_band_wise_prior_decode_as_when_it_was_made(made, monkeypatch):
     model, name = tiny_model(BANDS)
     data = (BANDS / f"{made}.nwf").read_bytes()
-    picture = Image.open(BANDS / f"{'flow' if made == 'flow' else 'corrected'}.png").convert("RGB")
+    picture = Image.open(BANDS / f"{made}.png").convert("RGB")
     assert unpack(data, model, name).tobytes() == picture.tobytes()
     monkeypatch.setattr("flow.codec.container.can_adapt", lambda *_: made == "adaptive")
     assert pack(picture, model, name) == data
