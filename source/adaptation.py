@@ -12,7 +12,7 @@ of the energy of errors as in CALIC.
 import numpy as np
 
 from source import kernels
-from source.kernels import CLASSES, LATERAL
+from source.kernels import CLASSES, FILTER
 from source.tables import TABLES, Mixture
 
 # Levels whose coarse band has fewer positions are left as they are.
@@ -32,7 +32,7 @@ class Adaptation:
         self.memory = kernels.Memory(
             np.zeros((bands, channels, *padded), np.int8),
             np.empty((channels, *padded), np.uint8),
-            np.empty((channels, LATERAL + channels - 1 + bands - 1), np.int64),
+            np.empty((channels, FILTER), np.int32),
             *np.empty((2, channels, CLASSES), np.int64),
             np.empty(channels, np.int64),
         )

@@ -36,12 +36,12 @@ FRACTION, ONE, FRACTION_MASK = np.int32(23), np.int32(127 << 23), np.int32((1 <<
 # Around a position: where features of corrections are taken from.
 CROSS = (0, 0), (-1, 0), (0, -1), (0, 1), (1, 0)
 AROUND = (-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)
-# Of adaptation.py: how many errors around a filter sees; classes of sizes, and where they begin, of eight
-# neighbours' in sixteenths; the most that errors, sizes, weights, means and steps of scales may be, in their
-# units; when counts are halved; the rate of learning in 2^-8, what is added to it at first, divided by the
-# symbols seen and so many; bits of means of sizes, of products of weights, errors and scales, and of inverse
-# scales.
-LATERAL, CLASSES, THRESHOLDS = 6, 8, (64, 104, 144, 176, 232, 304, 432)
+# Of adaptation.py: how many errors around a filter sees, and room for all that it sees; classes of sizes, and
+# where they begin, of eight neighbours' in sixteenths; the most that errors, sizes, weights, means and steps of
+# scales may be, in their units; when counts are halved; the rate of learning in 2^-8, what is added to it at
+# first, divided by the symbols seen and so many; bits of means of sizes, of products of weights, errors and
+# scales, and of inverse scales.
+LATERAL, FILTER, CLASSES, THRESHOLDS = 6, 16, 8, (64, 104, 144, 176, 232, 304, 432)
 MOST_ERROR, MOST_SIZE, MOST_WEIGHT, MOST_MEAN, MOST_SCALED = 64, 96, 1 << 20, 1 << 30, 64
 FARTHEST, MOST_COUNT = 1 << 20, 1 << 13
 RATE, MORE, SOON, RATE_BITS = 12, 40 << 10, 1 << 10, 8
@@ -83,8 +83,8 @@ class Memory(NamedTuple):
 
     errors: (bands, C, H + 2, W + 4) int8, in sixteenths of scales, with two rows above and two columns on
     both sides; sizes: (C, H + 2, W + 4) uint8, of this band's after filtering. Of each channel of the band:
-    weights: (C, F), the filter's, in 2^-16; counts, sums: (C, CLASSES), of each class how many symbols there
-    were, and the sum of their sizes; seen: (C,), how many symbols there were in all; all int64.
+    weights: (C, FILTER) int32, the filter's, in 2^-16, and 0; counts, sums: (C, CLASSES), of each class how
+    many symbols there were, and the sum of their sizes; seen: (C,), how many there were in all; int64.
     """
 
     errors: np.ndarray
@@ -375,32 +375,30 @@ def adapt(symbols, mixtures, place, memory, tables):
     place: band, channel, top row, height and width. Inverse of what pop_adapting does to its stream.
     """
     band, channel, top, height, width = place
-    shifts, known = np.empty(CLASSES, np.int64), np.empty(memory.weights.shape[1], np.int64)
-    rate = np.int64(0)
-    for i in range(symbols.size):
-        if i % width == 0:
-            rate = _begin_row(memory, channel, shifts)
-        here = band, channel, top + i // width + 2, i % width + 2
-        foretold = _move(i, here, mixtures, memory, shifts, known, tables)
-        _learn(np.int64(symbols[i]), here, foretold, rate, memory, known, tables)
+    shifts, known = np.empty(CLASSES, np.int64), np.zeros(FILTER, np.int32)
+    for row in range(height):
+        rate = _begin_row(memory, channel, shifts)
+        for column in range(width):
+            i, here = row * width + column, (band, channel, top + row + 2, column + 2)
+            foretold = _move(i, here, mixtures, memory, shifts, known, tables)
+            _learn(np.int64(symbols[i]), here, foretold, rate, memory, known, tables)
 
 
 @_compiled
 def pop_adapting(words, position, state, lowest, symbols, mixtures, place, memory, tables):
     """pop_mixtures, where each symbol makes Mixtures of a strip adapt before the next: see adaptation.py."""
     band, channel, top, height, width = place
-    shifts, known = np.empty(CLASSES, np.int64), np.empty(memory.weights.shape[1], np.int64)
-    rate = np.int64(0)
-    for i in range(symbols.size):
-        if i % width == 0:
-            rate = _begin_row(memory, channel, shifts)
-        here = band, channel, top + i // width + 2, i % width + 2
-        foretold = _move(i, here, mixtures, memory, shifts, known, tables)
-        complete, position, state, z = _pop_mixture(words, position, state, lowest, i, mixtures, tables)
-        if not complete:
-            return Popped(i, position, state)
-        symbols[i] = z
-        _learn(np.int64(symbols[i]), here, foretold, rate, memory, known, tables)
+    shifts, known = np.empty(CLASSES, np.int64), np.zeros(FILTER, np.int32)
+    for row in range(height):
+        rate = _begin_row(memory, channel, shifts)
+        for column in range(width):
+            i, here = row * width + column, (band, channel, top + row + 2, column + 2)
+            foretold = _move(i, here, mixtures, memory, shifts, known, tables)
+            complete, position, state, z = _pop_mixture(words, position, state, lowest, i, mixtures, tables)
+            if not complete:
+                return Popped(i, position, state)
+            symbols[i] = z
+            _learn(np.int64(symbols[i]), here, foretold, rate, memory, known, tables)
     return Popped(symbols.size, position, state)
 
 
@@ -442,14 +440,14 @@ def _move(i, here, mixtures, memory, shifts, known, tables):
     for b in range(band):
         known[f] = memory.errors[b, channel, y, x]
         f += 1
-    total = np.int64(0)
-    for k in range(f):
-        total += memory.weights[channel, k] * known[k]
+    total, weights = np.int64(0), memory.weights[channel]
+    for k in range(FILTER):
+        total += np.int64(weights[k]) * np.int64(known[k])
     size = 2 * (np.int64(z[y, x - 1]) + z[y - 1, x]) + z[y - 1, x - 1] + z[y - 1, x + 1]
     size += np.int64(z[y, x - 2]) + z[y - 2, x]
     kind = 0
-    while kind < CLASSES - 1 and size >= THRESHOLDS[kind]:
-        kind += 1
+    for limit in THRESHOLDS:
+        kind += size >= limit
     centre, spread, after = np.int64(0), np.int64(0), np.int64(0)
     for k in range(mixtures.mean.shape[0]):
         weight = np.int64(mixtures.weight[k, i])
@@ -479,10 +477,10 @@ def _learn(symbol, here, foretold, rate, memory, known, tables):
     if memory.counts[channel, kind] >= MOST_COUNT:
         memory.counts[channel, kind] >>= 1
         memory.sums[channel, kind] >>= 1
-    rest = _within(rest, MOST_ERROR)
-    for f in range(LATERAL + channel + band):
-        weight = memory.weights[channel, f] + ((rest * known[f] * rate + (1 << RATE_BITS - 1)) >> RATE_BITS)
-        memory.weights[channel, f] = min(max(weight, -MOST_WEIGHT), MOST_WEIGHT)
+    pull, weights = np.int32(_within(rest, MOST_ERROR) * rate), memory.weights[channel]
+    for f in range(FILTER):
+        moved = np.int32(np.int32(pull * known[f]) + np.int32(1 << RATE_BITS - 1)) >> np.int32(RATE_BITS)
+        weights[f] = _within(weights[f] + moved, MOST_WEIGHT)
     memory.seen[channel] += 1
 
 
