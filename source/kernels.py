@@ -37,7 +37,7 @@ FRACTION, ONE, FRACTION_MASK = np.int32(23), np.int32(127 << 23), np.int32((1 <<
 CROSS = (0, 0), (-1, 0), (0, -1), (0, 1), (1, 0)
 AROUND = (-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)
 # Of adaptation.py: how many errors around a filter sees, and room for all that it sees; classes of sizes, and
-# where they begin, of eight neighbours' in sixteenths; the most that errors, sizes, weights, means and steps of
+# where they begin, of eight neighbours' in sixteenths; the most that errors, sizes, weights, means, steps of
 # scales may be, in their units; when counts are halved; the rate of learning in 2^-8, what is added to it at
 # first, divided by the symbols seen and so many; bits of means of sizes, of products of weights, errors and
 # scales, and of inverse scales.
