@@ -67,17 +67,17 @@ class Adaptive(Mixture):
 
     def intervals(self, symbols):
         """As of Mixture."""
-        symbols, self.fields = np.ascontiguousarray(symbols, np.int32).reshape(-1), self._to_move()
-        kernels.adapt(symbols, self.fields, tuple(self.place), self.memory, TABLES)
+        self.fields = self._to_move()
+        kernels.adapt(self.in_turn(symbols), self.fields, tuple(self.place), self.memory, TABLES)
         return super().intervals(symbols)
 
     def pop(self, words, position, state, lowest, symbols):
         """As of Mixture; where symbols lack, nothing is learned."""
         here = slice(self.place.channel, self.place.channel + 1)
         learned = [part[here] for part in self.memory[2:]]
-        before, place = [part.copy() for part in learned], tuple(self.place)
-        arguments = words, position, state, lowest, symbols, self._to_move(), place, self.memory, TABLES
-        popped = kernels.pop_adapting(*arguments)
+        before = [part.copy() for part in learned]
+        strip = self._to_move(), TABLES, tuple(self.place), self.memory
+        popped = kernels.pop_mixtures(words, position, state, lowest, symbols, *strip)
         if popped.count < symbols.size:
             for part, as_it_was in zip(learned, before):
                 part[...] = as_it_was

@@ -285,55 +285,61 @@ def mixture_intervals(symbols, mixtures, tables, start, frequency):
 
 
 @_compiled
-def pop_mixtures(words, position, state, lowest, symbols, mixtures, tables):
+def pop_mixtures(words, position, state, lowest, symbols, mixtures, tables, place=None, memory=None):
     """Pop symbols, each under its own of Mixtures. Returns Popped. Inverse: mixture_intervals.
 
-    lowest: as of pop_table.
+    lowest: as of pop_table. place, memory: of a strip whose Mixtures adapt, in place, to each symbol before
+    the next, as of `adapt`. The search stands here, not in a function, because numba would count references
+    to arrays for each symbol.
     """
-    for i in range(symbols.size):
-        complete, position, state, z = _pop_mixture(words, position, state, lowest, i, mixtures, tables)
-        if not complete:
-            return Popped(i, position, state)
-        symbols[i] = z  # wraps round in corrupt streams alone
-    return Popped(symbols.size, position, state)
-
-
-@_inlined
-def _pop_mixture(words, position, state, lowest, i, mixtures, tables):
-    """Pop the i-th symbol of Mixtures: whether it was there, position and state after it, and the symbol."""
     low, nbins, precision = mixtures.low, mixtures.nbins, mixtures.precision
-    position, state = _refill(words, position, state)
-    if state < lowest:
-        return False, position, state, np.int64(0)
-    slot = np.int64(state & np.uint64((1 << precision) - 1))
-    below, above = np.int64(low[i]) - 1, np.int64(low[i]) + nbins
-    z = _guess(slot, i, mixtures, tables)
-    left, right = below, above
-    trial = 0
-    while True:
-        z = min(max(z, left), right)
-        start, end = _bounds(z, i, mixtures, tables)
-        if slot < start:
-            right = z - 1
-        elif slot >= end:
-            left = z + 1
-        else:
-            break
-        # Newton's step, but a bisection now and then, lest a flat stretch lead it astray
-        trial += 1
-        z = z + (slot - start) // (end - start) if trial & 3 else (left + right) >> 1
-    state = _advance(state, slot, start, end, precision)
-    if z == below or z == above:
-        position, state, length = _pop_bits(words, position, state, lowest, 5, precision)
-        upper = max(length - 16, 0)
-        lower = length - upper
-        position, state, high = _pop_bits(words, position, state, lowest, upper, precision)
-        position, state, rest = _pop_bits(words, position, state, lowest, lower, precision)
-        if rest < 0:
-            return False, position, state, np.int64(0)
-        distance = ((np.int64(1) << upper) + high << lower) + rest - 1
-        z = z - distance if z == below else z + distance
-    return True, position, state, z
+    mask = np.uint64((1 << precision) - 1)
+    if memory is not None:
+        band, channel, top, height, width = place
+        shifts, known = np.empty(CLASSES, np.int64), np.zeros(FILTER, np.int32)
+        row, column, rate = top + 1, width - 1, np.int64(0)  # before the first
+    for i in range(symbols.size):
+        if memory is not None:
+            column += 1
+            if column == width:
+                row, column, rate = row + 1, 0, _begin_row(memory, channel, shifts)
+            here = band, channel, row, column + 2
+            foretold = _move(i, here, mixtures, memory, shifts, known, tables)
+        position, state = _refill(words, position, state)
+        if state < lowest:
+            return Popped(i, position, state)
+        slot = np.int64(state & mask)
+        below, above = np.int64(low[i]) - 1, np.int64(low[i]) + nbins
+        z = _guess(slot, i, mixtures, tables)
+        left, right = below, above
+        trial = 0
+        while True:
+            z = min(max(z, left), right)
+            start, end = _bounds(z, i, mixtures, tables)
+            if slot < start:
+                right = z - 1
+            elif slot >= end:
+                left = z + 1
+            else:
+                break
+            # Newton's step, but a bisection now and then, lest a flat stretch lead it astray
+            trial += 1
+            z = z + (slot - start) // (end - start) if trial & 3 else (left + right) >> 1
+        state = _advance(state, slot, start, end, precision)
+        if z == below or z == above:
+            position, state, length = _pop_bits(words, position, state, lowest, 5, precision)
+            upper = max(length - 16, 0)
+            lower = length - upper
+            position, state, high = _pop_bits(words, position, state, lowest, upper, precision)
+            position, state, rest = _pop_bits(words, position, state, lowest, lower, precision)
+            if rest < 0:
+                return Popped(i, position, state)
+            distance = ((np.int64(1) << upper) + high << lower) + rest - 1
+            z = z - distance if z == below else z + distance
+        symbols[i] = z  # wraps round in corrupt streams alone
+        if memory is not None:
+            _learn(np.int64(symbols[i]), here, foretold, rate, memory, known, tables)
+    return Popped(symbols.size, position, state)
 
 
 @_inlined
@@ -370,9 +376,9 @@ def _pop_bits(words, position, state, lowest, width, precision):
 
 @_compiled
 def adapt(symbols, mixtures, place, memory, tables):
-    """Let Mixtures of a strip adapt to symbols that are known, in place: see adaptation.py.
+    """Let Mixtures of a strip adapt, in place, to each symbol before the next: see adaptation.py.
 
-    place: band, channel, top row, height and width. Inverse of what pop_adapting does to its stream.
+    place: band, channel, top row, height and width.
     """
     band, channel, top, height, width = place
     shifts, known = np.empty(CLASSES, np.int64), np.zeros(FILTER, np.int32)
@@ -382,24 +388,6 @@ def adapt(symbols, mixtures, place, memory, tables):
             i, here = row * width + column, (band, channel, top + row + 2, column + 2)
             foretold = _move(i, here, mixtures, memory, shifts, known, tables)
             _learn(np.int64(symbols[i]), here, foretold, rate, memory, known, tables)
-
-
-@_compiled
-def pop_adapting(words, position, state, lowest, symbols, mixtures, place, memory, tables):
-    """pop_mixtures, where each symbol makes Mixtures of a strip adapt before the next: see adaptation.py."""
-    band, channel, top, height, width = place
-    shifts, known = np.empty(CLASSES, np.int64), np.zeros(FILTER, np.int32)
-    for row in range(height):
-        rate = _begin_row(memory, channel, shifts)
-        for column in range(width):
-            i, here = row * width + column, (band, channel, top + row + 2, column + 2)
-            foretold = _move(i, here, mixtures, memory, shifts, known, tables)
-            complete, position, state, z = _pop_mixture(words, position, state, lowest, i, mixtures, tables)
-            if not complete:
-                return Popped(i, position, state)
-            symbols[i] = z
-            _learn(np.int64(symbols[i]), here, foretold, rate, memory, known, tables)
-    return Popped(symbols.size, position, state)
 
 
 @_inlined
@@ -416,11 +404,10 @@ def _begin_row(memory, channel, shifts):
 @_inlined
 def _steps_of_scale(x):
     """log2(x), linear between powers of two, in steps of scales, rounded down; of 0 as of 1."""
-    octave, rest = 0, max(x, 1)
-    while rest > 1:
-        rest >>= 1
+    x, octave = max(x, 1), 0
+    while x >> (octave + 1):
         octave += 1
-    return SCALES_PER_OCTAVE * octave + (((max(x, 1) - (1 << octave)) * SCALES_PER_OCTAVE) >> octave)
+    return SCALES_PER_OCTAVE * octave + (((x - (1 << octave)) * SCALES_PER_OCTAVE) >> octave)
 
 
 @_inlined

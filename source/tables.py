@@ -134,12 +134,16 @@ class Mixture:
             part.shape, part.fields = tuple(shape), kernels.Mixtures(low[i], m.nbins, m.precision, *three)
             yield part
 
-    def intervals(self, symbols):
-        """Symbols -> start and frequency of their intervals, four instead of one outside the window."""
+    def in_turn(self, symbols):
+        """Symbols of the shape -> (N,) int32. Raises ValueError for others."""
         symbols = _integers("symbols", symbols)
         if symbols.shape != self.shape:
             raise ValueError(f"symbols of shape {symbols.shape}: need {self.shape}")
-        symbols = symbols.reshape(-1)
+        return symbols.reshape(-1)
+
+    def intervals(self, symbols):
+        """Symbols -> start and frequency of their intervals, four instead of one outside the window."""
+        symbols = self.in_turn(symbols)
         low, nbins = self.fields.low, self.fields.nbins
         outside = np.count_nonzero((symbols < low) | (symbols >= low + nbins)) if symbols.size else 0
         start, frequency = np.empty((2, symbols.size + 3 * outside), np.uint32)

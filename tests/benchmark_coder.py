@@ -3,10 +3,11 @@
     python tests/benchmark_coder.py -symbols 1000000 -plain 300
 
 Symbols are drawn from the distributions that code them, logistics and mixtures of three with scales of 1/2 to
-32 steps. Ours: integer parameters -> bytes -> symbols. The original's kind: a table of 4,096 floating-point
-cumulative values for each symbol, made when encoding and handed to the decoder, as it was there; then some
-Python for each symbol, on a state that is a tuple of tuples. Times: the least of several rounds. Memory: the
-peak of what is allocated beyond parameters and symbols.
+32 steps; then the latter as they adapt from symbol to symbol, which gains nothing here. Ours: integer
+parameters -> bytes -> symbols. The original's kind: a table of 4,096 floating-point cumulative values for
+each symbol, made when encoding and handed to the decoder, as it was there; then some Python for each symbol,
+on a state that is a tuple of tuples. Times: the least of several rounds. Memory: the peak of what is
+allocated beyond parameters and symbols.
 """
 
 import argparse
@@ -18,6 +19,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from source.adaptation import Adaptation
+from source.corrections import Place
 from source.rans import Decoder, Encoder
 from source.tables import Mixture
 
@@ -51,16 +54,27 @@ def draw(components, size):
     return (weight, mean, scale), np.round(symbols).astype(np.int32)
 
 
-def encode(parameters, symbols):
+def adapting(*parameters):
+    """The mixtures of one row that adapts, the only one of its band."""
+    size = 1, parameters[0].shape[1]
+    return Adaptation(size, (0,), 1).mixture(Place(0, 0, 0, *size), parameters, (NBINS, PRECISION))
+
+
+def fixed(*parameters):
+    """Mixtures that stay as they are."""
+    return Mixture(*parameters, NBINS, PRECISION)
+
+
+def encode(make, parameters, symbols):
     """Symbols -> bytes."""
     encoder = Encoder()
-    encoder.push(Mixture(*parameters, NBINS, PRECISION), symbols)
+    encoder.push(make(*parameters), symbols)
     return encoder.finish()
 
 
-def decode(parameters, data):
+def decode(make, parameters, data):
     """Bytes -> symbols. Inverse: encode."""
-    return Decoder(data).pop(Mixture(*parameters, NBINS, PRECISION))
+    return Decoder(data).pop(make(*parameters))
 
 
 def plain_tables(parameters):
@@ -135,11 +149,15 @@ def main(argv=None):
     """Print millions of symbols a second, either way and both ways, and bytes of memory a symbol."""
     args = make_parser().parse_args(argv)
     print(f"{'million symbols/s':32}{'encode':>12}{'decode':>12}{'both':>12}{'B/symbol':>12}")
-    for name, components in [("logistic", 1), ("mixture of 3", 3)]:
+    for name, components, make in [
+        ("logistic", 1, fixed),
+        ("mixture of 3", 3, fixed),
+        ("adapting", 3, adapting),
+    ]:
         parameters, symbols = draw(components, args.symbols)
-        data, encoding = timed(encode, parameters, symbols)
-        decoded, decoding = timed(decode, parameters, data)
-        memory = max(peak(encode, parameters, symbols), peak(decode, parameters, data))
+        data, encoding = timed(encode, make, parameters, symbols)
+        decoded, decoding = timed(decode, make, parameters, data)
+        memory = max(peak(encode, make, parameters, symbols), peak(decode, make, parameters, data))
         ours = "ours", encoding, decoding, args.symbols, memory
 
         few, some = tuple(a[:, : args.plain] for a in parameters), symbols[: args.plain].tolist()

@@ -77,6 +77,16 @@ def test_what_is_right_already_costs_next_to_nothing():
     assert after < 1.004 * before
 
 
+def test_other_shapes_are_refused_before_anything_is_learned():
+    fields, values = drawn(6, 7, logistic)
+    adaptation_ = Adaptation((6, 7), (0, 1, 2), 3)
+    mixture = adaptation_.mixture(Place(0, 0, 0, 6, 7), fields, DEFAULT[:2])
+    for wrong in (values[:-1], np.append(values, 0), values.reshape(6, 7)):
+        with pytest.raises(ValueError, match="symbols of shape"):
+            mixture.intervals(wrong)
+    assert not adaptation_.memory.seen[0] and not adaptation_.memory.errors.any()
+
+
 def test_bands_and_channels_before_are_known():
     """A channel whose errors are those of the one before, or of the band before, costs less."""
     size, adaptation_ = (60, 80), Adaptation((60, 80), (0, 1, 2), 3)

@@ -7,7 +7,7 @@ planes     pixels as bytes in one piece: raw, deflated, lossless WebP
 deep       pictures of 16 bits a sample, and PNG files of them
 formats    pictures as files of other formats
 stream     images <-> streams under a frozen model, coarse to fine
-corrected  streams whose distributions are corrected to the picture
+corrected  streams whose distributions are made to suit the picture
 tuning     what a picture moves the model's biases by
 ycc        the luma and chroma that a picture was made of
 ycc_kernels  its loops over pixels, compiled

@@ -42,9 +42,12 @@ def is_middling(size):
     return size[0] * size[1] >= adaptation.LEAST
 
 
-def in_strips(size, settings):
-    """Whether a level with a coarse band of this (height, width) is coded by what is here."""
-    return (settings.corrected and is_large(size)) or (settings.adaptive and is_middling(size))
+def suited(size, settings):
+    """Whether a level with a coarse band of this (height, width) has corrections; whether its mixtures adapt.
+
+    If either, it is coded by what is here.
+    """
+    return settings.corrected and is_large(size), settings.adaptive and is_middling(size)
 
 
 def integers(x):
@@ -67,9 +70,10 @@ class _Strips:
         self.order, self.settings, self.sets = order, settings, {}
         channels, *size = coarse.shape
         self.known = self.adaptation = None
-        if settings.corrected and is_large(size):
+        corrected, adaptive = suited(size, settings)
+        if corrected:
             self.known = Known(integers(coarse), [detail[band].shape[-2:] for band in order])
-        if settings.adaptive and is_middling(size):
+        if adaptive:
             self.adaptation = Adaptation(size, order, channels)
         strips = corrections.GROUP // (coarse.shape[-1] * source.bands.STRIP)
         self.rows = max(strips, 1) * source.bands.STRIP

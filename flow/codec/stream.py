@@ -16,10 +16,10 @@ from flow.codec.corrected import (
     EncodedStrips,
     Wanted,
     fields_of,
-    in_strips,
     integers,
     is_large,
     is_middling,
+    suited,
 )
 from flow.codec.planes import DEFAULT_EFFORT
 from flow.pyramid import finest
@@ -73,14 +73,19 @@ def has_luma_alone(model, images):
     return True
 
 
+def _goes_by_bands(model):
+    """Whether the prior of details is of one band and channel after the other, in strips."""
+    return hasattr(model.detail, "order")
+
+
 def can_correct(model, size=None):
     """Whether images, or one of this (height, width), have levels to correct: large, of a band-wise prior."""
-    return hasattr(model.detail, "order") and (size is None or is_large(level_sizes(*size, 1)[-1]))
+    return _goes_by_bands(model) and (size is None or is_large(level_sizes(*size, 1)[-1]))
 
 
 def can_adapt(model, size=None):
     """Whether images, or one of this (height, width), have mixtures that can adapt: of a band-wise prior."""
-    return hasattr(model.detail, "order") and (size is None or is_middling(level_sizes(*size, 1)[-1]))
+    return _goes_by_bands(model) and (size is None or is_middling(level_sizes(*size, 1)[-1]))
 
 
 def can_be_planes(model):
@@ -100,7 +105,7 @@ def _coded(settings, level=None, channels=slice(None)):
 
 def _parts(model, settings, coarse, level, detail, known=True):
     """parts_in_turn; a prior of channels in turn leaves out those that are not coded."""
-    luma = {"channels": 1} if hasattr(model.detail, "order") and _alone(settings, level) else {}
+    luma = {"channels": 1} if _goes_by_bands(model) and _alone(settings, level) else {}
     return parts_in_turn(model.detail, coarse, level, detail, known, **luma)
 
 
@@ -151,7 +156,7 @@ def encode(
 def _encode_level(model, level, coarse, detail, settings, progress, effort):
     """The Encoders of one level's details."""
     encoders, group = [Encoder() for _ in coarse], None
-    if in_strips(coarse.shape[-2:], settings):
+    if any(suited(coarse.shape[-2:], settings)):
         bands = zip(*detail)
         group = [
             EncodedStrips(encoder, effort, one, model.detail.order, bands_of_one, settings)
@@ -209,7 +214,7 @@ def _details(model, coarse, level, size, settings, flat, progress):
     if halved:
         for number, band in enumerate(detail):
             band.copy_(model.pyramid.level(0).smooth(coarse, number, band.shape[-2:]))
-    if in_strips(coarse.shape[-2:], settings):
+    if any(suited(coarse.shape[-2:], settings)):
         order = model.detail.order
         readers = [
             DecodedStrips(n, one, order, bands, settings)
