@@ -3,10 +3,11 @@
 Of a position, what is known in its own channel and band is what the networks did not see: the errors to the
 left and above, in scales of their mixtures. A filter of these, of the errors of the channels before at this
 place, and of this channel in the bands before, moves the means; it learns from every symbol by least mean
-squares. And classes of the sizes of errors around move the scales, each by how much larger its errors have
-been than all. Every level, band and channel begins anew. An encoder goes through the motions of a decoder.
-All of it is in integers: see docs/format.md, "Adaptation". Source: LMS filters as of Widrow and Hoff; classes
-of the energy of errors as in CALIC.
+squares, and is believed as far as it has been right, which on some pictures is not at all. And classes of the
+sizes of errors around move the scales, each by how much larger its errors have been than all. Every level,
+band and channel begins anew. An encoder goes through the motions of a decoder. All of it is in integers: see
+docs/format.md, "Adaptation". Source: LMS filters as of Widrow and Hoff; classes of the energy of errors as in
+CALIC.
 """
 
 import numpy as np
@@ -19,6 +20,8 @@ from source.tables import TABLES, Mixture
 LEAST = 1 << 8
 # Sizes begin as those of a logistic's errors, in sixteenths of its scale, as if so many had been seen.
 USUAL, BEGUN = 22, 64
+# What the sums begin with by which the filter is weighed: it is believed at first.
+BELIEVED = 1 << 16
 # The filter's weights of the first two errors around, at first, in ur, dl and dr.
 FIRST = (-4000, 6000), (6000, -4600), (-2600, -3000)
 
@@ -34,15 +37,16 @@ class Adaptation:
             np.empty((channels, *padded), np.uint8),
             np.empty((channels, FILTER), np.int32),
             *np.empty((2, channels, CLASSES), np.int64),
-            np.empty(channels, np.int64),
+            *np.empty((3, channels), np.int64),
         )
 
     def begin(self, band, channel):
         """Forget what a channel learned of the band before."""
-        _, sizes, weights, counts, sums, seen = self.memory
+        _, sizes, weights, counts, sums, agreement, power, seen = self.memory
         sizes[channel], weights[channel], seen[channel] = USUAL, 0, 0
         weights[channel, :2] = FIRST[self.order[band]]
         counts[channel], sums[channel] = BEGUN, USUAL * BEGUN
+        agreement[channel] = power[channel] = BELIEVED
 
     def mixture(self, place, fields, settings):
         """The Adaptive of a strip: see corrections.Place; weight, mean and scale, (K, N); nbins, precision.

@@ -39,13 +39,14 @@ AROUND = (-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)
 # Of adaptation.py: how many errors around a filter sees, and room for all that it sees; classes of sizes, and
 # where they begin, of eight neighbours' in sixteenths; the most that errors, sizes, weights, means, steps of
 # scales may be, in their units; when counts are halved; the rate of learning in 2^-8, what is added to it at
-# first, divided by the symbols seen and so many; bits of means of sizes, of products of weights, errors and
-# scales, and of inverse scales.
+# first, divided by the symbols seen and so many; bits of means of sizes, of the filter's gain, of products of
+# weights and errors in sixteenths, and with scales in steps of means, and of inverse scales.
 LATERAL, FILTER, CLASSES, THRESHOLDS = 6, 16, 8, (64, 104, 144, 176, 232, 304, 432)
-MOST_ERROR, MOST_SIZE, MOST_WEIGHT, MOST_MEAN, MOST_SCALED = 64, 96, 1 << 20, 1 << 30, 64
+MOST_ERROR, MOST_SIZE, MOST_WEIGHT, MOST_MEAN, MOST_SCALED = 64, 96, 1 << 20, 1 << 30, 48
 FARTHEST, MOST_COUNT = 1 << 20, 1 << 13
 RATE, MORE, SOON, RATE_BITS = 12, 40 << 10, 1 << 10, 8
-MEAN_SIZE_BITS, STEP_BITS, INVERSE_BITS = 12, 20 + SCALE_BITS - MEAN_BITS, ARGUMENT_BITS - 4
+MEAN_SIZE_BITS, GAIN_BITS, TOTAL_BITS = 12, 8, 16
+STEP_BITS, INVERSE_BITS = TOTAL_BITS + 4 + SCALE_BITS - MEAN_BITS, ARGUMENT_BITS - 4
 
 _compiled = numba.njit(cache=True, nogil=True)
 _inlined = numba.njit(forceinline=True)
@@ -84,7 +85,8 @@ class Memory(NamedTuple):
     errors: (bands, C, H + 2, W + 4) int8, in sixteenths of scales, with two rows above and two columns on
     both sides; sizes: (C, H + 2, W + 4) uint8, of this band's after filtering. Of each channel of the band:
     weights: (C, FILTER) int32, the filter's, in 2^-16, and 0; counts, sums: (C, CLASSES), of each class how
-    many symbols there were, and the sum of their sizes; seen: (C,), how many there were in all; int64.
+    many symbols there were, and the sum of their sizes; agreement, power: (C,), sums of products of what the
+    filter said with errors and with itself; seen: (C,), how many symbols there were in all; int64.
     """
 
     errors: np.ndarray
@@ -92,6 +94,8 @@ class Memory(NamedTuple):
     weights: np.ndarray
     counts: np.ndarray
     sums: np.ndarray
+    agreement: np.ndarray
+    power: np.ndarray
     seen: np.ndarray
 
 
@@ -297,14 +301,15 @@ def pop_mixtures(words, position, state, lowest, symbols, mixtures, tables, plac
     if memory is not None:
         band, channel, top, height, width = place
         shifts, known = np.empty(CLASSES, np.int64), np.zeros(FILTER, np.int32)
-        row, column, rate = top + 1, width - 1, np.int64(0)  # before the first
+        row, column, gain, rate = top + 1, width - 1, np.int64(0), np.int64(0)  # before the first
     for i in range(symbols.size):
         if memory is not None:
             column += 1
             if column == width:
-                row, column, rate = row + 1, 0, _begin_row(memory, channel, shifts)
+                row, column = row + 1, 0
+                gain, rate = _begin_row(memory, channel, shifts)
             here = band, channel, row, column + 2
-            foretold = _move(i, here, mixtures, memory, shifts, known, tables)
+            foretold = _move(i, here, mixtures, memory, shifts, gain, known, tables)
         position, state = _refill(words, position, state)
         if state < lowest:
             return Popped(i, position, state)
@@ -383,22 +388,27 @@ def adapt(symbols, mixtures, place, memory, tables):
     band, channel, top, height, width = place
     shifts, known = np.empty(CLASSES, np.int64), np.zeros(FILTER, np.int32)
     for row in range(height):
-        rate = _begin_row(memory, channel, shifts)
+        gain, rate = _begin_row(memory, channel, shifts)
         for column in range(width):
             i, here = row * width + column, (band, channel, top + row + 2, column + 2)
-            foretold = _move(i, here, mixtures, memory, shifts, known, tables)
+            foretold = _move(i, here, mixtures, memory, shifts, gain, known, tables)
             _learn(np.int64(symbols[i]), here, foretold, rate, memory, known, tables)
 
 
 @_inlined
 def _begin_row(memory, channel, shifts):
-    """How far each class is from all symbols in the logarithm of its mean size; returns the rate."""
+    """How far to move the scales of each class; returns the gain of the filter, and the rate it learns at.
+
+    A class is moved by three quarters of how far it is from all symbols in the logarithm of its mean size.
+    The gain is what it should, in hindsight, have been multiplied by, from 0 to 1.
+    """
     count, total = memory.counts[channel].sum(), memory.sums[channel].sum()
     usual = _steps_of_scale((total << MEAN_SIZE_BITS) // count)
     for j in range(CLASSES):
         mean = (memory.sums[channel, j] << MEAN_SIZE_BITS) // memory.counts[channel, j]
-        shifts[j] = min(max(_steps_of_scale(mean) - usual, -MOST_SCALED), MOST_SCALED)
-    return RATE + MORE // (memory.seen[channel] + SOON)
+        shifts[j] = min(max(3 * (_steps_of_scale(mean) - usual) >> 2, -MOST_SCALED), MOST_SCALED)
+    gain = (memory.agreement[channel] << GAIN_BITS) // memory.power[channel]
+    return min(max(gain, 0), 1 << GAIN_BITS), RATE + MORE // (memory.seen[channel] + SOON)
 
 
 @_inlined
@@ -411,10 +421,11 @@ def _steps_of_scale(x):
 
 
 @_inlined
-def _move(i, here, mixtures, memory, shifts, known, tables):
-    """Move the i-th of Mixtures: its centre and spread before, the step of its means, its class.
+def _move(i, here, mixtures, memory, shifts, gain, known, tables):
+    """Move the i-th of Mixtures: its centre and spread before, what the filter said, the move, its class.
 
-    here: band, channel, row and column in memory; known: to be filled with what the filter sees.
+    What it said and the move: in sixteenths of a scale. here: band, channel, row and column in memory; known:
+    to be filled with what the filter sees.
     """
     band, channel, y, x = here
     u, z = memory.errors[band, channel], memory.sizes[channel]
@@ -441,33 +452,37 @@ def _move(i, here, mixtures, memory, shifts, known, tables):
         centre += weight * mixtures.mean[k, i]
         spread += weight * mixtures.scale[k, i]
     centre, spread = centre >> WEIGHT_SUM_BITS, spread >> WEIGHT_SUM_BITS
-    step = (total * tables.scale[np.uint64(spread)] + (1 << STEP_BITS - 1)) >> STEP_BITS
+    moved = (total * gain + (1 << GAIN_BITS - 1)) >> GAIN_BITS
+    step = (moved * tables.scale[np.uint64(spread)] + (1 << STEP_BITS - 1)) >> STEP_BITS
     for k in range(mixtures.mean.shape[0]):
         mean = min(max(mixtures.mean[k, i] + step, -MOST_MEAN), MOST_MEAN)
         mixtures.mean[k, i] = mean
         mixtures.scale[k, i] = min(max(mixtures.scale[k, i] + shifts[kind], 0), tables.scale.size - 1)
         after += np.int64(mixtures.weight[k, i]) * mean
     mixtures.low[i] = ((after >> WEIGHT_SUM_BITS) + (1 << MEAN_BITS - 1) >> MEAN_BITS) - mixtures.nbins // 2
-    return centre, spread, step, kind
+    half = 1 << TOTAL_BITS - 1
+    return centre, spread, (total + half) >> TOTAL_BITS, (moved + half) >> TOTAL_BITS, kind
 
 
 @_inlined
 def _learn(symbol, here, foretold, rate, memory, known, tables):
     """Keep how far a symbol is from where it was foretold, and move the filter towards it."""
-    (band, channel, y, x), (centre, spread, step, kind) = here, foretold
-    error = (symbol << MEAN_BITS) - centre
-    memory.errors[band, channel, y, x] = _within(_sixteenths(error, spread, tables), MOST_ERROR)
-    rest = _sixteenths(error - step, spread, tables)
-    memory.sizes[channel, y, x] = size = min(abs(rest), MOST_SIZE)
+    (band, channel, y, x), (centre, spread, said, moved, kind) = here, foretold
+    error = _sixteenths((symbol << MEAN_BITS) - centre, spread, tables)
+    memory.errors[band, channel, y, x] = kept = _within(error, MOST_ERROR)
+    memory.sizes[channel, y, x] = size = min(abs(error - moved), MOST_SIZE)
     memory.counts[channel, kind] += 1
     memory.sums[channel, kind] += size
     if memory.counts[channel, kind] >= MOST_COUNT:
         memory.counts[channel, kind] >>= 1
         memory.sums[channel, kind] >>= 1
-    pull, weights = np.int32(_within(rest, MOST_ERROR) * rate), memory.weights[channel]
+    pull, weights = np.int32(_within(error - said, MOST_ERROR) * rate), memory.weights[channel]
     for f in range(FILTER):
-        moved = np.int32(np.int32(pull * known[f]) + np.int32(1 << RATE_BITS - 1)) >> np.int32(RATE_BITS)
-        weights[f] = _within(weights[f] + moved, MOST_WEIGHT)
+        step = np.int32(np.int32(pull * known[f]) + np.int32(1 << RATE_BITS - 1)) >> np.int32(RATE_BITS)
+        weights[f] = _within(weights[f] + step, MOST_WEIGHT)
+    said = np.int64(_within(said, MOST_ERROR))
+    memory.agreement[channel] += said * kept
+    memory.power[channel] += said * said
     memory.seen[channel] += 1
 
 

@@ -600,12 +600,14 @@ class Adapting:
         self.n = [[64] * 8 for _ in range(channels)]
         self.total = [[64 * 22] * 8 for _ in range(channels)]
         self.seen = [0] * channels
+        self.g, self.h = [2**16] * channels, [2**16] * channels
 
     def moved(self, c, y, x, weights, means, scales):
         if x == 0:
             usual = steps((sum(self.total[c]) << 12) // sum(self.n[c]))
             averages = ((total << 12) // n for total, n in zip(self.total[c], self.n[c]))
-            self.shifts = [clamp(steps(average) - usual, 64) for average in averages]
+            self.shifts = [clamp(3 * (steps(average) - usual) >> 2, 48) for average in averages]
+            self.gain = min(max(256 * self.g[c] // self.h[c], 0), 256)
             self.rate = 12 + 40960 // (self.seen[c] + 1024)
         self.c, (row, column) = c, (self.top + y + 2, x + 2)
         around = [(0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0)]
@@ -619,30 +621,30 @@ class Adapting:
         scales = [min(max(s, 0), 512) for s in scales]
         self.m, self.s = (int(share(*map(column_of, (weights, f)))[0]) for f in (means, scales))
         total = sum(a * u for a, u in zip(self.a[c], self.x))
-        self.step = int(total * U[self.s] + 2**29 >> 30)
+        moved = total * self.gain + 128 >> 8
+        self.p, self.q = total + 2**15 >> 16, moved + 2**15 >> 16
+        step = int(moved * U[self.s] + 2**29 >> 30)
         return (
             weights,
-            [int(clamp(m + self.step, 2**30)) for m in means],
+            [int(clamp(m + step, 2**30)) for m in means],
             [s + int(self.shifts[self.j]) for s in scales],
         )
 
     def learn(self, z):
         c = self.c
-        e = 64 * z - self.m
-        self.u[(self.band, c, *self.at)] = clamp(self.sixteenths(e), 64)
-        rest = self.sixteenths(e - self.step)
-        self.t[(c, *self.at)] = t = min(abs(rest), 96)
+        e = clamp(64 * z - self.m, 2**20) * V[self.s] + 2**24 >> 25
+        self.u[(self.band, c, *self.at)] = u = clamp(e, 64)
+        self.t[(c, *self.at)] = t = min(abs(e - self.q), 96)
         self.n[c][self.j] += 1
         self.total[c][self.j] += t
         if self.n[c][self.j] == 8192:
             self.n[c][self.j] >>= 1
             self.total[c][self.j] >>= 1
-        r = clamp(rest, 64)
+        p, r = clamp(self.p, 64), clamp(e - self.p, 64)
+        self.g[c] += p * u
+        self.h[c] += p * p
         self.a[c] = [clamp(a + (r * x * self.rate + 128 >> 8), 2**20) for a, x in zip(self.a[c], self.x)]
         self.seen[c] += 1
-
-    def sixteenths(self, e):
-        return clamp(e, 2**20) * V[self.s] + 2**24 >> 25
 
 
 def steps(x):
