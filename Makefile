@@ -27,7 +27,7 @@ demo: $(VENV)/installed  ## compress photographs and back, then train a small fl
 	@echo "the loss curve: opt/demo/pic/lossCurve.png"
 
 test: $(VENV)/tested  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/tested  ## check the style
 	$(BIN)/python -m ruff check .

@@ -244,6 +244,9 @@ def _fill(model, tensors, path):
         model.load_state_dict(tensors)
     except RuntimeError:
         raise _unfit(path) from None
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{path}: its weights are not finite")
 
 
 def _unfit(path):

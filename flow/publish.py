@@ -9,9 +9,11 @@ and plan stay as they are: they are written by hand.
 
 import argparse
 import csv
+import tempfile
+from pathlib import Path
 
 from flow.checkpoint import RECORD
-from flow.folder import freeze, losses_file, open_frozen, options_file, read_options, saving
+from flow.folder import losses_file, open_frozen, options_file, read_options, saving
 from utils.files import load_tensors, save_tensors, write_table, write_text
 from utils.options import script
 
@@ -22,22 +24,46 @@ MANY, OF_SAMPLES = 1 << 12, "enter."
 
 
 def publish(folder, to):
-    """Publish the model of a folder into another: see the module. Raises ValueError if there is none."""
+    """Publish the model of a folder into another: see the module. Raises ValueError if there is none.
+
+    What is there already is replaced when all of the new is made, and works.
+    """
     read_options(folder)  # or it is none
     tensors, state = load_tensors(saving(folder, BEST))
     rows = joined(losses(to), losses(folder))
     small = {name: t.half() if _is_halved(name, t) else t for name, t in tensors.items()}
-    save_tensors(saving(to, BEST), small, state)
-    write_text(options_file(to), options_file(folder).read_text())
-    write_table(losses_file(to), RECORD, [{"epoch": n} | row for n, row in enumerate(rows, 1)])
-    freeze(to, BEST)
+    to = Path(to)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new", dir=to.parent) as new:
+        save_tensors(saving(new, BEST), small, state)
+        write_text(options_file(new), options_file(folder).read_text())
+        write_table(losses_file(new), RECORD, [{"epoch": n} | row for n, row in enumerate(rows, 1)])
+        try:
+            open_frozen(new, BEST)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(saving(new, BEST)), str(saving(folder, BEST)))) from None
+        for path in [path for path in Path(new).rglob("*") if path.is_file()]:
+            made = to / path.relative_to(new)
+            made.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(made)
     return open_frozen(to, BEST)
 
 
 def losses(folder):
-    """The rows of a folder's table of losses without the epoch's number; none if it has none."""
+    """The rows of a folder's table of losses without the epoch's number; none if it has none.
+
+    Raises ValueError for a file that is no such table.
+    """
     path = losses_file(folder)
-    rows = csv.DictReader(path.open()) if path.exists() else ()
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error):
+        rows = [{}]
+    if not all(set(RECORD[:3]) <= set(row) <= set(RECORD) for row in rows):
+        raise ValueError(f"{path}: not a table of {', '.join(RECORD)}")
     return [{name: value for name, value in row.items() if name != "epoch"} for row in rows]
 
 

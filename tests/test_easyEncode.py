@@ -257,6 +257,9 @@ def test_info(folder, pictures, tmp_path, capsys):
     assert json.loads(lines.splitlines()[1])["levels"] == photo["levels"][:-1]
     status, lines, _ = run(capsys, "-json", "-info", tmp_path / "photo.nwf")  # with the model in the box
     assert status == 0 and json.loads(lines)["levels"] is None
+    (tmp_path / "empty").mkdir()
+    status, lines, errors = run(capsys, "-info", tmp_path / "empty")
+    assert (status, lines) == (2, "") and len(errors) == 1 and "no .nwf files" in errors[0]
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce] can't allocate memory: 9 bytes")])

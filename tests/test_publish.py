@@ -76,3 +76,28 @@ def test_a_folder_without_a_model_is_refused_and_nothing_written(tmp_path, capsy
         main([str(tmp_path / "none"), str(tmp_path / "box")])
     assert ended.value.code == 2 and "not a model folder" in capsys.readouterr().err
     assert not (tmp_path / "box").exists()
+
+
+@pytest.mark.parametrize("damage", ["nan", "lacks", "losses"])
+def test_what_is_there_stays_if_the_new_is_no_model(damage, training, tmp_path, capsys):
+    to, bad = tmp_path / "box", tmp_path / "bad"
+    main([str(training), str(to)])
+    files = {path: path.read_bytes() for path in to.rglob("*") if path.is_file()}
+    shutil.copytree(training, bad)
+    tensors, state = load_tensors(saving(bad, "best_test"))
+    name = next(name for name in tensors if name.endswith("wide.weight"))
+    if damage == "nan":
+        tensors[name] = tensors[name] * torch.nan
+    elif damage == "lacks":
+        del tensors[name]
+    else:
+        losses_file(bad).write_bytes(bytes(range(256)))
+    save_tensors(saving(bad, "best_test"), tensors, state)
+    for folder in (to, tmp_path / "new"):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(bad), str(folder)])
+        error = capsys.readouterr().err
+        assert ended.value.code == 2 and error.count("\n") == 1 and str(bad) in error
+    assert {path: path.read_bytes() for path in to.rglob("*") if path.is_file()} == files
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "box"]

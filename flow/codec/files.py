@@ -96,7 +96,11 @@ def show_files(options):
     """Print what .nwf files hold, as text or, -json, as an object a line. Returns how many failed."""
     failed, codec = 0, None
     for name in map(Path, options["info"]):
-        for path in nwf_files(name) if name.is_dir() else [name]:
+        paths = nwf_files(name) if name.is_dir() else [name]
+        if not paths:
+            print(f"{name}: no .nwf files in this folder", file=sys.stderr)
+            failed += 1
+        for path in paths:
             try:
                 data = _read(path)
                 if codec is None and read_head(data).method == FLOW:
