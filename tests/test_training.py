@@ -320,7 +320,7 @@ print(wanted / (peak() - before))
 @pytest.mark.parametrize(("hchnl", "batch"), [(12, 300), (96, 40)])
 def test_memory_is_about_what_was_said(hchnl, batch):
     out, err = start(["-c", PEAK, hchnl, batch]).communicate(timeout=120)
-    assert 0.5 < float(out) < 1.5, err  # 0.57 to 0.65, 1.19 to 1.24: the allocator's leavings differ
+    assert 0.6 < float(out) < 1.5, err
 
 
 @pytest.mark.parametrize("options", [{}, {"ema": 0.9}, {"optimizer": "muon", "amp": True}])
