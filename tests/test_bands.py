@@ -328,8 +328,15 @@ def test_threads_make_no_difference(strips, monkeypatch):
     monkeypatch.setattr("utils.arithmetic.crew.FEW_PIXELS", 1)
     prior, size = frozen_prior(), (20, 17)
     coarse, detail = drawn_level(*size)
-    whole, seen = distributions(prior, coarse, detail, size), set()
-    prior.trunk.register_forward_pre_hook(lambda *_: seen.add(threading.current_thread().name))
+    whole, seen, all_here = distributions(prior, coarse, detail, size), set(), threading.Event()
+
+    def notice(*_):
+        seen.add(threading.current_thread().name)
+        if len(seen) == 3:
+            all_here.set()
+        all_here.wait(60)  # or one may have done it all before another begins
+
+    prior.trunk.register_forward_pre_hook(notice)
     torch.set_num_threads(3)
     try:
         with crew():
@@ -338,7 +345,7 @@ def test_threads_make_no_difference(strips, monkeypatch):
     finally:
         torch.set_num_threads(1)
     here = threading.current_thread().name  # who waits helps
-    assert all(name.startswith("crew") for name in seen - {here})
+    assert seen > {here} and all(name.startswith("crew") for name in seen - {here})
 
 
 @torch.no_grad()
