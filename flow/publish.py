@@ -39,14 +39,14 @@ def publish(folder, to):
         write_text(options_file(new), options_file(folder).read_text())
         write_table(losses_file(new), RECORD, [{"epoch": n} | row for n, row in enumerate(rows, 1)])
         try:
-            open_frozen(new, BEST)
+            published = open_frozen(new, BEST)
         except ValueError as error:
             raise ValueError(str(error).replace(str(saving(new, BEST)), str(saving(folder, BEST)))) from None
         for path in [path for path in Path(new).rglob("*") if path.is_file()]:
             made = to / path.relative_to(new)
             made.parent.mkdir(parents=True, exist_ok=True)
             path.replace(made)
-    return open_frozen(to, BEST)
+    return published
 
 
 def losses(folder):
