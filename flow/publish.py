@@ -15,7 +15,7 @@ from pathlib import Path
 from flow.checkpoint import RECORD
 from flow.folder import losses_file, open_frozen, options_file, read_options, saving
 from utils.files import load_tensors, save_tensors, write_table, write_text
-from utils.options import script
+from utils.options import Parser, script
 
 BEST = "best_test"
 # Weights of so many numbers and more are kept in 16 bits, but not of what reads samples: the means of its
@@ -82,8 +82,7 @@ def _is_halved(name, tensor):
 @script
 def main(argv=None):
     """Publish, and say what it is called."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="model folder of a training")
     parser.add_argument("to", help="model folder to write")
     args = parser.parse_args(argv)

@@ -10,7 +10,6 @@ on a state that is a tuple of tuples. Times: the least of several rounds. Memory
 allocated beyond parameters and symbols.
 """
 
-import argparse
 import sys
 import time
 import tracemalloc
@@ -23,21 +22,14 @@ from source.adaptation import Adaptation
 from source.corrections import Place
 from source.rans import Decoder, Encoder
 from source.tables import Mixture
+from utils.options import Option, parse, script
 
 NBINS, PRECISION = 4096, 24
 ROUNDS = 5
-
-
-def make_parser():
-    """Declare the options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument(
-        "-symbols", type=int, default=1_000_000, help="symbols for ours (default %(default)s)"
-    )
-    parser.add_argument("-plain", type=int, default=300, help="symbols for the other (default %(default)s)")
-    return parser
+OPTIONS = {
+    "symbols": Option(1_000_000, "symbols for ours", least=1),
+    "plain": Option(300, "symbols for the other", least=1),
+}
 
 
 def draw(components, size):
@@ -145,22 +137,23 @@ def report(name, rows):
     print(f"{'ratio':32}" + "".join(f"{ratio:11.0f}x" for ratio in (*speeds, 1 / memory)))
 
 
+@script
 def main(argv=None):
     """Print millions of symbols a second, either way and both ways, and bytes of memory a symbol."""
-    args = make_parser().parse_args(argv)
+    options, _ = parse(__doc__, OPTIONS, argv)
     print(f"{'million symbols/s':32}{'encode':>12}{'decode':>12}{'both':>12}{'B/symbol':>12}")
     for name, components, make in [
         ("logistic", 1, fixed),
         ("mixture of 3", 3, fixed),
         ("adapting", 3, adapting),
     ]:
-        parameters, symbols = draw(components, args.symbols)
+        parameters, symbols = draw(components, options["symbols"])
         data, encoding = timed(encode, make, parameters, symbols)
         decoded, decoding = timed(decode, make, parameters, data)
         memory = max(peak(encode, make, parameters, symbols), peak(decode, make, parameters, data))
-        ours = "ours", encoding, decoding, args.symbols, memory
+        ours = "ours", encoding, decoding, options["symbols"], memory
 
-        few, some = tuple(a[:, : args.plain] for a in parameters), symbols[: args.plain].tolist()
+        few, some = tuple(a[:, : options["plain"]] for a in parameters), symbols[: options["plain"]].tolist()
         tables, tabulating = timed(plain_tables, few)
         state, encoding = timed(plain_encode, tables, some)
         plain_decoded, decoding = timed(plain_decode, tables, state)
@@ -169,8 +162,7 @@ def main(argv=None):
         if not np.array_equal(decoded, symbols) or plain_decoded != some:
             raise SystemExit(f"{name}: the decoded symbols differ")
         report(name, (ours, plain))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

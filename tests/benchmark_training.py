@@ -23,6 +23,7 @@ from original import Original
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from flow.model import build
+from utils.options import Parser, script
 
 SIZE = 32
 CONFIGURATIONS = {
@@ -37,8 +38,7 @@ BUILDERS = {
 
 def make_parser():
     """Declare the options."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-cuda", type=int, default=-1, help="GPU to use; -1: the CPU (default)")
     parser.add_argument("-threads", type=int, default=torch.get_num_threads(), help="(%(default)s)")
     parser.add_argument("-batch", type=int, default=32, help="images a step (%(default)s)")
@@ -133,6 +133,7 @@ def matrix_throughput(cuda, side=8192, repeats=20):
     return repeats * 2 * side**3 / seconds(multiply)
 
 
+@script
 def main(argv=None):
     """Print a table of step times and peak memory."""
     argv = sys.argv[1:] if argv is None else argv

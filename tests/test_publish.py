@@ -101,3 +101,10 @@ def test_what_is_there_stays_if_the_new_is_no_model(damage, training, tmp_path, 
         assert ended.value.code == 2 and error.count("\n") == 1 and str(bad) in error
     assert {path: path.read_bytes() for path in to.rglob("*") if path.is_file()} == files
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "box"]
+
+
+@pytest.mark.parametrize("words", [[], ["one"], ["one", "two", "-three"]])
+def test_what_is_typed_wrong_is_told_in_one_line(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2 and capsys.readouterr().err.count("\n") == 1

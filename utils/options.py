@@ -80,7 +80,7 @@ def _shown(number):
     return f"{number:g}" if isinstance(number, float) else str(number)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Tells what is wrong in one line, as everything else here does."""
 
     def error(self, message):
@@ -136,7 +136,7 @@ def make_parser(doc, options):
     options: name -> Option; False as a default makes a switch. The parsed namespace holds only what was
     typed, so that a script can tell a default from a choice: see `parse`.
     """
-    parser = _Parser(
+    parser = Parser(
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
