@@ -721,9 +721,10 @@ class Made:
     """Luma and chroma, of the block of a head."""
 
     def __init__(self, block):
-        self.conversion, self.siting = block[0] & 7, block[0] >> 3 & 7
+        self.conversion, siting = block[0] & 7, block[0] >> 3 & 7
+        self.siting, self.odd = min(siting, 3), (max(siting - 3, 0) & 1, max(siting - 3, 0) >> 1)
         self.steps = [-1 if block[0] >> bit & 1 else 1 for bit in (6, 7)]
-        self.exceptions = zlib.decompress(block[1:]) if block[1:] else b""
+        self.rest = zlib.decompress(block[1:]) if block[1:] else b""
 
     def samples(self, image):
         *_, n1, n2 = UNITS[self.conversion]
@@ -731,11 +732,24 @@ class Made:
         c2 = 128 - p2
         return np.clip([y, c2 - (p1 - 128) + n1, c2 + n2], 0, 255)
 
+    def cropped(self, c, h, w):
+        """Chroma of pixels; c: of the image, others beside them in the block."""
+        if self.siting < 3:
+            return self.upsampled(c[::2, ::2] if self.siting else c, h, w)
+        beside = [(1 - odd, 1 if odd else (n + 1) % 2) for n, odd in zip((h, w), self.odd)]
+        c = np.pad(c[::2, ::2], beside, "edge")
+        (above, below), (left, right) = beside
+        for i, j in np.ndindex(c.shape):
+            if not (above <= i < len(c) - below and left <= j < len(c[0]) - right):
+                c[i, j], self.rest = c[i, j] + self.rest[0] & 255, self.rest[1:]
+        y, x = (2 - odd for odd in self.odd)
+        return self.upsampled(c, y + h, x + w)[y:, x:]
+
     def upsampled(self, c, h, w):
-        """Chroma of pixels; c: of every other row and column."""
+        """Chroma of pixels; c: its samples."""
         if self.siting == 0:
             return c
-        c, out = c[::2, ::2], np.zeros((h, w), int)
+        out = np.zeros((h, w), int)
         down, right = (n - 1 for n in c.shape)
         for y, x in np.ndindex(h, w):
             i, j = y >> 1, x >> 1
@@ -766,8 +780,8 @@ class Made:
         y, *chroma = self.samples(image)
         if level:
             return self.turned(self.colours(y, *chroma))
-        rgb = self.colours(y, *(self.upsampled(c, *y.shape) for c in chroma))
-        columns = np.frombuffer(self.exceptions, np.uint8).reshape(7, -1).astype(int)
+        rgb = self.colours(y, *(self.cropped(c, *y.shape) for c in chroma))
+        columns = np.frombuffer(self.rest, np.uint8).reshape(7, -1).astype(int)
         at = (columns[:4].T @ [1, 2**8, 2**16, 2**24] + 1).cumsum() - 1
         rgb.reshape(-1, 3)[at] = columns[4:].T
         return self.turned(rgb)

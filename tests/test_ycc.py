@@ -14,7 +14,7 @@ from flow.codec.feed import Reader
 from flow.codec.info import describe
 from flow.codec.planes import FLOW
 from flow.codec.stream import DEFAULT, can_be_planes
-from flow.codec.ycc import CENTRE, CONVERSIONS, CORNER, FULL, Form, find, form_of, made
+from flow.codec.ycc import CENTRE, CONVERSIONS, CORNER, CROPPED, FULL, Form, find, form_of, made
 from flow.folder import identity
 from flow.model import build
 from tests.conftest import make_wild
@@ -59,7 +59,8 @@ def back(found):
 
 
 def exceptions_of(found, image):
-    return len(ycc._unpack_exceptions(found.exceptions, image.size // 3)[0])
+    beside = found.chroma.size - ycc._cut(found.chroma, found.form.beside(found.luma.shape)).size
+    return len(ycc._unpack_exceptions(found.exceptions, image.size // 3, beside)[0])
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,25 @@ def test_a_decoded_jpeg_is_found_out(size, subsampling, siting):
     assert found.chroma.shape[1:] == tuple((n + 1) // 2 if siting else n for n in size)
     assert np.array_equal(back(found), image)
     assert exceptions_of(found, image) <= 0.002 * image.size / 3
+
+
+@pytest.mark.parametrize("size", [(64, 96), (63, 95), (33, 40), (40, 33)])
+@pytest.mark.parametrize("row, column", [(8, 12), (8, 13), (9, 12), (9, 13)])
+def test_a_cropped_jpeg_is_found_out_wherever_it_was_cropped(size, row, column):
+    image = jpeg(photograph(), 2)[row : row + size[0], column : column + size[1]]
+    found = find(image)
+    assert found.form == Form(JFIF, CROPPED, odd=(row % 2 == 1, column % 2 == 1))
+    assert np.array_equal(back(found), image)
+    assert exceptions_of(found, image) <= 8 + 0.002 * image.size / 3
+
+
+def test_a_crop_takes_as_much_at_odd_rows_and_columns(codec):
+    image = jpeg(photograph(192, 256, top=100), 2)
+    even, *odd = (codec.compress(image[y : y + 120, x : x + 160]) for y in (20, 21) for x in (30, 31))
+    assert max(map(len, odd)) < 1.01 * len(even)
+    full = image[20:140, 30:190]
+    assert np.array_equal(codec.decompress(even), full)
+    assert np.array_equal(codec.decompress(odd[-1]), image[21:141, 31:191])
 
 
 @pytest.mark.parametrize("flipped", [(False, False), (True, False), (False, True), (True, True)])
@@ -136,7 +156,7 @@ def test_what_another_hand_has_changed_is_an_exception():
     image[50, 100] = 7, 200, 3
     found = find(image)
     assert found.form.siting == CENTRE and np.array_equal(back(found), image)
-    places, colours = ycc._unpack_exceptions(found.exceptions, image.size // 3)
+    places, colours, _ = ycc._unpack_exceptions(found.exceptions, image.size // 3)
     assert {10 * 128 + 20, 50 * 128 + 100} <= set(places)
     assert np.array_equal(colours, image.reshape(-1, 3)[places])
 
@@ -195,7 +215,7 @@ def test_moves_of_biases_are_learned_from_luma_and_chroma(codec, monkeypatch):
     assert len(data) < 1.005 * len(codec.compress(image)) and np.array_equal(codec.decompress(data), image)
 
 
-@pytest.mark.parametrize("name", ["full", "halved", "corner", "corrected"])
+@pytest.mark.parametrize("name", ["full", "halved", "corner", "corrected", "cropped"])
 def test_stored_files_decode(name):
     """Never make these files anew: what was written once must decode."""
     model, key = tiny_model(FIXTURES / "ycc")
@@ -229,7 +249,7 @@ def test_damage_is_refused(codec):
             codec.decompress(bytes(wrong))
 
 
-@pytest.mark.parametrize("byte", [2, 7, 3 << 3, 7 << 3])
+@pytest.mark.parametrize("byte", [2, 7, 7 << 3])
 def test_unknown_forms_are_refused(byte):
     with pytest.raises(ValueError, match="luma and chroma of kind"):
         form_of(byte)
@@ -238,6 +258,10 @@ def test_unknown_forms_are_refused(byte):
 @pytest.mark.parametrize("form", [Form(c, s, f) for c in (0, 1) for s in (0, 1, 2) for f in ((0, 1), (1, 0))])
 def test_a_form_is_a_byte(form):
     assert form_of(form.pack()[0]) == form
+    for odd in (0, 0), (0, 1), (1, 0), (1, 1):
+        cropped = form._replace(siting=CROPPED, odd=odd)
+        assert form_of(cropped.pack()[0]) == cropped
+    assert len({form._replace(siting=CROPPED, odd=(y, x)).pack() for y in (0, 1) for x in (0, 1)}) == 4
 
 
 @pytest.mark.parametrize("exceptions", [bytes(6), bytes(8), b"\xff" * 7, bytes(7 * 31), bytes(7 * 40)])
@@ -245,6 +269,15 @@ def test_exceptions_that_are_none_are_refused(exceptions):
     samples = np.zeros((5, 6, 3), np.uint8)
     with pytest.raises(ValueError, match="corrupt file"):
         made(Form(JFIF, FULL), samples, zlib.compress(exceptions))
+
+
+@pytest.mark.parametrize("count", [0, 7, 21, 23])
+def test_a_cropped_picture_has_all_chroma_beside_it(count):
+    """Of 5x6 pixels, of 3x3 samples; a row before them, a column on each side: 11, or 22 of both."""
+    form, samples = Form(JFIF, CROPPED), np.zeros((5, 6, 3), np.uint8)
+    assert form.beside((5, 6)) == ((1, 0), (1, 1))
+    with pytest.raises(ValueError, match="corrupt file"):
+        made(form, samples, zlib.compress(bytes(count)) if count else b"")
 
 
 @pytest.mark.parametrize("name", ["paper", "rgb", "no couplings", "linear", "bands", "luma"])
@@ -259,14 +292,25 @@ def test_a_model_that_mixes_luma_and_chroma_codes_colours_as_they_are(name):
 
 @pytest.mark.parametrize("name", ["no couplings", "luma", "luma, seen around 0", "bands", "differences"])
 @pytest.mark.parametrize(
-    "form", [Form(JFIF, CENTRE), Form(JFIF, FULL), Form(PHOTO_YCC, CORNER, (True, False))]
+    "form",
+    [
+        Form(JFIF, CENTRE),
+        Form(JFIF, FULL),
+        Form(PHOTO_YCC, CORNER, (True, False)),
+        Form(JFIF, CROPPED),
+        Form(JFIF, CROPPED, odd=(True, False)),
+    ],
 )
 def test_the_page_is_enough_for_luma_and_chroma(name, form):
     options = OPTIONS[name] | dict(HUE=True)
     float_model = make_wild(build(options), 0.05)
     fixed = float_model.freeze()
     model = Model({n: t.numpy() for n, t in fixed.state_dict().items()}, options)
-    image = made_of(photograph(20, 24), form)
+    if form.siting == CROPPED:
+        row, column = (4 + odd for odd in form.odd)
+        image = jpeg(photograph(28, 32), 2)[row : row + 20, column : column + 24]
+    else:
+        image = made_of(photograph(20, 24), form)
     image[3, 4, 1] ^= 3
     found = find(image)
     assert found.form == form and found.exceptions

@@ -17,7 +17,7 @@ import torch
 
 from flow.codec import ycc_kernels as kernels
 from flow.codec.planes import DEFAULT_EFFORT, inflate
-from flow.codec.ycc_kernels import CENTRE, CORNER, FULL, UNKNOWN
+from flow.codec.ycc_kernels import CENTRE, CORNER, CROPPED, FULL, OUTSIDE, UNKNOWN
 from utils.arithmetic.crew import submit
 from utils.arithmetic.integers import MIDDLE
 from utils.arithmetic.polyphase import band_sizes, channels_last, interpolated, merge
@@ -35,6 +35,8 @@ MOST_EXCEPTIONS, EXCEPTIONS_LIMIT = 0.05, 16
 AWAY_FROM_CLIPPED = 4
 # Wandering ends where so much of what was off is left.
 STALLED = 0.8
+# Lines of a picture that tell where chroma's samples are; side of its middle, which is looked at first.
+LINES, LOOK = 256, 128
 # Rounds of projection, more with effort where colours are clipped; how far each goes, and what is too far.
 ROUNDS, OVER, OUTLIER = 4, 1.7, 8
 # Pixels that are projected at a time, and rows beside them that matter; rows of chroma that are moved.
@@ -71,17 +73,18 @@ def _photo_ycc():
 
 CONVERSIONS = _jfif(), _photo_ycc()
 NAMES = "JFIF's YCbCr", "PhotoYCC"
-SITING_NAMES = {FULL: "4:4:4", CORNER: "4:2:0 at corners", CENTRE: "4:2:0"}
+SITING_NAMES = {FULL: "4:4:4", CORNER: "4:2:0 at corners", CENTRE: "4:2:0", CROPPED: "4:2:0, cropped"}
 
 
 class Form(NamedTuple):
-    """conversion: which of CONVERSIONS; siting: FULL, CORNER or CENTRE; flipped: whether rows, and columns,
-    are stored from the last to the first.
+    """conversion: which of CONVERSIONS; siting: FULL, CORNER, CENTRE or CROPPED; flipped: whether rows, and
+    columns, are stored from the last to the first; odd: whether it was cropped at an odd row, and column.
     """
 
     conversion: int
     siting: int
     flipped: tuple = (False, False)
+    odd: tuple = (False, False)
 
     @property
     def halved(self):
@@ -96,6 +99,29 @@ class Form(NamedTuple):
     def turned(self, array):
         """An array (H, W, ..) as it is stored, and back."""
         return array[tuple(slice(None, None, -1 if flip else 1) for flip in self.flipped)]
+
+    def around(self, size):
+        """Rows that its samples of chroma are of beside a picture of this (height, width), and columns:
+        ((before, after), (before, after)).
+        """
+        if self.siting != CROPPED:
+            return (0, 0), (0, 0)
+        return tuple((2 - odd, 2 - (n + odd) % 2) for n, odd in zip(size, self.odd))
+
+    def beside(self, size):
+        """The same of samples: those that a pyramid does not see, which has one for each 2x2 pixels."""
+        if self.siting != CROPPED:
+            return (0, 0), (0, 0)
+        return tuple((1 - odd, 1 - (1 - odd) * n % 2) for n, odd in zip(size, self.odd))
+
+    def extended(self, array, **mode):
+        """A picture (H, W, ..), as it is stored, with the pixels around it: see np.pad."""
+        return np.pad(array, (*self.around(array.shape[:2]), *((0, 0) for _ in array.shape[2:])), **mode)
+
+    def upsampled(self, chroma, size):
+        """Chroma (2, h, w), with what is beside, as large as luma of this (height, width), int16."""
+        around = self.around(size)
+        return _cut(upsampled(chroma, self.siting, [n + sum(some) for n, some in zip(size, around)]), around)
 
     def planes(self, samples):
         """Luma, c1 and c2 (B, 3, H, W) -> what a pyramid is to see, much like YCoCg-R. Inverse: samples."""
@@ -122,20 +148,24 @@ class Form(NamedTuple):
     def pack(self):
         """As a byte. Inverse: form_of."""
         rows, columns = self.flipped
-        return bytes([self.conversion | self.siting << 3 | rows << 6 | columns << 7])
+        siting = self.siting + self.odd[0] + 2 * self.odd[1]
+        return bytes([self.conversion | siting << 3 | rows << 6 | columns << 7])
 
 
 def form_of(byte):
     """The Form of a byte. Raises ValueError for one that there is not."""
-    form = Form(byte & 7, byte >> 3 & 7, (bool(byte >> 6 & 1), bool(byte >> 7)))
-    if form.conversion >= len(CONVERSIONS) or form.siting not in SITING_NAMES:
+    siting, flipped = byte >> 3 & 7, (bool(byte >> 6 & 1), bool(byte >> 7))
+    odd = max(siting - CROPPED, 0)
+    form = Form(byte & 7, siting - odd, flipped, (bool(odd & 1), bool(odd & 2)))
+    if form.conversion >= len(CONVERSIONS) or odd > 3:
         raise ValueError(f"corrupt file: it knows no luma and chroma of kind {byte}")
     return form
 
 
 class Found(NamedTuple):
     """What a picture was: luma (H, W), chroma (2, H, W), or (2, h, w) if it is halved, all 0..255, stored in
-    the order of the form; exceptions: the pixels that are not made of it, packed.
+    the order of the form; exceptions: the pixels that are not made of it, and the chroma that a pyramid does
+    not see, packed.
     """
 
     form: Form
@@ -145,7 +175,8 @@ class Found(NamedTuple):
 
     def planes(self):
         """What a pyramid of YCoCg-R is to see, (1, 3, H, W): halved chroma is interpolated in them."""
-        luma, chroma = (torch.from_numpy(x).float() for x in (self.luma, self.chroma))
+        chroma = _cut(self.chroma, self.form.beside(self.luma.shape))
+        luma, chroma = (torch.from_numpy(x).float() for x in (self.luma, chroma))
         beside = luma[::2, ::2] if self.form.halved else luma
         chroma = self.form.planes(torch.cat([beside[None], chroma])[None])[:, 1:]
         if self.form.halved:
@@ -184,33 +215,79 @@ def _halved(array, number, seen, effort):
     size = array.shape[:2]
     if min(size) < LEAST_SIDE:
         return None
-    conversion, corners = CONVERSIONS[number], []
     for flipped in (False, False), (False, True), (True, False), (True, True):
         form = Form(number, CORNER, flipped)
-        turned = _turned(form, seen)
+        turned = np.stack([form.turned(plane) for plane in seen])
         if _explained(turned, upsampled(_filled(turned)[:, ::2, ::2], CORNER, size)) > READ:
-            corners.append(form)
-    for form in *corners, Form(number, CENTRE):
-        pixels, turned = form.turned(array), _turned(form, seen)
-        chroma = _projected(pixels, turned, form.siting, conversion, effort)
-        if _explained(turned, upsampled(chroma, form.siting, size)) > EXPLAINED:
-            if found := _found(pixels, form, turned, chroma, effort):
+            if found := _halved_as(form, array, seen, effort):
                 return found
+    middle = tuple(slice(max(n - LOOK, 0) // 2 & ~1, (n + LOOK) // 2) for n in size)
+    for odd in dict.fromkeys((_odd(seen), (False, False))):
+        cropped = Form(number, CROPPED, odd=odd)
+        if not _likely(cropped, array[middle], seen[:, *middle], effort):
+            continue
+        whole = not any(odd) and _halved_as(Form(number, CENTRE), array, seen, effort)
+        if whole and _at_border(whole) <= SOME:
+            return whole
+        both = whole, _halved_as(cropped, array, seen, effort)
+        if any(both):
+            return min(filter(None, both), key=lambda found: len(found.exceptions))
     return None
 
 
-def _turned(form, seen):
-    return np.stack([form.turned(plane) for plane in seen])
+def _halved_as(form, array, seen, effort):
+    """The Found of chroma halved in a certain way, or None."""
+    arguments = _likely(form, array, seen, effort)
+    return arguments and _found(*arguments)
+
+
+def _likely(form, array, seen, effort):
+    """What _found takes for chroma halved in a certain way, about; None if that explains too little."""
+    array, conversion = form.turned(array), CONVERSIONS[form.conversion]
+    pixels = form.extended(array, mode="edge")
+    seen = np.stack([form.extended(form.turned(c), constant_values=OUTSIDE) for c in seen])
+    chroma = _projected(pixels, seen, form.siting, conversion, effort)
+    explained = _explained(seen, upsampled(chroma, form.siting, pixels.shape[:2])) > EXPLAINED
+    return (array, form, seen, chroma, effort) if explained else None
+
+
+def _odd(seen):
+    """Whether the first row, and column, are the second ones of samples in the middle of 2x2 pixels.
+
+    From sample to sample chroma goes straight, and bends at both pixels of one alike: which two, tells.
+    seen: (2, H, W).
+    """
+    odd = []
+    for lines in seen.transpose(0, 2, 1), seen:
+        lines = lines[:, :: -(-lines.shape[1] // LINES)].astype(np.int32)
+        known = np.lib.stride_tricks.sliding_window_view(lines[0] != UNKNOWN, 4, 1).all(2)
+        unlike = np.where(known, abs(np.diff(lines, 3)).sum(0), 0)
+        # that of the bends at the second and the third pixel, and so on
+        one, other = (unlike[:, n::2].sum() / max(known[:, n::2].sum(), 1) for n in (0, 1))
+        odd.append(bool(one < other))
+    return tuple(odd)
+
+
+def _at_border(found):
+    """How many pixels at the border of a picture, which is whole, are exceptions."""
+    places, *_ = _unpack_exceptions(found.exceptions, found.luma.size)
+    height, width = found.luma.shape
+    rows, columns = np.divmod(places, width)
+    return ((rows % (height - 1) == 0) | (columns % (width - 1) == 0)).sum()
+
+
+def _is_known(seen):
+    return seen[0] >= 0
 
 
 def _explained(seen, chroma):
-    known = seen[0] != UNKNOWN
-    return (seen == chroma).all(0)[known].mean()
+    known = _is_known(seen)
+    return (seen == chroma).all(0)[known].mean() if known.any() else 1.0
 
 
 def _filled(seen):
     """Chroma, where it is not known that of the nearest pixel where it is."""
-    unknown = seen[0] == UNKNOWN
+    unknown = ~_is_known(seen)
     if not unknown.any():
         return seen
     from scipy import ndimage  # takes a while, which decoders need not wait
@@ -220,16 +297,19 @@ def _filled(seen):
 
 
 class _Interpolation:
-    """Along an axis: n samples -> count, and back by least squares; without rounding. Arrays: (2, .., ..)."""
+    """Along an axis: n samples -> pixels at places, and back by least squares; without rounding.
 
-    def __init__(self, count, siting):
+    Arrays: (2, .., ..).
+    """
+
+    def __init__(self, n, places, siting):
         from scipy.sparse import csr_array
 
-        n, places = (count + 1) // 2, np.arange(count)
+        count = len(places)
         near, next_ = places >> 1, places & 1
         far = near + (next_ if siting == CORNER else 2 * next_ - 1)
         parts = np.repeat((1 / 2, 1 / 2) if siting == CORNER else (3 / 4, 1 / 4), count)
-        where = np.tile(places, 2), np.concatenate([near, np.clip(far, 0, n - 1)])
+        where = np.tile(np.arange(count), 2), np.concatenate([near, np.clip(far, 0, n - 1)])
         self.matrix = csr_array((parts, where), (count, n))
         normal = self.matrix.T @ self.matrix
         self.normal = np.stack([np.append(0, normal.diagonal(1)), normal.diagonal()])
@@ -266,19 +346,22 @@ def _projected(array, seen, siting, conversion, effort):
     chroma = np.concatenate([piece.result()[:, wanted] for wanted, piece in pieces], 1)
     if siting == CORNER:
         exact = seen[:, ::2, ::2]
-        chroma = np.where(exact != UNKNOWN, exact, chroma)
+        chroma = np.where(_is_known(exact), exact, chroma)
     return chroma
 
 
 def _projected_piece(array, seen, filled, siting, conversion, effort):
     """By projection, in turn onto what is interpolated, by least squares, and what is rounded and clipped."""
-    known, wanted = seen[0] != UNKNOWN, filled.astype(np.float64)
+    rows, columns = (np.flatnonzero((seen[0] != OUTSIDE).any(axis)) for axis in (1, 0))
+    down, across = (_Interpolation((n + 1) // 2, x, siting) for n, x in zip(array.shape, (rows, columns)))
+    inside = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    array, seen, filled = array[inside], seen[:, *inside], filled[:, *inside]
+    known, wanted = _is_known(seen), filled.astype(np.float64)
     if siting == CORNER and known.all():
         return filled[:, ::2, ::2]
-    down, across = (_Interpolation(count, siting) for count in array.shape[:2])
     # what of all between two integers is rounded to one, see _sample
-    least = seen - (1 / 2 - (np.arange(array.shape[1]) % 2 / 16 if siting == CENTRE else 0))
-    span = 15 / 16 if siting == CENTRE else 3 / 4
+    least = seen - (1 / 2 - (0 if siting == CORNER else columns % 2 / 16))
+    span = 3 / 4 if siting == CORNER else 15 / 16
     clipped = _Clipped(array[~known], conversion)
     for left in reversed(range(ROUNDS if known.all() else ROUNDS * effort)):
         chroma = down.back(across.back(wanted, 2), 1)
@@ -316,13 +399,16 @@ class _Clipped:
 
 
 def _found(array, form, seen, chroma, effort):
-    """The Found of a picture and its chroma, stored in the order of the form, if it is worth it."""
-    conversion = CONVERSIONS[form.conversion]
-    array, chroma = np.ascontiguousarray(array), np.ascontiguousarray(chroma, np.int16)
-    seen, size = np.ascontiguousarray(seen), array.shape[:2]
+    """The Found of a picture, stored in the order of the form, and its chroma, if it is worth it.
+
+    seen, chroma: those of the picture extended.
+    """
+    conversion, size = CONVERSIONS[form.conversion], array.shape[:2]
+    pixels, chroma = form.extended(array, mode="edge"), np.ascontiguousarray(chroma, np.int16)
+    array, seen = np.ascontiguousarray(array), np.ascontiguousarray(seen)
     if form.siting == FULL:
         chroma = _filled(chroma).copy()
-    arguments, changed = (array, seen, chroma, form.siting, *conversion[:3]), np.ones(chroma.shape[1:], bool)
+    arguments, changed = (pixels, seen, chroma, form.siting, *conversion[:3]), np.ones(chroma.shape[1:], bool)
     for _ in range(1 + effort):
         before, changed = changed, np.zeros_like(changed)
         if not _in_pieces(kernels.improve, *arguments, before, changed):
@@ -338,22 +424,37 @@ def _found(array, form, seen, chroma, effort):
                 break
         if _is_off(seen, chroma, form, clear, FEW):
             return None
-    full = upsampled(chroma, form.siting, size)
+    beside, is_beside = _with_beside(form, _cut(chroma, form.beside(size)), size)
+    kernels.settle(*arguments, beside)
+    full = np.ascontiguousarray(form.upsampled(chroma, size))
     luma = kernels.find_luma(array, full, *conversion[:3])
     wrong = (_converted(luma, full, conversion) != array).any(-1)
     if wrong.mean() > MOST_EXCEPTIONS:
         return None
-    return Found(form, luma, chroma, _pack_exceptions(array, wrong))
+    return Found(form, luma, chroma, _pack_exceptions(array, wrong, (chroma - beside)[:, is_beside]))
+
+
+def _with_beside(form, chroma, size):
+    """Chroma (2, h, w) of a pyramid with the nearest of it for what is beside; which that is: (h, w)."""
+    beside = form.beside(size)
+    is_beside = np.pad(np.zeros(chroma.shape[1:], bool), beside, constant_values=True)
+    return np.pad(chroma, ((0, 0), *beside), mode="edge"), is_beside
+
+
+def _cut(chroma, around):
+    """Chroma (2, h, w) without so much around: ((rows before, after), (columns before, after))."""
+    rows, columns = (slice(before, n - after) for n, (before, after) in zip(chroma.shape[1:], around))
+    return chroma[:, rows, columns]
 
 
 def _clear(seen):
     """Which pixels (H, W) are of known chroma, as are those around; if these are few, all of known chroma."""
-    known = seen[0] != UNKNOWN
-    if known.all():
+    known, unknown = _is_known(seen), seen[0] == UNKNOWN
+    if not unknown.any():
         return known
     from scipy import ndimage
 
-    clear = ndimage.binary_erosion(known, iterations=AWAY_FROM_CLIPPED, border_value=1)
+    clear = known & ~ndimage.binary_dilation(unknown, iterations=AWAY_FROM_CLIPPED)
     return clear if clear.sum() > LEAST else known
 
 
@@ -383,8 +484,10 @@ def made(form, samples, exceptions):
     luma, chroma = samples[..., 0], np.moveaxis(samples[..., 1:], -1, 0)
     if form.halved:
         chroma = chroma[:, ::2, ::2]
-    array = _converted(luma, upsampled(chroma, form.siting, luma.shape), CONVERSIONS[form.conversion])
-    places, colours = _unpack_exceptions(exceptions, luma.size)
+    chroma, is_beside = _with_beside(form, chroma.astype(np.int16), luma.shape)
+    places, colours, beside = _unpack_exceptions(exceptions, luma.size, 2 * is_beside.sum())
+    chroma[:, is_beside] = chroma[:, is_beside] + beside.reshape(2, -1) & 255
+    array = _converted(luma, form.upsampled(chroma, luma.shape), CONVERSIONS[form.conversion])
     array.reshape(-1, 3)[places] = colours
     return np.ascontiguousarray(form.turned(array))
 
@@ -412,27 +515,30 @@ def _converted(luma, chroma, conversion):
     return array
 
 
-def _pack_exceptions(array, wrong):
-    """The pixels of a picture that are wrong: how many are right before each, and their colours."""
+def _pack_exceptions(array, wrong, beside=()):
+    """The pixels of a picture that are wrong: how many are right before each, and their colours.
+
+    beside: integers that come before, modulo 256.
+    """
     places = np.flatnonzero(wrong)
-    if not places.size:
+    if not places.size + np.size(beside):
         return b""
-    gaps = np.diff(places, prepend=-1) - 1
+    gaps = (np.diff(places, prepend=-1) - 1).astype("<u4").view(np.uint8).reshape(-1, 4)
     colours = array.reshape(-1, 3)[places]
     return zlib.compress(
-        gaps.astype("<u4").view(np.uint8).reshape(-1, 4).T.tobytes() + colours.T.tobytes(), 9
+        np.asarray(beside).astype(np.uint8).tobytes() + gaps.T.tobytes() + colours.T.tobytes(), 9
     )
 
 
-def _unpack_exceptions(packed, count):
-    """Inverse of _pack_exceptions: places among so many pixels, and colours."""
-    most = 7 * (count // EXCEPTIONS_LIMIT + 1)
+def _unpack_exceptions(packed, count, before=0):
+    """Inverse of _pack_exceptions: places among so many pixels, colours, and as many bytes as come before."""
+    most = before + 7 * (count // EXCEPTIONS_LIMIT + 1)
     data = np.frombuffer(inflate(packed, most) if packed else b"", np.uint8)
-    if data.size % 7:
+    if data.size < before or (data.size - before) % 7:
         raise ValueError("corrupt file: its exceptions make no sense")
-    data = np.ascontiguousarray(data.reshape(7, -1).T)
+    beside, data = data[:before], np.ascontiguousarray(data[before:].reshape(7, -1).T)
     gaps = np.ascontiguousarray(data[:, :4]).view("<u4")[:, 0].astype(np.int64)
     places = np.cumsum(gaps + 1) - 1
     if places.size and places[-1] >= count:
         raise ValueError("corrupt file: an exception is outside the picture")
-    return places, data[:, 4:]
+    return places, data[:, 4:], beside

@@ -1,8 +1,8 @@
 """The loops of ycc.py over pixels, compiled: colours <-> luma and chroma, and what chroma is moved to.
 
 Arrays: colours (H, W, 3), uint8; chroma (2, h, w), int16; seen (2, H, W), int16, the chroma of pixels where
-it is known; divisor, luma, tables: of a Conversion. They are all in this one file, as numba's cache does not
-notice a change in another.
+it is known, UNKNOWN, or OUTSIDE where there is none; divisor, luma, tables: of a Conversion. They are all in
+this one file, as numba's cache does not notice a change in another.
 """
 
 import numba
@@ -13,10 +13,11 @@ _inlined = numba.njit(forceinline=True)
 
 # How chroma became as large as luma. It was so; or each 2x2 had a sample, at the upper left pixel, and
 # between them are their means; or in the middle, and pixels have 9, 3, 3 and 1 sixteenths of the nearest.
-FULL, CORNER, CENTRE = range(3)
+# CROPPED: the latter, of a picture that was cut out of a larger one, whose samples go on.
+FULL, CORNER, CENTRE, CROPPED = range(4)
 # How far from where it is a sample is tried, and how far off a pixel may count; more than all pixels around.
 AWAY, MOST_OFF, FAR_OFF = 2, 4, 1 << 20
-UNKNOWN = -1
+UNKNOWN, OUTSIDE = -1, -2
 # Moves of four samples by -1, 0 or 1, a digit to the base of three each: none, and of one or two of them.
 STAY = 40
 MOVES = np.array([n for n in range(81) if 0 < sum(n // 3**k % 3 != 1 for k in range(4)) <= 2])
@@ -100,6 +101,8 @@ def solve(colours, divisor, luma, tables):
 @_inlined
 def _off(array, seen, chroma, siting, channels, y, x, divisor, luma, tables):
     """How far a pixel is from being explained by these channels of chroma (2, h, w)."""
+    if seen[0, y, x] == OUTSIDE:
+        return 0
     if seen[0, y, x] != UNKNOWN:
         total = 0
         for c in range(channels[0], channels[1]):
@@ -127,7 +130,7 @@ def _pixels_of(siting, i, j, size, shape):
     """First and last row, and column, of pixels that size x size samples are part of; last ones excluded."""
     if siting == FULL:
         return i, i + size, j, j + size
-    after = 2 * size + (siting == CENTRE)
+    after = 2 * size + (siting != CORNER)
     return max(2 * i - 1, 0), min(2 * i + after, shape[0]), max(2 * j - 1, 0), min(2 * j + after, shape[1])
 
 
@@ -250,6 +253,23 @@ def _move(chroma, channel, i, j, before, move):
     for n in range(4):
         chroma[channel, i + (n >> 1), j + (n & 1)] = min(max(before[n] + move % 3 - 1, 0), 255)
         move //= 3
+
+
+@_compiled
+def settle(array, seen, chroma, siting, divisor, luma, tables, wanted):
+    """Move samples of chroma (2, h, w) as near to those wanted as they may be where they explain as much."""
+    both = 0, 2
+    for c, i, j in np.ndindex(chroma.shape):
+        value, best = np.int64(chroma[c, i, j]), np.int64(wanted[c, i, j])
+        if value == best:
+            continue
+        around = _pixels_of(siting, i, j, 1, array.shape)
+        most = _off_around(array, seen, chroma, siting, both, around, FAR_OFF, divisor, luma, tables)
+        step = 1 if value > best else -1
+        for near in range(best, value + step, step):
+            chroma[c, i, j] = near
+            if _off_around(array, seen, chroma, siting, both, around, most, divisor, luma, tables) <= most:
+                break
 
 
 @_compiled
