@@ -211,9 +211,23 @@ def open_model(folder, weights=None, device="cpu"):
     part = "average." if any(n.startswith("average.") for n in tensors) else "model."
     weights = {n.removeprefix(part): t for n, t in tensors.items() if n.startswith(part)}
     with _no_larger(weights, path):
-        model = build(options)
+        model = _built(options, folder)
     _fill(model, weights, path)
     return model.eval().to(device), options
+
+
+class Unfit(ValueError):
+    """Weights that are not those of their options."""
+
+
+def _built(options, folder):
+    """build, whose errors name the file of the options."""
+    try:
+        return build(options)
+    except Unfit:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{options_file(folder)}: {error}") from None
 
 
 @contextmanager
@@ -250,7 +264,7 @@ def _fill(model, tensors, path):
 
 
 def _unfit(path):
-    return ValueError(f"{path}: its weights do not fit the options in parameter.json")
+    return Unfit(f"{path}: its weights do not fit the options in parameter.json")
 
 
 def identity(model, options):
@@ -280,7 +294,10 @@ def freeze(folder, weights=None):
     source = hashlib.sha256(path.read_bytes()).hexdigest()
     if (state.get("engine"), state.get("weights")) != (ENGINE, source):
         model, options = open_model(folder, path.stem)
-        model = model.freeze(sample(options["patch"] if options.get("diffDetail") else SAMPLE_SIDE))
+        try:
+            model = model.freeze(sample(options["patch"] if options.get("diffDetail") else SAMPLE_SIDE))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         state = {"engine": ENGINE, "identity": identity(model, options), "weights": source}
         save_tensors(frozen, model.state_dict(), state)
     return frozen
@@ -309,7 +326,7 @@ def open_frozen(folder, weights=None, device="cpu"):
     options, path = read_options(folder), freeze(folder, weights)
     tensors, state = load_tensors(path)
     with _no_larger(tensors, path):  # each weight is one of the integers
-        model = build(options).freeze()
+        model = _built(options, folder).freeze()
     _fill(model, tensors, path)
     for part in model.modules():
         if hasattr(part, "check"):

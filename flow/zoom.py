@@ -74,18 +74,22 @@ def load_file(model, name, data):
     model, name: frozen, and its identity. The prior's means stand for what was not read; the last bytes
     of a level hold a few symbols of the next, which count as read. Cut files have fewer Stages. Of 16 bits a
     sample, Stages have the high bytes.
-    Raises ValueError if the flow did not make the file, or if it has too few bytes for images of its size.
+    Raises ValueError if the flow did not make the file, if it is damaged, or if it has too few bytes for
+    images of its size.
     """
     head = read_head(data)
     if head.method != FLOW:
         raise ValueError("a .nwf file without levels: another method was smaller than the flow")
     stream, size = data[head.end :], head.size[::-1]
     check_plausible(head.size, stream)
+    level = depth(*size)
     for level, count in prefixes(model_of(head, model, name), stream, size, head.settings):
-        count += head.end
+        count = count + head.end if level else len(data)
         coarse = unpack(data[:count], model, name, level)
         full = unpack(data[:count], model, name, partial=True) if level else coarse
         yield Stage(level, *(from_pillow(of_8_bits(picture)) for picture in (coarse, full)), count)
+    if level:  # it ends early: was it cut there?
+        unpack(data, model, name, partial=True)
 
 
 @torch.no_grad()

@@ -196,7 +196,10 @@ def test_cifar_download_shows_its_progress_on_a_terminal(tmp_path, server, capsy
 def test_damaged_download_leaves_nothing(tmp_path, server, monkeypatch):
     monkeypatch.setattr(datasets, "CIFAR_MD5", "0" * 32)
     assert f"not {'0' * 32}" in message("CIFAR", "train", data=tmp_path / "data")
-    assert not list((tmp_path / "data").iterdir())
+    assert not (tmp_path / "data").exists()
+    (tmp_path / "data").mkdir()
+    assert f"not {'0' * 32}" in message("CIFAR", "train", data=tmp_path / "data")
+    assert (tmp_path / "data").exists() and not list((tmp_path / "data").iterdir())
 
 
 @pytest.mark.parametrize("page", ["absent", "served-as-text"])

@@ -113,14 +113,14 @@ def test_what_cannot_be_written_is_named(folder, pictures, tmp_path, capsys, mon
     argv = "-folder", folder, "-img", pictures / "photo.png", "-out"
     for out, named in (("file", "file"), ("file/below", "file/below"), ("file/a.nwf", "file")):
         status, _, errors = run(capsys, *argv, tmp_path / out)
-        assert status == 2 and len(errors) == 1 and errors[0].endswith(f"'{tmp_path / named}'")
+        assert status == 2 and len(errors) == 1 and f"{tmp_path / named}: " in errors[0]
 
     def full(path, data):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
     status, _, errors = run(capsys, *argv, tmp_path / "out")
-    assert status == 2 and errors[0].endswith(f"No space left on device: '{tmp_path / 'out' / 'photo.nwf'}'")
+    assert status == 2 and errors[0].endswith(f"{tmp_path / 'out' / 'photo.nwf'}: No space left on device")
 
 
 def test_a_failed_item_is_reported_and_the_rest_done(folder, pictures, tmp_path, capsys):
@@ -341,7 +341,7 @@ def test_a_file_that_was_cut_or_is_corrupt_is_told_so(folder, tmp_path, capsys):
         status, _, errors = run(capsys, *decode)
         assert status == 2 and len(errors) == 1 and "is cut" in errors[0] and "-partial" in errors[0]
         status, _, errors = run(capsys, *decode, "-partial")
-        (missing,) = re.findall(r"([\d.]+)% of the picture's values are missing", errors[0])
+        (missing,) = re.findall(r"([\d.]+)% of its values are missing", errors[0])
         assert status == 0 and len(errors) == 1 and abs(float(missing) / 100 + share - 1) < 0.2
         errors_of[share] = distance()
     assert errors_of[0.3] > errors_of[0.6] > errors_of[0.9] > 0
@@ -511,6 +511,44 @@ def test_same_names_are_refused(folder, pictures, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_no_file_becomes_itself(folder, pictures, tmp_path, capsys):
+    """A picture may have the suffix of what is made of it."""
+    picture = (pictures / "photo.png").rename(tmp_path / "photo.nwf")
+    data = picture.read_bytes()
+    out = tmp_path / ".." / tmp_path.name
+    status, _, errors = run(capsys, "-folder", folder, "-img", picture, "-out", out, "-force")
+    assert status == 2 and len(errors) == 1 and f"{picture} would become itself" in errors[0]
+    assert picture.read_bytes() == data
+
+
+@pytest.mark.usefixtures("without_webp")
+def test_what_comes_after_the_end_is_no_cut(folder, pictures, tmp_path, capsys):
+    run(capsys, "-folder", folder, "-img", pictures / "photo.png", "-out", tmp_path)
+    file = tmp_path / "photo.nwf"
+    data = file.read_bytes()
+    decode = "-folder", folder, "-decode", file, "-out", tmp_path / "back.png", "-force"
+    for more in b"x", b"xyz", b"wxyz", bytes(9):
+        file.write_bytes(data + more)
+        status, _, errors = run(capsys, *decode, "-partial")
+        assert status == 2 and len(errors) == 1 and "its end is not where its pixels end" in errors[0]
+    file.write_bytes(data[:-1])
+    status, _, errors = run(capsys, *decode)
+    assert status == 2 and len(errors) == 1 and "is cut" in errors[0]
+    status, _, errors = run(capsys, *decode, "-partial")
+    assert status == 0 and len(errors) <= 1
+
+
+def test_an_output_that_is_a_file_or_has_another_format_is_refused(folder, pictures, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    status, _, errors = run(capsys, "-folder", folder, "-img", pictures / "photo.png", "-out", file)
+    assert status == 2 and errors == [f"easyEncode.py: -out {file}: a file, not a folder"]
+    assert file.read_text() == "mine"
+    argv = "-folder", folder, "-decode", "a.nwf", "-out", tmp_path / "a.webp", "-format", "png"
+    status, _, errors = run(capsys, *argv)
+    assert status == 2 and len(errors) == 1 and "-format png: -out" in errors[0]
+
+
 @pytest.mark.parametrize(
     "argv, word",
     [
@@ -530,6 +568,9 @@ def test_same_names_are_refused(folder, pictures, tmp_path, capsys):
         ),
         (("-best", "-valbest"), "-best"),
         (("-img", "a.png", "-jobs", "-1"), "-jobs"),
+        (("-img", "a.png", "-products", "some"), "-products some: need one of"),
+        (("-decode", "a.nwf"), "a.nwf: No such file or directory"),
+        (("-info", "a.nwf"), "a.nwf: No such file or directory"),
     ],
 )
 def test_one_line_for_what_users_get_wrong(folder, argv, word, capsys, tmp_path, monkeypatch):

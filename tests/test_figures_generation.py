@@ -11,8 +11,9 @@ from torch import nn
 
 import easyGenerate
 import progressive
-from flow.codec.container import pack, read_head
-from flow.codec.stream import decode_levels, encode
+from flow import Codec
+from flow.codec.container import FLOW, _pack_flow, pack, read_head
+from flow.codec.stream import DEFAULT, decode_levels, encode
 from flow.figures.loading import details, sources
 from flow.folder import write_options
 from flow.model import build
@@ -289,10 +290,23 @@ def test_progressive_script(folder, image, tmp_path, capsys):
         assert coarse.size == (12, 16)
 
 
+def test_a_damaged_file_is_told_so(folder, image, tmp_path, capsys):
+    """Where only its end is, too."""
+    codec = Codec(folder)
+    data = b"".join(_pack_flow(to_pillow(image), b"", codec.model, codec.identity, DEFAULT))
+    assert read_head(data).method == FLOW
+    for damaged in data + b"more", data[:-2] + bytes([data[-2] ^ 1]) + data[-1:], b"some":
+        (tmp_path / "a.nwf").write_bytes(damaged)
+        with pytest.raises(SystemExit) as end:
+            progressive.main(["-folder", folder, "-out", str(tmp_path), "-img", str(tmp_path / "a.nwf")])
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and error.count("\n") == 1 and f"{tmp_path / 'a.nwf'}: " in error
+
+
 def test_files_are_known_by_their_suffix_in_any_letters(tmp_path):
     options = {"img": [str(tmp_path / "IMAGE.NWF")], "baseScale": 0.0}
     (tmp_path / "IMAGE.NWF").write_bytes(b"")
-    ((_, stages),) = sources(options, None, "", 32, None)
+    ((_, _, stages),) = sources(options, None, "", 32, None)
     assert stages.__name__ == "load_file" and "its means" in details(options, "baseScale")
 
 

@@ -139,6 +139,31 @@ def test_a_script_that_is_stopped_leaves_nothing_half_done(number, status, word,
     assert not list(tmp_path.iterdir()) and signal.getsignal(number) is before
 
 
+def test_tensors_are_those_that_were_saved(tmp_path):
+    """Of any kind and shape; a file of before has no checksum."""
+    path = tmp_path / "a.safetensors"
+    tensors = {
+        "x": torch.randn(3, 4),
+        "half": torch.randn(5).half(),
+        "rounded": torch.randn(2, 2).bfloat16(),
+        "count": torch.tensor(7),
+        "none": torch.empty(0, 3),
+        "turned": torch.randn(3, 4).T,
+    }
+    save_tensors(path, tensors, {"a": 1})
+    back, state = load_tensors(path)
+    assert state == {"a": 1} and set(back) == set(tensors)
+    assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
+    data = path.read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    for place in range(begin, len(data), 7):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        with pytest.raises(ValueError, match=r"a\.safetensors: not weights of this project, or damaged"):
+            load_tensors(path)
+    path.write_bytes(data.replace(b'"checksum"', b'"checksim"'))
+    assert load_tensors(path)[1] == {"a": 1}
+
+
 @pytest.mark.parametrize("state", ["[" * 100_000 + "]" * 100_000, '{"a": ' + "1" * 5000 + "}", "[]", "{"])
 def test_a_state_that_makes_no_sense_is_one_line(state, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.files.json.dumps", lambda value: state)

@@ -107,6 +107,39 @@ def test_integers_of_another_engine_or_other_weights_are_made_anew(folder):
         assert (state["engine"], state["identity"]) == (ENGINE, name)
 
 
+def test_damaged_weights_leave_their_integers_alone(folder):
+    """They are not new weights, whose integers would take the place of those that files were made with."""
+    frozen, path = freeze(folder).read_bytes(), folder / "savings" / "best_test.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-9] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"best_test\.safetensors: .* damaged"):
+        open_frozen(folder)
+    assert (folder / "savings" / "best_test_frozen.safetensors").read_bytes() == frozen
+
+
+def test_weights_that_are_a_folder_are_told_so(folder):
+    path = folder / "savings" / "best_test.safetensors"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ValueError, match="a folder, not weights"):
+        open_model(folder)
+
+
+def test_options_that_make_no_model_name_their_file(folder):
+    write_options(folder, {"width": 32})
+    with pytest.raises(ValueError, match=r"parameter\.json: -width is of -prior bands"):
+        open_frozen(folder)
+
+
+def test_weights_too_large_to_be_frozen_are_named(folder):
+    path = folder / "savings" / "best_test.safetensors"
+    tensors, state = load_tensors(path)
+    save_tensors(path, {name: 1e9 * tensor for name, tensor in tensors.items()}, state)
+    with pytest.raises(ValueError, match=r"best_test\.safetensors: these weights are too large to be frozen"):
+        freeze(folder)
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -44,6 +44,7 @@ def test_sizes_are_means_over_images():
     lengths = [len(rivals()["PNG"](x.permute(1, 2, 0).contiguous().numpy())) for x in images]
     assert rates["PNG"] == pytest.approx(8 * np.mean(lengths) / (3 * 32 * 32))
     assert list(sizes([images])) == list(rivals())
+    assert all(rate > 0 for rate in sizes([images[:, :, :1, :1]]).values())  # of one pixel
     assert quick() == [name for name in rivals() if name != "JPEG XL 9"]
 
 

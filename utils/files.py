@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import time
+import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -94,16 +95,28 @@ def write_table(path, columns, rows):
 def save_tensors(path, tensors, state):
     """Write a dict of tensors and a JSON-able state into one .safetensors file, as a whole."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    metadata = {"state": json.dumps(state), "checksum": _checksum(tensors)}
     with replacing(path) as temporary:
         # not by safetensors itself, whose files nobody but their owner can read
-        temporary.write_bytes(save(tensors, metadata={"state": json.dumps(state)}))
+        temporary.write_bytes(save(tensors, metadata))
 
 
 def load_tensors(path):
     """Read what save_tensors wrote: (tensors on the CPU, state). Raises ValueError if it is damaged."""
     with _reading(path) as (file, state):
         tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if file.metadata().get("checksum", checksum := _checksum(tensors)) != checksum:  # old files have none
+            raise ValueError("its tensors are not those that were written")
         return tensors, state
+
+
+def _checksum(tensors):
+    """The CRC-32 of a dict of tensors on the CPU, in hex."""
+    crc = 0
+    for name, t in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {t.dtype} {tuple(t.shape)}".encode(), crc)
+        crc = zlib.crc32(t.reshape(-1).view(torch.uint8).numpy(), crc)
+    return f"{crc:08x}"
 
 
 def load_state(path):
@@ -115,6 +128,8 @@ def load_state(path):
 @contextmanager
 def _reading(path):
     """Within: a .safetensors file and its state; what is wrong with them is a ValueError that names it."""
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: a folder, not weights")
     try:
         with safe_open(path, framework="pt") as file:
             state = json.loads(file.metadata()["state"])

@@ -258,6 +258,8 @@ def one_line(error):
     message = memory_message(error)
     if isinstance(error, RuntimeError) and not message:
         raise error
+    if not message and isinstance(error, OSError) and error.filename and error.strerror:
+        message = f"{error.filename}: {error.strerror}"
     return message or " ".join(str(error).split())
 
 

@@ -525,12 +525,12 @@ def _check_seal(head, stream, model, decoder, array, partial):
     """Raise ValueError unless the end of a stream, all values of which were read, is as it should be."""
     try:
         seal = decoder.finish()
-    except ValueError as error:
-        if len(stream) - decoder.taken >= 4:
+    except ValueError:
+        if not decoder.lacks_seal():
             raise Corrupt("corrupt file: its end is not where its pixels end") from None
         _check_known(head, stream, model, 0)
-        if not partial:  # the seal itself may be what was cut
-            raise ValueError(f"the file is cut at its very end, or corrupt: {error}") from None
+        if not partial:
+            raise ValueError("the file is cut at its very end") from None
         return
     if seal != zlib.crc32(array, head.checksum):
         raise Corrupt("corrupt file: the checksum of its pixels is another")

@@ -56,7 +56,10 @@ def check_equal(back, picture):
 
 def decode_files(options):
     """.nwf files -> files of the format asked for. Returns how many failed."""
-    form = options["format"] or SUFFIXES.get(Path(options["out"]).suffix.lower(), "png")
+    named = None if Path(options["out"]).is_dir() else SUFFIXES.get(Path(options["out"]).suffix.lower())
+    form = options["format"] or named or "png"
+    if named not in (None, form):
+        raise ValueError(f"-format {form}: -out {options['out']} names another")
     planned = plan(options["decode"], nwf_files, options["out"], f".{form}", SUFFIXES)
     jobs, codec, at_once = open_jobs(options, planned)
 
@@ -80,7 +83,8 @@ def decode_files(options):
                 notes.append(f"{error}; what lies behind it is left out")
         whole = head.method != FLOW or done == total
         if options["partial"] and not wrong and not whole:
-            notes.append(f"the file is cut: {1 - done / total:.1%} of the picture's values are missing")
+            share = f"{1 - done / total:.1%}" if done < 0.999 * total else "less than 0.1%"
+            notes.append(f"the file is cut, or damaged where it ends: {share} of its values are missing")
         image, lost = in_format(picture, form)
         if lost:
             notes.append(f"a .{form} file does not hold its {', '.join(lost)}")

@@ -60,6 +60,8 @@ def plan(names, find, out, suffix, suffixes):
     """
     out, sources = Path(out), {}
     single = out == STREAM or (out.suffix.lower() in suffixes and not out.is_dir())
+    if not single and out.exists() and not out.is_dir():
+        raise ValueError(f"-out {out}: a file, not a folder")
     for name in map(Path, names):
         folder = name.is_dir()
         inside = find(name) if folder else [name]
@@ -74,6 +76,8 @@ def plan(names, find, out, suffix, suffixes):
             target = out if single else out / source.relative_to(base).with_suffix(suffix)
             if target in sources:
                 raise ValueError(f"{sources[target].source} and {source} would both become {target}")
+            if target != STREAM and target.resolve() == source.resolve():
+                raise ValueError(f"{source} would become itself: give another -out")
             sources[target] = Job(source, target, folder)
     return list(sources.values())
 

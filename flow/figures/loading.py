@@ -26,16 +26,16 @@ def is_nwf(path):
 
 
 def sources(options, model, name, size, generator):
-    """The images to load: a name for each, and its Stages, made as they are asked for."""
+    """The images to load: a name for each, where it is from, and its Stages, made as they are asked for."""
     if options["img"] is None:
         target = target_name(options["target"])
         for i, image in enumerate(test_images(options, options["num"], size)):
-            yield f"{target}_{i}", load_image(model, image, options["baseScale"], generator)
+            yield f"{target}_{i}", target, load_image(model, image, options["baseScale"], generator)
     for i, path in enumerate(map(Path, options["img"] or ())):
         if is_nwf(path):
-            yield f"{path.stem}_{i}", load_file(model, name, path.read_bytes())
+            yield f"{path.stem}_{i}", path, load_file(model, name, path.read_bytes())
         else:
-            yield f"{path.stem}_{i}", load_image(model, picture(path), options["baseScale"], generator)
+            yield f"{path.stem}_{i}", path, load_image(model, picture(path), options["baseScale"], generator)
 
 
 def details(options, scale):
@@ -46,12 +46,12 @@ def details(options, scale):
     return f"samples of the prior, base scale {options[scale]:g}{' (.nwf files: its means)' if files else ''}"
 
 
-def loaded(key, stages):
-    """All Stages of an image, which an error names."""
+def loaded(key, place, stages):
+    """All Stages of an image; an error names where it is from."""
     try:
         return list(tqdm(stages, key, unit=" levels", delay=2, leave=False, disable=None))
     except ValueError as error:
-        raise ValueError(f"{key}: {error}") from None
+        raise ValueError(f"{place}: {error}") from None
 
 
 def shown(stage, method="nearest"):
@@ -167,7 +167,7 @@ def write_figures(options):
     origin = f"\nmodel: {trained(folder)}"
     if options["measure"]:
         return show_measures(model, test_images(options, options["measure"], size), generator, out)
-    images = {key: loaded(key, stages) for key, stages in sources(options, model, name, size, generator)}
+    images = {key: loaded(key, *rest) for key, *rest in sources(options, model, name, size, generator)}
     caption = f"Progressive loading; completed with {details(options, 'baseScale')}{origin}"
     show_loading(images, caption, out, options)
     if architecture.get("diffDetail"):

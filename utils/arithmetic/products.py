@@ -257,7 +257,7 @@ def force(name=None):
 
 def _check(name):
     if name is not None and name not in WAYS:
-        raise ValueError(f"{name!r}: need one of {', '.join(WAYS)}")
+        raise ValueError(f"-products {name}: need one of {', '.join(WAYS)}")
 
 
 @functools.cache

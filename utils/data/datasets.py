@@ -11,6 +11,7 @@ import tarfile
 import tempfile
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -364,7 +365,7 @@ def _array_of(content):
 
 def _download_cifar(data, progress):
     """Download CIFAR-10 into a folder, checked, so that it is there whole or not at all."""
-    final = data / CIFAR_FOLDER
+    final, absent = data / CIFAR_FOLDER, not data.exists()
     try:
         data.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=data, prefix=".download-") as scratch:
@@ -377,6 +378,9 @@ def _download_cifar(data, progress):
                 if not final.is_dir():  # otherwise another process was quicker
                     raise
     except (OSError, http.client.HTTPException, tarfile.TarError) as error:
+        if absent:
+            with suppress(OSError):  # what it may hold by now stays
+                data.rmdir()
         raise ValueError(
             f"CIFAR: download failed ({_reason(error)}); put {CIFAR_FOLDER} from {CIFAR_ADDRESS} into {data}"
         ) from error

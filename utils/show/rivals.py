@@ -77,7 +77,8 @@ def quick():
 
 def bits_by(images, names):
     """The bits of each of images (B, 3, H, W), uint8, by the rivals of these names: (names, B)."""
-    pixels = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    # a copy, as arrays of one pixel may have strides that some encoders refuse
+    pixels = images.permute(0, 2, 3, 1).cpu().numpy().copy()
     return [[8 * len(rivals()[name](x)) for x in pixels] for name in names]
 
 
