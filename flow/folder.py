@@ -25,7 +25,15 @@ from flow.model import build
 from flow.options import ARCHITECTURE
 from utils.box import BOX, ROOT
 from utils.data.datasets import load, split_target
-from utils.files import load_state, load_tensors, remove_unfinished, save_tensors, write_text
+from utils.files import (
+    contents,
+    has_checksum,
+    load_state,
+    load_tensors,
+    remove_unfinished,
+    save_tensors,
+    write_text,
+)
 from utils.options import DATA_FOLDER, SCALES, SIDE, Option, check_values
 
 # The architecture options that names and identities always hold, in this order; those that came later count
@@ -272,17 +280,17 @@ def identity(model, options):
     shape = [ENGINE, *(options.get(name) for name in (*PAPER, "size"))]
     shape += [[name, options[name]] for name in _later(options)]
     digest = hashlib.sha256(json.dumps(shape).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        values = tensor.contiguous().cpu().numpy()
-        digest.update(f"{name} {values.dtype} {values.shape}".encode())
-        digest.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
+    for part in contents(model.state_dict()):
+        digest.update(part)
     return digest.hexdigest()
 
 
 def freeze(folder, weights=None):
     """Write weights in integers beside them, unless theirs are there; returns the path.
 
-    Raises ValueError if the weights are too large to be frozen.
+    Integers of other weights are made anew, as the weights were trained on; but not by weights that are
+    damaged, or may be: those of earlier versions have no checksum.
+    Raises ValueError for such weights, or if they are too large to be frozen.
     """
     frozen = _frozen_path(folder, weights)
     path = frozen.with_stem(frozen.stem.removesuffix("_frozen"))
@@ -293,6 +301,11 @@ def freeze(folder, weights=None):
         return frozen
     source = hashlib.sha256(path.read_bytes()).hexdigest()
     if (state.get("engine"), state.get("weights")) != (ENGINE, source):
+        if state.get("weights", source) != source and not has_checksum(path):
+            raise ValueError(
+                f"{path}: damaged, or trained since {frozen.name} was made of it; no checksum tells: "
+                "remove one of the two"
+            )
         model, options = open_model(folder, path.stem)
         try:
             model = model.freeze(sample(options["patch"] if options.get("diffDetail") else SAMPLE_SIDE))

@@ -1,6 +1,8 @@
 """Files are complete or absent, whatever their names, and errors name them."""
 
 import errno
+import json
+import math
 import os
 import signal
 import subprocess
@@ -10,9 +12,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from utils import files
-from utils.files import load_tensors, remove_unfinished, replacing, save_tensors, write_text
+from utils.files import (
+    has_checksum,
+    load_state,
+    load_tensors,
+    remove_unfinished,
+    replacing,
+    save_tensors,
+    write_text,
+)
 from utils.options import script
 
 
@@ -139,31 +150,6 @@ def test_a_script_that_is_stopped_leaves_nothing_half_done(number, status, word,
     assert not list(tmp_path.iterdir()) and signal.getsignal(number) is before
 
 
-def test_tensors_are_those_that_were_saved(tmp_path):
-    """Of any kind and shape; a file of before has no checksum."""
-    path = tmp_path / "a.safetensors"
-    tensors = {
-        "x": torch.randn(3, 4),
-        "half": torch.randn(5).half(),
-        "rounded": torch.randn(2, 2).bfloat16(),
-        "count": torch.tensor(7),
-        "none": torch.empty(0, 3),
-        "turned": torch.randn(3, 4).T,
-    }
-    save_tensors(path, tensors, {"a": 1})
-    back, state = load_tensors(path)
-    assert state == {"a": 1} and set(back) == set(tensors)
-    assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
-    data = path.read_bytes()
-    begin = 8 + int.from_bytes(data[:8], "little")
-    for place in range(begin, len(data), 7):
-        path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
-        with pytest.raises(ValueError, match=r"a\.safetensors: not weights of this project, or damaged"):
-            load_tensors(path)
-    path.write_bytes(data.replace(b'"checksum"', b'"checksim"'))
-    assert load_tensors(path)[1] == {"a": 1}
-
-
 @pytest.mark.parametrize("state", ["[" * 100_000 + "]" * 100_000, '{"a": ' + "1" * 5000 + "}", "[]", "{"])
 def test_a_state_that_makes_no_sense_is_one_line(state, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.files.json.dumps", lambda value: state)
@@ -171,3 +157,37 @@ def test_a_state_that_makes_no_sense_is_one_line(state, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="a.safetensors: not weights of this project") as caught:
         load_tensors(tmp_path / "a.safetensors")
     assert "\n" not in str(caught.value)
+
+
+STATE = {"epoch": 3, "best": 4.25, "nats": math.inf, "history": [{"epoch": 1}]}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A file of several types and shapes, and what it holds."""
+    tensors = {"half": torch.ones(3).half(), "step": torch.tensor(2.0), "none": torch.zeros(0, 2)}
+    tensors |= {"byte": torch.arange(6, dtype=torch.int8).view(2, 3).T}
+    save_tensors(tmp_path / "a.safetensors", tensors, STATE)
+    return tmp_path / "a.safetensors", tensors
+
+
+def test_every_bit_of_a_saving_is_checked(saved):
+    path, tensors = saved
+    whole, state = path.read_bytes(), load_state(path)
+    assert state == STATE and has_checksum(path)
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        try:
+            given, state = load_tensors(path)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: not weights of this project, or damaged (")
+        else:  # blanks and the names of fields: without the checksum's, what is in the file is as it was
+            assert given.keys() == tensors.keys() and state | STATE == state
+            assert all(torch.equal(given[name], tensors[name]) for name in tensors)
+
+
+def test_a_saving_from_before_the_checksum_is_read(saved):
+    path, tensors = saved
+    path.write_bytes(save({"x": torch.ones(2)}, metadata={"state": json.dumps(STATE)}))
+    given, state = load_tensors(path)
+    assert (list(given), state, has_checksum(path)) == (["x"], STATE, False)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import noise
 from PIL import Image
+from safetensors.torch import save
 from test_band_models import SMALL, make_model
 
 import easyEncode
@@ -56,13 +57,16 @@ def test_default_folder_names_later_options_where_they_are_not_their_defaults():
     assert default_folder(changed).name == old + "_prior_bands_blocks_0_components_5"
 
 
+WEIGHTS = Path("savings", "best_test.safetensors")
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A folder of a model without frozen weights."""
     options, model = SMALL | {"repeat": 0, "HUE": True}, make_model("no couplings HUE")
     write_options(tmp_path, options)
     tensors = {f"model.{name}": p for name, p in model.state_dict().items()}
-    save_tensors(tmp_path / "savings" / "best_test.safetensors", tensors, {})
+    save_tensors(tmp_path / WEIGHTS, tensors, {})
     return tmp_path
 
 
@@ -82,7 +86,7 @@ def test_folder_of_a_model(folder):
 def test_integers_are_enough_to_code(folder, by_flow):
     picture = Image.fromarray(noise(9, 10, 3).byte().numpy())
     data = Codec(folder).compress(picture)
-    (folder / "savings" / "best_test.safetensors").unlink()
+    (folder / WEIGHTS).unlink()
     alone = Codec(folder)
     assert alone.compress(picture) == data and alone.decompress(data).tobytes() == picture.tobytes()
     with pytest.raises(ValueError, match=r"savings: none of best_test\.safetensors, .* is there"):
@@ -92,6 +96,25 @@ def test_integers_are_enough_to_code(folder, by_flow):
     save_tensors(path, tensors, state | {"engine": ENGINE - 1})
     with pytest.raises(ValueError, match=r"of another version, and no best_test\.safetensors"):
         Codec(folder)
+
+
+@pytest.mark.parametrize("checked", [True, False], ids=["with a checksum", "without"])
+def test_damaged_weights_leave_the_integers_as_they_are(checked, folder, capsys):
+    """A wrong bit makes other weights, as training on does; but it must not cost the integers."""
+    path = folder / WEIGHTS
+    if not checked:
+        tensors, state = load_tensors(path)
+        path.write_bytes(save(tensors, metadata={"state": json.dumps(state)}))
+    frozen, whole = freeze(folder), path.read_bytes()
+    made = frozen.read_bytes()
+    path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    with pytest.raises(SystemExit) as end:
+        easyEncode.main(["-folder", str(folder), "-decode", "a.nwf"])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1 and f"{path}: " in error and "damaged" in error
+    assert frozen.read_bytes() == made
+    path.unlink()
+    assert freeze(folder) == frozen
 
 
 def test_integers_of_another_engine_or_other_weights_are_made_anew(folder):
@@ -107,19 +130,8 @@ def test_integers_of_another_engine_or_other_weights_are_made_anew(folder):
         assert (state["engine"], state["identity"]) == (ENGINE, name)
 
 
-def test_damaged_weights_leave_their_integers_alone(folder):
-    """They are not new weights, whose integers would take the place of those that files were made with."""
-    frozen, path = freeze(folder).read_bytes(), folder / "savings" / "best_test.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-9] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"best_test\.safetensors: .* damaged"):
-        open_frozen(folder)
-    assert (folder / "savings" / "best_test_frozen.safetensors").read_bytes() == frozen
-
-
 def test_weights_that_are_a_folder_are_told_so(folder):
-    path = folder / "savings" / "best_test.safetensors"
+    path = folder / WEIGHTS
     path.unlink()
     path.mkdir()
     with pytest.raises(ValueError, match="a folder, not weights"):
@@ -133,7 +145,7 @@ def test_options_that_make_no_model_name_their_file(folder):
 
 
 def test_weights_too_large_to_be_frozen_are_named(folder):
-    path = folder / "savings" / "best_test.safetensors"
+    path = folder / WEIGHTS
     tensors, state = load_tensors(path)
     save_tensors(path, {name: 1e9 * tensor for name, tensor in tensors.items()}, state)
     with pytest.raises(ValueError, match=r"best_test\.safetensors: these weights are too large to be frozen"):

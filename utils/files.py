@@ -23,6 +23,8 @@ _WRITER = re.compile(rf"\..*\.([^.]*)\.(\d+)\.\d+{UNFINISHED}(\.[^.]*)?")
 _PATIENCE = 3600
 # Threads write files whose names begin alike.
 _count = itertools.count()
+# What the state of a saving has besides: its checksum, and its tensors'.
+_CHECKSUM = "crc32"
 
 
 @contextmanager
@@ -93,41 +95,57 @@ def write_table(path, columns, rows):
 
 
 def save_tensors(path, tensors, state):
-    """Write a dict of tensors and a JSON-able state into one .safetensors file, as a whole."""
+    """Write a dict of tensors and a JSON-able state, with a checksum, into one whole .safetensors file."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    metadata = {"state": json.dumps(state), "checksum": _checksum(tensors)}
+    state = state | {_CHECKSUM: _checksum(tensors, state)}
     with replacing(path) as temporary:
         # not by safetensors itself, whose files nobody but their owner can read
-        temporary.write_bytes(save(tensors, metadata))
+        temporary.write_bytes(save(tensors, metadata={"state": json.dumps(state)}))
 
 
 def load_tensors(path):
     """Read what save_tensors wrote: (tensors on the CPU, state). Raises ValueError if it is damaged."""
-    with _reading(path) as (file, state):
+    with _reading(path) as (file, state, checksum):
         tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if file.metadata().get("checksum", checksum := _checksum(tensors)) != checksum:  # old files have none
-            raise ValueError("its tensors are not those that were written")
+        if checksum not in (None, _checksum(tensors, state)):
+            raise ValueError("its checksum is another")
         return tensors, state
-
-
-def _checksum(tensors):
-    """The CRC-32 of a dict of tensors on the CPU, in hex."""
-    crc = 0
-    for name, t in sorted(tensors.items()):
-        crc = zlib.crc32(f"{name} {t.dtype} {tuple(t.shape)}".encode(), crc)
-        crc = zlib.crc32(t.reshape(-1).view(torch.uint8).numpy(), crc)
-    return f"{crc:08x}"
 
 
 def load_state(path):
     """Read the state alone of what save_tensors wrote. Raises ValueError if the file's head is damaged."""
-    with _reading(path) as (_, state):
+    with _reading(path) as (_, state, _):
         return state
+
+
+def has_checksum(path):
+    """Whether a saving has one: those of earlier versions have none. Raises ValueError as load_state."""
+    with _reading(path) as (_, _, checksum):
+        return checksum is not None
+
+
+def contents(tensors):
+    """Yield bytes that tell a dict of tensors, by name: of each its name, type and shape, then its values."""
+    for name, tensor in sorted(tensors.items()):
+        values = tensor.contiguous().cpu().numpy()
+        yield f"{name} {values.dtype} {values.shape}".encode()
+        yield values.astype(values.dtype.newbyteorder("<")).tobytes()
+
+
+def _checksum(tensors, state):
+    """The CRC-32 of a saving, the same on every machine."""
+    checksum = zlib.crc32(json.dumps(state).encode())
+    for part in contents(tensors):
+        checksum = zlib.crc32(part, checksum)
+    return checksum
 
 
 @contextmanager
 def _reading(path):
-    """Within: a .safetensors file and its state; what is wrong with them is a ValueError that names it."""
+    """Within: a .safetensors file, its state and its checksum, or None.
+
+    What is wrong with them is a ValueError that names the file.
+    """
     if Path(path).is_dir():
         raise ValueError(f"{path}: a folder, not weights")
     try:
@@ -135,6 +153,7 @@ def _reading(path):
             state = json.loads(file.metadata()["state"])
             if not isinstance(state, dict):
                 raise TypeError("its state is not a table")
-            yield file, state
+            checksum = state.pop(_CHECKSUM, None)
+            yield file, state, checksum
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not weights of this project, or damaged ({error})") from None
