@@ -721,7 +721,7 @@ class Made:
     """Luma and chroma, of the block of a head."""
 
     def __init__(self, block):
-        self.conversion, siting = block[0] & 7, block[0] >> 3 & 7
+        self.conversion, self.by_rows, siting = block[0] & 3, block[0] >> 2 & 1, block[0] >> 3 & 7
         self.siting, self.odd = min(siting, 3), (max(siting - 3, 0) & 1, max(siting - 3, 0) >> 1)
         self.steps = [-1 if block[0] >> bit & 1 else 1 for bit in (6, 7)]
         self.rest = zlib.decompress(block[1:]) if block[1:] else b""
@@ -758,7 +758,8 @@ class Made:
                 out[y, x] = c[i, j] + c[i, m] + c[k, j] + c[k, m] + 2 >> 2
             else:
                 k, m = min(max(i - 1 + 2 * (y % 2), 0), down), min(max(j - 1 + 2 * (x % 2), 0), right)
-                out[y, x] = 9 * c[i, j] + 3 * c[i, m] + 3 * c[k, j] + c[k, m] + 8 - x % 2 >> 4
+                half = 8 - (y if self.by_rows else x) % 2
+                out[y, x] = 9 * c[i, j] + 3 * c[i, m] + 3 * c[k, j] + c[k, m] + half >> 4
         return out
 
     def colours(self, y, c1, c2):

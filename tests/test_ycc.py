@@ -14,7 +14,7 @@ from flow.codec.feed import Reader
 from flow.codec.info import describe
 from flow.codec.planes import FLOW
 from flow.codec.stream import DEFAULT, can_be_planes
-from flow.codec.ycc import CENTRE, CONVERSIONS, CORNER, CROPPED, FULL, Form, find, form_of, made
+from flow.codec.ycc import CENTRE, CONVERSIONS, CORNER, FULL, TURNED, Form, find, form_of, made
 from flow.folder import identity
 from flow.model import build
 from tests.conftest import make_wild
@@ -84,7 +84,19 @@ def test_a_decoded_jpeg_is_found_out(size, subsampling, siting):
 def test_a_cropped_jpeg_is_found_out_wherever_it_was_cropped(size, row, column):
     image = jpeg(photograph(), 2)[row : row + size[0], column : column + size[1]]
     found = find(image)
-    assert found.form == Form(JFIF, CROPPED, odd=(row % 2 == 1, column % 2 == 1))
+    assert found.form == Form(JFIF, CENTRE, cropped=(row % 2 == 1, column % 2 == 1))
+    assert np.array_equal(back(found), image)
+    assert exceptions_of(found, image) <= 8 + 0.002 * image.size / 3
+
+
+@pytest.mark.parametrize("size", [(96, 128), (95, 127)])
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
+def test_a_jpeg_is_found_out_however_it_was_turned(quarters, mirrored, size):
+    image = jpeg(photograph(*size), 2)
+    image = np.ascontiguousarray(np.rot90(image[:, ::-1] if mirrored else image, quarters))
+    found = find(image)
+    assert found.form.siting == (TURNED if quarters % 2 else CENTRE)
     assert np.array_equal(back(found), image)
     assert exceptions_of(found, image) <= 8 + 0.002 * image.size / 3
 
@@ -215,7 +227,7 @@ def test_moves_of_biases_are_learned_from_luma_and_chroma(codec, monkeypatch):
     assert len(data) < 1.005 * len(codec.compress(image)) and np.array_equal(codec.decompress(data), image)
 
 
-@pytest.mark.parametrize("name", ["full", "halved", "corner", "corrected", "cropped"])
+@pytest.mark.parametrize("name", ["full", "halved", "corner", "corrected", "cropped", "turned"])
 def test_stored_files_decode(name):
     """Never make these files anew: what was written once must decode."""
     model, key = tiny_model(FIXTURES / "ycc")
@@ -249,7 +261,7 @@ def test_damage_is_refused(codec):
             codec.decompress(bytes(wrong))
 
 
-@pytest.mark.parametrize("byte", [2, 7, 7 << 3])
+@pytest.mark.parametrize("byte", [2, 4, 7, 7 << 3, 1 << 3 | 4])
 def test_unknown_forms_are_refused(byte):
     with pytest.raises(ValueError, match="luma and chroma of kind"):
         form_of(byte)
@@ -258,10 +270,13 @@ def test_unknown_forms_are_refused(byte):
 @pytest.mark.parametrize("form", [Form(c, s, f) for c in (0, 1) for s in (0, 1, 2) for f in ((0, 1), (1, 0))])
 def test_a_form_is_a_byte(form):
     assert form_of(form.pack()[0]) == form
-    for odd in (0, 0), (0, 1), (1, 0), (1, 1):
-        cropped = form._replace(siting=CROPPED, odd=odd)
-        assert form_of(cropped.pack()[0]) == cropped
-    assert len({form._replace(siting=CROPPED, odd=(y, x)).pack() for y in (0, 1) for x in (0, 1)}) == 4
+
+
+def test_forms_in_the_middle_are_bytes():
+    corners = (0, 0), (0, 1), (1, 0), (1, 1)
+    forms = [Form(0, s, f, c) for s in (CENTRE, TURNED) for f in corners for c in (None, *corners)]
+    assert [form_of(form.pack()[0]) for form in forms] == forms
+    assert len({form.pack() for form in forms}) == len(forms)
 
 
 @pytest.mark.parametrize("exceptions", [bytes(6), bytes(8), b"\xff" * 7, bytes(7 * 31), bytes(7 * 40)])
@@ -274,7 +289,7 @@ def test_exceptions_that_are_none_are_refused(exceptions):
 @pytest.mark.parametrize("count", [0, 7, 21, 23])
 def test_a_cropped_picture_has_all_chroma_beside_it(count):
     """Of 5x6 pixels, of 3x3 samples; a row before them, a column on each side: 11, or 22 of both."""
-    form, samples = Form(JFIF, CROPPED), np.zeros((5, 6, 3), np.uint8)
+    form, samples = Form(JFIF, CENTRE, cropped=(False, False)), np.zeros((5, 6, 3), np.uint8)
     assert form.beside((5, 6)) == ((1, 0), (1, 1))
     with pytest.raises(ValueError, match="corrupt file"):
         made(form, samples, zlib.compress(bytes(count)) if count else b"")
@@ -297,8 +312,9 @@ def test_a_model_that_mixes_luma_and_chroma_codes_colours_as_they_are(name):
         Form(JFIF, CENTRE),
         Form(JFIF, FULL),
         Form(PHOTO_YCC, CORNER, (True, False)),
-        Form(JFIF, CROPPED),
-        Form(JFIF, CROPPED, odd=(True, False)),
+        Form(JFIF, TURNED, (True, False)),
+        Form(JFIF, CENTRE, cropped=(False, False)),
+        Form(JFIF, CENTRE, cropped=(True, False)),
     ],
 )
 def test_the_page_is_enough_for_luma_and_chroma(name, form):
@@ -306,8 +322,8 @@ def test_the_page_is_enough_for_luma_and_chroma(name, form):
     float_model = make_wild(build(options), 0.05)
     fixed = float_model.freeze()
     model = Model({n: t.numpy() for n, t in fixed.state_dict().items()}, options)
-    if form.siting == CROPPED:
-        row, column = (4 + odd for odd in form.odd)
+    if form.cropped:
+        row, column = (4 + odd for odd in form.cropped)
         image = jpeg(photograph(28, 32), 2)[row : row + 20, column : column + 24]
     else:
         image = made_of(photograph(20, 24), form)

@@ -17,7 +17,7 @@ import torch
 
 from flow.codec import ycc_kernels as kernels
 from flow.codec.planes import DEFAULT_EFFORT, inflate
-from flow.codec.ycc_kernels import CENTRE, CORNER, CROPPED, FULL, OUTSIDE, UNKNOWN
+from flow.codec.ycc_kernels import CENTRE, CORNER, FULL, OUTSIDE, TURNED, UNKNOWN
 from utils.arithmetic.crew import submit
 from utils.arithmetic.integers import MIDDLE
 from utils.arithmetic.polyphase import band_sizes, channels_last, interpolated, merge
@@ -73,18 +73,28 @@ def _photo_ycc():
 
 CONVERSIONS = _jfif(), _photo_ycc()
 NAMES = "JFIF's YCbCr", "PhotoYCC"
-SITING_NAMES = {FULL: "4:4:4", CORNER: "4:2:0 at corners", CENTRE: "4:2:0", CROPPED: "4:2:0, cropped"}
+SITING_NAMES = {FULL: "4:4:4", CORNER: "4:2:0 at corners", CENTRE: "4:2:0", TURNED: "4:2:0, turned"}
+# Sitings in the middle, and what is to be flipped: of pictures as they were decoded, mirrored and turned.
+IN_THE_MIDDLE = (
+    (CENTRE, (False, False)),
+    (CENTRE, (False, True)),
+    (TURNED, (False, False)),
+    (TURNED, (True, False)),
+)
+# What a byte has of a siting in the middle of a picture that was cropped; and, beside it, of one turned.
+CROPPED_BITS, TURNED_BIT = 3, 1 << 2
 
 
 class Form(NamedTuple):
-    """conversion: which of CONVERSIONS; siting: FULL, CORNER, CENTRE or CROPPED; flipped: whether rows, and
-    columns, are stored from the last to the first; odd: whether it was cropped at an odd row, and column.
+    """conversion: which of CONVERSIONS; siting: FULL, CORNER, CENTRE or TURNED; flipped: whether rows, and
+    columns, are stored from the last to the first. cropped: of a picture that was cut out of a larger one,
+    whose samples of chroma go on, whether at an odd row, and column, as it is stored; None otherwise.
     """
 
     conversion: int
     siting: int
     flipped: tuple = (False, False)
-    odd: tuple = (False, False)
+    cropped: tuple | None = None
 
     @property
     def halved(self):
@@ -94,7 +104,9 @@ class Form(NamedTuple):
     @property
     def name(self):
         """What it is called."""
-        return f"{NAMES[self.conversion]}, {SITING_NAMES[self.siting]}"
+        return f"{NAMES[self.conversion]}, {SITING_NAMES[self.siting]}" + ", cropped" * (
+            self.cropped is not None
+        )
 
     def turned(self, array):
         """An array (H, W, ..) as it is stored, and back."""
@@ -104,15 +116,15 @@ class Form(NamedTuple):
         """Rows that its samples of chroma are of beside a picture of this (height, width), and columns:
         ((before, after), (before, after)).
         """
-        if self.siting != CROPPED:
+        if self.cropped is None:
             return (0, 0), (0, 0)
-        return tuple((2 - odd, 2 - (n + odd) % 2) for n, odd in zip(size, self.odd))
+        return tuple((2 - odd, 2 - (n + odd) % 2) for n, odd in zip(size, self.cropped))
 
     def beside(self, size):
         """The same of samples: those that a pyramid does not see, which has one for each 2x2 pixels."""
-        if self.siting != CROPPED:
+        if self.cropped is None:
             return (0, 0), (0, 0)
-        return tuple((1 - odd, 1 - (1 - odd) * n % 2) for n, odd in zip(size, self.odd))
+        return tuple((1 - odd, 1 - (1 - odd) * n % 2) for n, odd in zip(size, self.cropped))
 
     def extended(self, array, **mode):
         """A picture (H, W, ..), as it is stored, with the pixels around it: see np.pad."""
@@ -148,16 +160,21 @@ class Form(NamedTuple):
     def pack(self):
         """As a byte. Inverse: form_of."""
         rows, columns = self.flipped
-        siting = self.siting + self.odd[0] + 2 * self.odd[1]
-        return bytes([self.conversion | siting << 3 | rows << 6 | columns << 7])
+        siting = min(self.siting, CENTRE)
+        if self.cropped is not None:
+            siting = CROPPED_BITS + self.cropped[0] + 2 * self.cropped[1]
+        turned = TURNED_BIT * (self.siting == TURNED)
+        return bytes([self.conversion | turned | siting << 3 | rows << 6 | columns << 7])
 
 
 def form_of(byte):
     """The Form of a byte. Raises ValueError for one that there is not."""
-    siting, flipped = byte >> 3 & 7, (bool(byte >> 6 & 1), bool(byte >> 7))
-    odd = max(siting - CROPPED, 0)
-    form = Form(byte & 7, siting - odd, flipped, (bool(odd & 1), bool(odd & 2)))
-    if form.conversion >= len(CONVERSIONS) or odd > 3:
+    conversion, siting, flipped = byte & 3, byte >> 3 & 7, (bool(byte >> 6 & 1), bool(byte >> 7))
+    odd, turned = siting - CROPPED_BITS, bool(byte & TURNED_BIT)
+    cropped = (bool(odd & 1), bool(odd & 2)) if odd >= 0 else None
+    siting = min(siting, CENTRE)
+    form = Form(conversion, TURNED if turned else siting, flipped, cropped)
+    if conversion >= len(CONVERSIONS) or odd > 3 or (turned and siting != CENTRE):
         raise ValueError(f"corrupt file: it knows no luma and chroma of kind {byte}")
     return form
 
@@ -217,38 +234,55 @@ def _halved(array, number, seen, effort):
         return None
     for flipped in (False, False), (False, True), (True, False), (True, True):
         form = Form(number, CORNER, flipped)
-        turned = np.stack([form.turned(plane) for plane in seen])
+        pixels, turned = _stored(form, array, seen)
         if _explained(turned, upsampled(_filled(turned)[:, ::2, ::2], CORNER, size)) > READ:
-            if found := _halved_as(form, array, seen, effort):
+            if found := _halved_as(form, pixels, turned, effort):
                 return found
-    middle = tuple(slice(max(n - LOOK, 0) // 2 & ~1, (n + LOOK) // 2) for n in size)
+    looks = []
+    for siting, flipped in IN_THE_MIDDLE:
+        looks += _looks(Form(number, siting, flipped), array, seen)
+        share, cropped = max(looks, key=lambda look: look[0])
+        if share <= EXPLAINED:  # however halves are rounded, or not at all
+            return None
+    array, seen = _stored(cropped, array, seen)
+    whole = not any(cropped.cropped) and _halved_as(cropped._replace(cropped=None), array, seen, effort)
+    if whole and _at_border(whole) <= SOME:
+        return whole
+    both = whole, _halved_as(cropped, array, seen, effort)
+    return min(filter(None, both), key=lambda found: len(found.exceptions), default=None)
+
+
+def _looks(form, array, seen):
+    """How much of a picture's middle is explained by chroma halved in the middle, cropped in a likely way.
+
+    Yields the share and the form, cropped.
+    """
+    array, seen = _stored(form, array, seen)
+    middle = tuple(slice(max(n - LOOK, 0) // 2 & ~1, (n + LOOK) // 2) for n in array.shape[:2])
     for odd in dict.fromkeys((_odd(seen), (False, False))):
-        cropped = Form(number, CROPPED, odd=odd)
-        if not _likely(cropped, array[middle], seen[:, *middle], effort):
-            continue
-        whole = not any(odd) and _halved_as(Form(number, CENTRE), array, seen, effort)
-        if whole and _at_border(whole) <= SOME:
-            return whole
-        both = whole, _halved_as(cropped, array, seen, effort)
-        if any(both):
-            return min(filter(None, both), key=lambda found: len(found.exceptions))
-    return None
+        cropped = form._replace(cropped=odd)
+        share, _ = _tried(cropped, array[middle], seen[:, *middle], effort=1)
+        yield share, cropped
+
+
+def _stored(form, array, seen):
+    """A picture and what is seen of its chroma in the order of a form."""
+    return form.turned(array), np.stack([form.turned(plane) for plane in seen])
 
 
 def _halved_as(form, array, seen, effort):
-    """The Found of chroma halved in a certain way, or None."""
-    arguments = _likely(form, array, seen, effort)
-    return arguments and _found(*arguments)
+    """The Found of chroma halved in a certain way, or None; array, seen: in the order of the form."""
+    share, arguments = _tried(form, array, seen, effort)
+    return _found(*arguments) if share > EXPLAINED else None
 
 
-def _likely(form, array, seen, effort):
-    """What _found takes for chroma halved in a certain way, about; None if that explains too little."""
-    array, conversion = form.turned(array), CONVERSIONS[form.conversion]
+def _tried(form, array, seen, effort):
+    """Which share is explained by chroma halved in a certain way, about, and what _found takes for it."""
     pixels = form.extended(array, mode="edge")
-    seen = np.stack([form.extended(form.turned(c), constant_values=OUTSIDE) for c in seen])
-    chroma = _projected(pixels, seen, form.siting, conversion, effort)
-    explained = _explained(seen, upsampled(chroma, form.siting, pixels.shape[:2])) > EXPLAINED
-    return (array, form, seen, chroma, effort) if explained else None
+    seen = np.stack([form.extended(plane, constant_values=OUTSIDE) for plane in seen])
+    chroma = _projected(pixels, seen, form.siting, CONVERSIONS[form.conversion], effort)
+    share = _explained(seen, upsampled(chroma, form.siting, pixels.shape[:2]))
+    return share, (array, form, seen, chroma, effort)
 
 
 def _odd(seen):
@@ -360,7 +394,8 @@ def _projected_piece(array, seen, filled, siting, conversion, effort):
     if siting == CORNER and known.all():
         return filled[:, ::2, ::2]
     # what of all between two integers is rounded to one, see _sample
-    least = seen - (1 / 2 - (0 if siting == CORNER else columns % 2 / 16))
+    later = rows[:, None] if siting == TURNED else columns
+    least = seen - (1 / 2 - (0 if siting == CORNER else later % 2 / 16))
     span = 3 / 4 if siting == CORNER else 15 / 16
     clipped = _Clipped(array[~known], conversion)
     for left in reversed(range(ROUNDS if known.all() else ROUNDS * effort)):

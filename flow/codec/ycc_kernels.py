@@ -13,8 +13,8 @@ _inlined = numba.njit(forceinline=True)
 
 # How chroma became as large as luma. It was so; or each 2x2 had a sample, at the upper left pixel, and
 # between them are their means; or in the middle, and pixels have 9, 3, 3 and 1 sixteenths of the nearest.
-# CROPPED: the latter, of a picture that was cut out of a larger one, whose samples go on.
-FULL, CORNER, CENTRE, CROPPED = range(4)
+# TURNED: the latter by a quarter, so that halves are rounded up and down by turns in a column, not in a row.
+FULL, CORNER, CENTRE, TURNED = range(4)
 # How far from where it is a sample is tried, and how far off a pixel may count; more than all pixels around.
 AWAY, MOST_OFF, FAR_OFF = 2, 4, 1 << 20
 UNKNOWN, OUTSIDE = -1, -2
@@ -51,7 +51,7 @@ def _sample(chroma, c, siting, y, x):
     m = min(j + 1, chroma.shape[2] - 1) if x & 1 else max(j - 1, 0)
     near = 3 * np.int32(chroma[c, i, j]) + chroma[c, k, j]
     far = 3 * np.int32(chroma[c, i, m]) + chroma[c, k, m]
-    return (3 * near + far + 8 - (x & 1)) >> 4
+    return (3 * near + far + 8 - ((y if siting == TURNED else x) & 1)) >> 4
 
 
 @_compiled
