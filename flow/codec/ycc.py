@@ -104,9 +104,8 @@ class Form(NamedTuple):
     @property
     def name(self):
         """What it is called."""
-        return f"{NAMES[self.conversion]}, {SITING_NAMES[self.siting]}" + ", cropped" * (
-            self.cropped is not None
-        )
+        cropped = "" if self.cropped is None else ", cropped"
+        return f"{NAMES[self.conversion]}, {SITING_NAMES[self.siting]}{cropped}"
 
     def turned(self, array):
         """An array (H, W, ..) as it is stored, and back."""
