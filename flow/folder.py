@@ -34,7 +34,7 @@ from utils.files import (
     save_tensors,
     write_text,
 )
-from utils.options import DATA_FOLDER, SCALES, SIDE, Option, check_values
+from utils.options import DATA_FOLDER, SCALES, SIDE, Option, check_values, naming
 
 # The architecture options that names and identities always hold, in this order; those that came later count
 # only where they are not at their defaults, so that older models keep their identities.
@@ -218,24 +218,10 @@ def open_model(folder, weights=None, device="cpu"):
     tensors, _ = load_tensors(path)
     part = "average." if any(n.startswith("average.") for n in tensors) else "model."
     weights = {n.removeprefix(part): t for n, t in tensors.items() if n.startswith(part)}
-    with _no_larger(weights, path):
-        model = _built(options, folder)
+    with naming(options_file(folder)), _no_larger(weights, path):
+        model = build(options)
     _fill(model, weights, path)
     return model.eval().to(device), options
-
-
-class Unfit(ValueError):
-    """Weights that are not those of their options."""
-
-
-def _built(options, folder):
-    """build, whose errors name the file of the options."""
-    try:
-        return build(options)
-    except Unfit:
-        raise
-    except ValueError as error:
-        raise ValueError(f"{options_file(folder)}: {error}") from None
 
 
 @contextmanager
@@ -272,7 +258,7 @@ def _fill(model, tensors, path):
 
 
 def _unfit(path):
-    return Unfit(f"{path}: its weights do not fit the options in parameter.json")
+    return ValueError(f"{path}: its weights do not fit the options in parameter.json")
 
 
 def identity(model, options):
@@ -307,10 +293,8 @@ def freeze(folder, weights=None):
                 "remove one of the two"
             )
         model, options = open_model(folder, path.stem)
-        try:
+        with naming(path):
             model = model.freeze(sample(options["patch"] if options.get("diffDetail") else SAMPLE_SIDE))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
         state = {"engine": ENGINE, "identity": identity(model, options), "weights": source}
         save_tensors(frozen, model.state_dict(), state)
     return frozen
@@ -338,12 +322,13 @@ def open_frozen(folder, weights=None, device="cpu"):
     """
     options, path = read_options(folder), freeze(folder, weights)
     tensors, state = load_tensors(path)
-    with _no_larger(tensors, path):  # each weight is one of the integers
-        model = _built(options, folder).freeze()
+    with naming(options_file(folder)), _no_larger(tensors, path):  # each weight is one of the integers
+        model = build(options).freeze()
     _fill(model, tensors, path)
-    for part in model.modules():
-        if hasattr(part, "check"):
-            part.check()
+    with naming(path):
+        for part in model.modules():
+            if hasattr(part, "check"):
+                part.check()
     name = identity(model, options)
     if name != state.get("identity"):
         raise ValueError(f"{path}: damaged: its integers are not those that it was stored with")

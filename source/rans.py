@@ -119,10 +119,6 @@ class Decoder:
             raise Truncated(in_turn[: popped.count].copy(), in_turn.size)
         return symbols
 
-    def lacks_seal(self):
-        """Whether the word is still to come that the seal needs: the stream is cut at its very end."""
-        return int(self._state) >> 32 == 0 and self._position == self._words.size
-
     def finish(self):
         """Return the seal, or None without.
 

@@ -12,8 +12,8 @@ from torch import nn
 import easyGenerate
 import progressive
 from flow import Codec
-from flow.codec.container import FLOW, _pack_flow, pack, read_head
-from flow.codec.stream import DEFAULT, decode_levels, encode
+from flow.codec.container import pack, read_head
+from flow.codec.stream import decode_levels, encode
 from flow.figures.loading import details, sources
 from flow.folder import write_options
 from flow.model import build
@@ -290,17 +290,31 @@ def test_progressive_script(folder, image, tmp_path, capsys):
         assert coarse.size == (12, 16)
 
 
-def test_a_damaged_file_is_told_so(folder, image, tmp_path, capsys):
-    """Where only its end is, too."""
-    codec = Codec(folder)
-    data = b"".join(_pack_flow(to_pillow(image), b"", codec.model, codec.identity, DEFAULT))
-    assert read_head(data).method == FLOW
-    for damaged in data + b"more", data[:-2] + bytes([data[-2] ^ 1]) + data[-1:], b"some":
-        (tmp_path / "a.nwf").write_bytes(damaged)
+@pytest.mark.usefixtures("by_flow")
+def test_files_that_are_cut_or_damaged_are_told(folder, image, tmp_path, capsys):
+    """As far as they are whole, they are loaded; refused where they are known to be wrong."""
+    file = tmp_path / "it.nwf"
+    data = Codec(folder).compress(to_pillow(image // 2 + (noise(3, 64, 48) / 8).to(torch.uint8)))
+    argv = ["-folder", folder, "-out", str(tmp_path / "pic"), "-exdepth", "0", "-img", str(file)]
+    for changed, level in ((data, 0), (data[: len(data) * 2 // 3], 1), (data[:-1], 1)):
+        file.write_bytes(changed)
+        progressive.main(argv)
+        told = f"{file}: the file is cut: loaded down to level {level}\n"
+        assert capsys.readouterr().err == told * (level > 0)
+        assert rows_of(tmp_path / "pic" / "progressive.csv")[-1]["level"] == str(level)
+    begin = read_head(data).end
+    for changed, words in (
+        (data + b"\0", "its end is not"),
+        (data[:-2] + bytes([data[-2] ^ 1]) + data[-1:], "corrupt"),
+        (b"junk", "not a .nwf"),
+        (data[: begin + 3], "cut"),
+    ):
+        file.write_bytes(changed)
         with pytest.raises(SystemExit) as end:
-            progressive.main(["-folder", folder, "-out", str(tmp_path), "-img", str(tmp_path / "a.nwf")])
+            progressive.main(argv)
         error = capsys.readouterr().err
-        assert end.value.code == 2 and error.count("\n") == 1 and f"{tmp_path / 'a.nwf'}: " in error
+        assert end.value.code == 2 and error.count("\n") == 1
+        assert error.startswith(f"progressive.py: {file}: ") and words in error
 
 
 def test_files_are_known_by_their_suffix_in_any_letters(tmp_path):

@@ -247,6 +247,15 @@ def _terminated():
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def naming(name):
+    """Within: a ValueError is one line that names this, unless it does already."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(line_of(name, error)) from None
+
+
 def line_of(name, error):
     """one_line of an error of something named, with the name in front unless it is there already."""
     message = one_line(error)

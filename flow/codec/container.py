@@ -494,7 +494,7 @@ def _unpack_flow(head, stream, model, identity, levels, partial, progress=None):
         if not complete:
             _check_known(head, stream, model, level)
         elif not levels:
-            _check_seal(head, stream, model, decoder, array, partial)
+            _check_seal(head, decoder, array)
     except Corrupt as error:
         if sound:
             error.args = (f"{error}; sound down to level {sound[0]}",)
@@ -521,17 +521,15 @@ def _with_alpha(head, array, levels):
     return picture
 
 
-def _check_seal(head, stream, model, decoder, array, partial):
-    """Raise ValueError unless the end of a stream, all values of which were read, is as it should be."""
+def _check_seal(head, decoder, array):
+    """Raise Corrupt unless the end of a stream, all values of which were read, is as it should be.
+
+    A stream that was cut lacks values: the last of them leaves the seal, and takes no word after it.
+    """
     try:
         seal = decoder.finish()
     except ValueError:
-        if not decoder.lacks_seal():
-            raise Corrupt("corrupt file: its end is not where its pixels end") from None
-        _check_known(head, stream, model, 0)
-        if not partial:
-            raise ValueError("the file is cut at its very end") from None
-        return
+        raise Corrupt("corrupt file: its end is not where its pixels end") from None
     if seal != zlib.crc32(array, head.checksum):
         raise Corrupt("corrupt file: the checksum of its pixels is another")
 

@@ -132,3 +132,7 @@ class _Growing(Decoder):
         except Truncated:
             self._state, self._position = state, position
             raise
+
+    def lacks_seal(self):
+        """Whether the word is still to come that the seal needs."""
+        return int(self._state) >> 32 == 0 and self._position == self._words.size

@@ -1,5 +1,6 @@
 """Progressive loading and super-resolution, as figures and a table: progressive.py."""
 
+import sys
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from flow.folder import find_folder, open_frozen, picture_folder, target_name, t
 from flow.zoom import AVERAGED, enlarge, interpolations, load_file, load_image, measure, restore
 from utils.data.datasets import draw
 from utils.data.images import picture
-from utils.options import pick_device
+from utils.options import naming, pick_device
 from utils.show.plots import save_figure, save_rows
 from utils.show.quality import psnr
 from utils.show.sheets import contact_sheet, labelled, save_gif, save_image
@@ -47,11 +48,14 @@ def details(options, scale):
 
 
 def loaded(key, place, stages):
-    """All Stages of an image; an error names where it is from."""
-    try:
-        return list(tqdm(stages, key, unit=" levels", delay=2, leave=False, disable=None))
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from None
+    """All Stages of an image; errors name where it is from, and a line if it ends before its last level."""
+    with naming(place):
+        stages = list(tqdm(stages, key, unit=" levels", delay=2, leave=False, disable=None))
+        if not stages:
+            raise ValueError("the file is cut before its first level ends")
+    if level := stages[-1].level:
+        print(f"{place}: the file is cut: loaded down to level {level}", file=sys.stderr)
+    return stages
 
 
 def shown(stage, method="nearest"):
