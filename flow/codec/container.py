@@ -479,20 +479,22 @@ def _unpack_flow(head, stream, model, identity, levels, partial, progress=None):
     small = level_sizes(height, width, levels)[-1]
     if not partial:
         check_plausible(small[::-1], stream)
-    decoder, sound = Decoder(stream), None
+    decoder, sound, cut = Decoder(stream), None, None
     each = decode_levels(model, [decoder], (height, width), head.settings, levels, True, progress)
     try:
         for level, x, complete in each:
             if not complete and not partial:
                 _check_known(head, stream, model, level)
                 raise ValueError(f"the file is cut, within its level {level}: -partial decodes what is there")
+            if not complete and cut is None:
+                cut = level
             if complete and level in head.level_checksums:
                 if head.level_checksums[level] != _level_checksum(model, head.form, x):
                     raise Corrupt(f"corrupt file: the checksum of its level {level} is another")
                 sound = level, x
         array = _array(model, head.form, x, None if levels else head.exceptions)
         if not complete:
-            _check_known(head, stream, model, level)
+            _check_known(head, stream, model, cut)
         elif not levels:
             _check_seal(head, decoder, array)
     except Corrupt as error:

@@ -26,9 +26,9 @@ from utils.arithmetic.polyphase import band_sizes, channels_last, interpolated, 
 # sides, are not worth it.
 SAMPLES, SHARE, LEAST, LEAST_SIDE = 1 << 12, 0.98, 1 << 8, 4
 # A siting is looked into if it explains the chroma of this share of pixels (at corners, where chroma is read,
-# of the second), given up if so many are off when samples have been moved one by one, and taken if so few are
-# in the end, and some beside.
-EXPLAINED, READ, HOPELESS, FEW, SOME = 0.75, 0.9, 0.03, 0.01, 16
+# of the second; in the middle of a picture, which may be clipped, at a glance of the third), given up if so
+# many are off when samples have been moved one by one, and taken if so few are in the end, and some beside.
+EXPLAINED, READ, LIKELY, HOPELESS, FEW, SOME = 0.75, 0.9, 0.6, 0.03, 0.01, 16
 # Exceptions: no more of all pixels are worth it, and in a file there cannot be more than one in so many.
 MOST_EXCEPTIONS, EXCEPTIONS_LIMIT = 0.05, 16
 # Where colours are clipped, so many pixels around are not counted for it.
@@ -241,12 +241,14 @@ def _halved(array, number, seen, effort):
     for siting, flipped in IN_THE_MIDDLE:
         looks += _looks(Form(number, siting, flipped), array, seen)
         share, cropped = max(looks, key=lambda look: look[0])
-        if share <= EXPLAINED:  # however halves are rounded, or not at all
+        if share <= LIKELY:  # however halves are rounded, or not at all
             return None
-    array, seen = _stored(cropped, array, seen)
-    whole = not any(cropped.cropped) and _halved_as(cropped._replace(cropped=None), array, seen, effort)
-    if whole and _at_border(whole) <= SOME:
-        return whole
+    (array, seen), whole = _stored(cropped, array, seen), None
+    if not any(cropped.cropped):
+        share, arguments = _tried(cropped._replace(cropped=None), array, seen, effort)
+        whole = _found(*arguments) if share > EXPLAINED else None
+        if share <= EXPLAINED or (whole and _at_border(whole) <= SOME):
+            return whole
     both = whole, _halved_as(cropped, array, seen, effort)
     return min(filter(None, both), key=lambda found: len(found.exceptions), default=None)
 
