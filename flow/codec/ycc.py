@@ -247,7 +247,8 @@ def _halved(array, number, seen, effort):
     if not any(cropped.cropped):
         share, arguments = _tried(cropped._replace(cropped=None), array, seen, effort)
         whole = _found(*arguments) if share > EXPLAINED else None
-        if share <= EXPLAINED or (whole and _at_border(whole) <= SOME):
+        border = sum(2 / n for n in size)  # the share of pixels that a crop would not explain
+        if share + border <= EXPLAINED or (whole and _at_border(whole) <= SOME):
             return whole
     both = whole, _halved_as(cropped, array, seen, effort)
     return min(filter(None, both), key=lambda found: len(found.exceptions), default=None)

@@ -250,14 +250,14 @@ def force(name=None):
     Raises ValueError if there is no such way.
     """
     global _forced
-    _check(name)
+    _check("-products", name)
     _forced = name
     choose.cache_clear()
 
 
-def _check(name):
+def _check(place, name):
     if name is not None and name not in WAYS:
-        raise ValueError(f"-products {name}: need one of {', '.join(WAYS)}")
+        raise ValueError(f"{place} {name}: need one of {', '.join(WAYS)}")
 
 
 @functools.cache
@@ -270,7 +270,7 @@ def choose(device, wide, little, inputs=0):
     if inputs > MOST_BYTES:
         tried = {name: trial for name, trial in tried.items() if name != "int8-bytes"}
     name = _forced or os.environ.get(ENVIRONMENT) or None
-    _check(name)
+    _check("-products" if _forced else ENVIRONMENT, name)
     if name in tried:
         if tried[name].fault:
             raise ValueError(f"{name}: it does not work here ({tried[name].fault})")
