@@ -79,6 +79,14 @@ def run(capsys, *argv):
     return status, out, err.splitlines()
 
 
+@pytest.fixture
+def coded(folder, pictures, tmp_path, capsys, without_webp):
+    """A file that the flow made of a photograph, and its bytes."""
+    run(capsys, "-folder", folder, "-img", pictures / "photo.png", "-out", tmp_path)
+    file = tmp_path / "photo.nwf"
+    return file, file.read_bytes()
+
+
 def equal(a, b):
     a, b = Image.open(a), Image.open(b)
     return a.size == b.size and np.array_equal(np.asarray(a.convert("RGB")), np.asarray(b.convert("RGB")))
@@ -365,11 +373,8 @@ def test_a_file_that_was_cut_or_is_corrupt_is_told_so(folder, tmp_path, capsys):
     assert distance() > sound[0]
 
 
-@pytest.mark.usefixtures("without_webp")
-def test_corrupt_and_cut_files(folder, pictures, tmp_path, capsys):
-    run(capsys, "-folder", folder, "-img", pictures / "photo.png", "-out", tmp_path)
-    file = tmp_path / "photo.nwf"
-    data = file.read_bytes()
+def test_corrupt_and_cut_files(folder, coded, tmp_path, capsys):
+    file, data = coded
     decode = "-folder", folder, "-decode", file, "-out", tmp_path / "back", "-force"
     file.write_bytes(data[:-30] + b"x" + data[-29:])
     assert run(capsys, *decode)[0] == 2
@@ -521,11 +526,8 @@ def test_no_file_becomes_itself(folder, pictures, tmp_path, capsys):
     assert picture.read_bytes() == data
 
 
-@pytest.mark.usefixtures("without_webp")
-def test_what_comes_after_the_end_is_no_cut(folder, pictures, tmp_path, capsys):
-    run(capsys, "-folder", folder, "-img", pictures / "photo.png", "-out", tmp_path)
-    file = tmp_path / "photo.nwf"
-    data = file.read_bytes()
+def test_what_comes_after_the_end_is_no_cut(folder, coded, tmp_path, capsys):
+    file, data = coded
     decode = "-folder", folder, "-decode", file, "-out", tmp_path / "back.png", "-force"
     for more in b"x", b"xyz", b"wxyz", bytes(9):
         file.write_bytes(data + more)

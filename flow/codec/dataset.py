@@ -5,6 +5,7 @@ import torch
 from flow.codec.api import Codec
 from flow.codec.pictures import colours, of_8_bits
 from utils.data.images import image_files
+from utils.options import naming
 
 
 class NwfFolder(torch.utils.data.Dataset):
@@ -29,10 +30,8 @@ class NwfFolder(torch.utils.data.Dataset):
     def __getitem__(self, index):
         """Item `index`. Raises ValueError, with its name, for a file that is damaged or of fewer levels."""
         path = self.files[index]
-        try:
+        with naming(path):
             picture, _ = read_part(self.codec, path, self.level)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
         image = torch.from_numpy(colours(of_8_bits(picture))).permute(2, 0, 1).contiguous()
         return self.transform(image) if self.transform else image
 

@@ -88,8 +88,6 @@ def _levels(model, head):
             else:
                 item = walking.send(symbols)
         symbols, level = None, item[0]
-        while not level and decoder.lacks_seal():
-            yield from tell()
         yield from tell(level)
         while level and not plausible(sizes[level - 1], decoder.length):
             yield from tell()
@@ -132,7 +130,3 @@ class _Growing(Decoder):
         except Truncated:
             self._state, self._position = state, position
             raise
-
-    def lacks_seal(self):
-        """Whether the word is still to come that the seal needs."""
-        return int(self._state) >> 32 == 0 and self._position == self._words.size

@@ -56,11 +56,12 @@ def check_equal(back, picture):
 
 def decode_files(options):
     """.nwf files -> files of the format asked for. Returns how many failed."""
-    named = None if Path(options["out"]).is_dir() else SUFFIXES.get(Path(options["out"]).suffix.lower())
+    out = Path(options["out"])
+    named = None if out.is_dir() else SUFFIXES.get(out.suffix.lower())
     form = options["format"] or named or "png"
     if named not in (None, form):
-        raise ValueError(f"-format {form}: -out {options['out']} names another")
-    planned = plan(options["decode"], nwf_files, options["out"], f".{form}", SUFFIXES)
+        raise ValueError(f"-format {form}: -out {out} names another")
+    planned = plan(options["decode"], nwf_files, out, f".{form}", SUFFIXES)
     jobs, codec, at_once = open_jobs(options, planned)
 
     def work(source):

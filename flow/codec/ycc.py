@@ -112,15 +112,15 @@ class Form(NamedTuple):
         return array[tuple(slice(None, None, -1 if flip else 1) for flip in self.flipped)]
 
     def around(self, size):
-        """Rows that its samples of chroma are of beside a picture of this (height, width), and columns:
-        ((before, after), (before, after)).
+        """How many rows a picture of this (height, width) lacks before and after it, to have whole 2x2 pixels
+        of all samples that its chroma is interpolated from, and columns: ((before, after), (before, after)).
         """
         if self.cropped is None:
             return (0, 0), (0, 0)
         return tuple((2 - odd, 2 - (n + odd) % 2) for n, odd in zip(size, self.cropped))
 
     def beside(self, size):
-        """The same of samples: those that a pyramid does not see, which has one for each 2x2 pixels."""
+        """How many of these samples a pyramid does not see, likewise: it has one for each 2x2 of its own."""
         if self.cropped is None:
             return (0, 0), (0, 0)
         return tuple((1 - odd, 1 - (1 - odd) * n % 2) for n, odd in zip(size, self.cropped))
