@@ -47,8 +47,8 @@ FOLDER = {
     "folder": Option(None, "model folder (default: opt/default_easyMera_TARGET and the architecture)"),
     "start": Option(
         None,
-        "model folder whose weights to begin with; this model may have more -ownLevels and -components, "
-        "-prior bands of more -width, with -differences, and behind -lifting where the other has -repeat 0",
+        "model folder whose weights to begin with; this model may have other -ownLevels, more -components, "
+        "-prior bands of more -width or -ownWidth, with -differences, and behind -lifting where the other has -repeat 0",
     ),
     "load": Option(False, "go on with the training in the folder; architecture and data set are its own"),
 }

@@ -37,13 +37,16 @@ ARCHITECTURE = {
         0, "finest levels that have networks of -prior bands of their own; all others share one set",
         least=0, most=16,
     ),
+    "ownWidth": Option(
+        0, "channels of the networks of -ownLevels; 0: as many as -width says", least=0, most=2048
+    ),
     "differences": Option(
         False,
         "networks of -prior bands see pixels less the mean of the nearest ones of the coarse band (-lifting "
         "has no others), and learn slowly what they make of the mean of pixels",
     ),
 }  # fmt: skip
-BAND_PRIOR_OPTIONS = "width", "blocks", "components", "ownLevels", "differences"
+BAND_PRIOR_OPTIONS = "width", "blocks", "components", "ownLevels", "ownWidth", "differences"
 
 TRAINING = {
     "epoch": Option(400, "epochs to train, from the start", least=1),

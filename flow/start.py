@@ -32,9 +32,10 @@ NEXT = torch.tensor([[1 / 2, 1 / 2, 0], [0, 1 / 2, 1 / 2], [0, 0, 1]], dtype=tor
 def inherit(model, parent):
     """Fill a model with the weights of another, `parent`: what it computes is then the parent's, or nearly.
 
-    The model may have more levels of its own (-ownLevels), each of which begins as what served it before, and
-    up to twice as many -components, of which those with the lowest numbers are halved. A band-wise prior may
-    be wider (-width): what was there does not read the further channels at first. And it may come behind
+    The model may have more levels of its own (-ownLevels), each of which begins as what served it before, or
+    fewer: what serves the others then begins as what served the finest of these. It may have up to
+    twice as many -components, of which those with the lowest numbers are halved. A band-wise prior may be
+    wider (-width, -ownWidth): what was there does not read the further channels at first. And it may come behind
     -lifting where the parent's comes behind none (-repeat 0), or have -differences where the parent has not:
     it reads pixels out of what it sees, nearly.
     Raises ValueError if other options of the architecture are different.
@@ -69,7 +70,8 @@ def inherit(model, parent):
             if weight is None or weight.shape != p.shape:
                 raise ValueError(f"-start: that model does not fit: {name}")
             p.copy_(weight)
-    if left := given.keys() - taken:
+    sets = len(getattr(model.detail, "levels", [None]))
+    if left := {name for name in given.keys() - taken if _set_of(name) < sets}:
         raise ValueError(f"-start: that model does not fit: it has {min(left)}")
 
 
@@ -129,10 +131,18 @@ def _moved(taps, along):
     return NEXT.T @ taps if "v" in along else taps
 
 
+def _set_of(name):
+    """Which of the sets of -ownLevels a parameter belongs to; 0 also where there is one alone."""
+    return int(name.split(".")[2]) if name.startswith("detail.levels.") else 0
+
+
 def _in_parent(name, given):
-    """The name of what served a level before it had weights of its own."""
-    if name in given or not name.startswith("detail.levels."):
+    """The name of what served a level before it had weights of its own, or shared them with others."""
+    if name in given or not name.startswith("detail."):
         return name
+    if not name.startswith("detail.levels."):
+        alone = name.replace("detail.", "detail.levels.0.", 1)
+        return alone if alone in given else name
     _, _, level, rest = name.split(".", 3)
     while f"detail.levels.{level}.{rest}" not in given and int(level) > 0:
         level = str(int(level) - 1)

@@ -30,6 +30,7 @@ LATER_OPTIONS = {
     "blocks": 1,
     "components": 3,
     "ownLevels": 0,
+    "ownWidth": 0,
     "differences": False,
 }
 

@@ -146,9 +146,25 @@ def test_nothing_of_the_parent_is_left_out(more):
         inherit(build(SMALL), build(SMALL | more))
 
 
-def test_fewer_levels_of_their_own_are_refused():
-    with pytest.raises(ValueError, match="does not fit"):
-        inherit(build(SMALL), wild(ownLevels=1))
+@pytest.mark.parametrize("before, after", [(1, 0), (2, 1), (3, 1)])
+def test_levels_that_share_begin_as_the_finest_of_them(before, after):
+    parent, model = wild(ownLevels=before), build(SMALL | {"ownLevels": after})
+    inherit(model, parent)
+    images, (old, new) = noise(2, 3, 37, 50), (m.detail for m in (parent, model))
+    for level in range(4):
+        _, coarse, detail = list(parent.pyramid.analyse(parent.from_images(images)))[level]
+        one, other = (next(parts_in_turn(d, coarse, level, detail))[1].mean for d in (old, new))
+        assert torch.equal(one, other) == (level <= after)
+
+
+def test_own_levels_may_be_wider():
+    parent, model = wild(ownLevels=1), build(SMALL | {"ownLevels": 1, "ownWidth": 10})
+    inherit(model, parent)
+    assert [prior.enter.out_channels for prior in model.detail.levels] == [10, 6]
+    images = noise(2, 3, 37, 50)
+    torch.testing.assert_close(model.log_prob(images), parent.log_prob(images), rtol=1e-5, atol=0)
+    with pytest.raises(ValueError, match="ownLevels"):
+        build(SMALL | {"ownWidth": 10})
 
 
 def test_start_is_an_option(tmp_path, capsys):

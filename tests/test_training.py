@@ -748,6 +748,7 @@ def test_load_of_a_folder_from_before_some_options(trained, command, whole, tmp_
         "blocks",
         "components",
         "ownLevels",
+        "ownWidth",
     ):
         del options[name]
     path.write_text(json.dumps(options))
