@@ -14,6 +14,7 @@ import utils.interrupt  # noqa: F401
 
 # isort: split
 import sys
+from contextlib import nullcontext
 
 from flow.options import ARCHITECTURE, PAPER_TRAINING, TRAINING
 from utils.options import (
@@ -24,6 +25,7 @@ from utils.options import (
     Option,
     check_values,
     grouped,
+    naming,
     parse,
     pick_device,
     refuse,
@@ -48,7 +50,8 @@ FOLDER = {
     "start": Option(
         None,
         "model folder whose weights to begin with; this model may have other -ownLevels, more -components, "
-        "-prior bands of more -width or -ownWidth, with -differences, and behind -lifting where the other has -repeat 0",
+        "-prior bands of more -width or -ownWidth, with -differences, and behind -lifting where the other "
+        "has -repeat 0",
     ),
     "load": Option(False, "go on with the training in the folder; architecture and data set are its own"),
 }
@@ -162,6 +165,7 @@ def main(argv=None):
         find_saving,
         freeze,
         open_model,
+        options_file,
         read_options,
         remove_unfinished_files,
         saving,
@@ -178,7 +182,8 @@ def main(argv=None):
     device = pick_device(options["cuda"])
     torch.manual_seed(options["seed"])
     torch.set_float32_matmul_precision("high")
-    model = build(options)
+    with naming(options_file(folder)) if resume else nullcontext():
+        model = build(options)
     if start is not None:
         inherit(model, open_model(start)[0])
     reading = {name: options[name] for name in ("data", "workers", "scales")} | {"size": options["patch"]}

@@ -33,9 +33,9 @@ def inherit(model, parent):
     """Fill a model with the weights of another, `parent`: what it computes is then the parent's, or nearly.
 
     The model may have more levels of its own (-ownLevels), each of which begins as what served it before, or
-    fewer: what serves the others then begins as what served the finest of these. It may have up to
-    twice as many -components, of which those with the lowest numbers are halved. A band-wise prior may be
-    wider (-width, -ownWidth): what was there does not read the further channels at first. And it may come behind
+    fewer: what serves the others then begins as what served the finest of these. It may have up to twice as
+    many -components, of which those with the lowest numbers are halved. A band-wise prior may be wider
+    (-width, -ownWidth): what was there does not read the further channels at first. And it may come behind
     -lifting where the parent's comes behind none (-repeat 0), or have -differences where the parent has not:
     it reads pixels out of what it sees, nearly.
     Raises ValueError if other options of the architecture are different.

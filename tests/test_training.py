@@ -759,6 +759,12 @@ def test_load_of_a_folder_from_before_some_options(trained, command, whole, tmp_
     assert_same_training(trained, tmp_path / "other")
 
 
+def test_load_of_options_that_make_no_model_names_their_file(trained, capsys):
+    path = trained / "parameter.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prior": "paper", "width": 32}))
+    assert f"{path}: -width is of -prior bands" in refused(capsys, "-folder", trained, "-load")
+
+
 def test_load_in_mid_epoch_has_the_steps_that_it_began_with(command, tmp_path, monkeypatch, capsys):
     folder, plain = tmp_path / "model", Trainer.step
     monkeypatch.setattr(Trainer, "step", lambda *args: signal.raise_signal(signal.SIGTERM) or plain(*args))
