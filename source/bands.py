@@ -21,7 +21,7 @@ from source.networks import Compand, Conv, Joined
 from source.prior import Part
 from source.units import MAX_OCTAVE, MIN_OCTAVE
 from utils.arithmetic.crew import in_tiles
-from utils.arithmetic.fixed import check_finite
+from utils.arithmetic.fixed import Seen, check_finite
 from utils.arithmetic.integers import MIDDLE, STEPS
 from utils.arithmetic.passes import (
     ACTIVATION_BITS,
@@ -140,7 +140,9 @@ class Band(nn.Module):
         (B, width / 2, H, W).
         """
         base = self.base(planes)
-        entered = self.compand(self.enter(torch.cat([planes, base], 1)))
+        # as integers see it, or what is learned of its fractions is lost there
+        seen = base + (_to_quarters(base) - base).detach()
+        entered = self.compand(self.enter(torch.cat([planes, seen], 1)))
         return base, self.hidden(self.blocks(self.trunk(trunk, onto=entered)))
 
     def mixture(self, base, hidden, values):
@@ -171,8 +173,9 @@ class FixedBand(nn.Module):
         self.trunk = band.trunk.freeze(peaks)
         self.blocks = nn.Sequential(*(block.freeze(peaks) for block in band.blocks))
         self.hidden = band.hidden.freeze(peaks)
-        peak = {layer: torch.full((layer.in_channels,), COMPANDED_MAX) for layer in band.beside}
-        self.beside = nn.ModuleList(layer.freeze(peak) for layer in band.beside)
+        none = {layer: torch.zeros(layer.in_channels, dtype=torch.float64) for layer in band.beside}
+        ends = {layer: Seen(zeros + COMPANDED_MAX, zeros, 1) for layer, zeros in none.items()}
+        self.beside = nn.ModuleList(layer.freeze(ends) for layer in band.beside)
         self.linear = nn.ModuleList(layer.freeze_wide(of_samples=False) for layer in band.linear)
         self.out = nn.ModuleList(layer.freeze(peaks, out_units=FINE_BITS) for layer in band.out)
 
@@ -261,6 +264,11 @@ class BandPrior(nn.Module):
 def _around(band):
     """Samples around 0, within what is exact."""
     return (band - MIDDLE).clamp(-INPUT_MAX, INPUT_MAX)
+
+
+def _to_quarters(means):
+    """The nearest samples in quarters: what to_samples gives, in steps."""
+    return torch.floor(means * (1 << SAMPLE_BITS) + 0.5) / (1 << SAMPLE_BITS)
 
 
 def origins(prior, coarse, unit):

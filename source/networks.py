@@ -10,7 +10,7 @@ from torch import nn
 
 from utils.arithmetic import kernels
 from utils.arithmetic.crew import in_tiles
-from utils.arithmetic.fixed import FixedConv, FixedShares, FixedWide, peak_of, units_for
+from utils.arithmetic.fixed import FixedConv, FixedShares, FixedWide, mean_of, peak_of, units_for
 from utils.arithmetic.integers import STEPS
 from utils.arithmetic.passes import (
     ACTIVATION_BITS,
@@ -277,7 +277,8 @@ class Conv(nn.Conv2d):
         out_units: what it gives counts 2^-out_units; peaks: see fixed.observe.
         """
         low, high = (0, NARROW_MAX) if self.rectify else (-SIGNED_MAX, SIGNED_MAX)
-        return FixedConv.of(self.taps, self.bias, peak_of(self, peaks), low, high, out_units=out_units)
+        seen = peak_of(self, peaks), mean_of(self, peaks)
+        return FixedConv.of(self.taps, self.bias, *seen, low, high, out_units=out_units)
 
     def freeze_wide(self, of_samples=True):
         """A FixedWide, of samples or of differences from means; it gives means. May raise ValueError."""
@@ -311,7 +312,7 @@ class Joined(nn.ModuleList):
 
     def freeze(self, peaks):
         """A FixedConv, what each makes side by side. Raises ValueError if the weights are too large."""
-        return FixedConv.of(*self.joined(), peak_of(self, peaks))
+        return FixedConv.of(*self.joined(), peak_of(self, peaks), mean_of(self, peaks))
 
 
 class _Compand(torch.autograd.Function):

@@ -22,6 +22,7 @@ from utils.arithmetic.fixed import (
     FixedConv,
     FixedShares,
     FixedWide,
+    mean_of,
     observe,
     peak_of,
     units_for,
@@ -221,6 +222,20 @@ def test_frozen_convolutions_are_near(std, size, rectify):
     assert tried
 
 
+@torch.no_grad()
+def test_biases_take_back_what_rounded_weights_do_to_means():
+    """What ReLU lets through has a mean, by which errors of many weights add up."""
+    module = make_wild(Conv(64, 32, 3, rectify=True), 0.1)
+    x = drawn((2, 20, 20, 64), 0, 3000)
+    seen = seen_by(module, image(x, 6).float())
+    without = {module: seen[module]._replace(total=torch.zeros(64))}
+    near, far = (
+        (image(module.freeze(peaks)(x), 6) - module(image(x, 6).float())).mean((0, 2, 3)).abs()
+        for peaks in (seen, without)
+    )
+    assert near.max() < 2**-6 + 0.1 * far.mean() < far.max() / 4
+
+
 @pytest.mark.parametrize("of_samples", [True, False])
 @torch.no_grad()
 def test_frozen_wide_convolutions_are_nearer(of_samples):
@@ -280,9 +295,12 @@ def test_observed_peaks_are_the_largest_values_read():
         model(x / 2 + torch.tensor([0.0, 0, 3])[:, None, None])
     assert peak_of(layer, peaks).tolist() == [1, 1, 3.25]  # 1 where nothing was read
     middle = torch.cat([layer(x), layer(x / 2 + torch.tensor([0.0, 0, 3])[:, None, None])])
-    assert torch.equal(peaks[other], middle.abs().amax((0, 2, 3)).double())
+    assert torch.equal(peaks[other].peak, middle.abs().amax((0, 2, 3)).double())
+    assert mean_of(layer, peaks).tolist() == [0.75, 0, 1.875]
+    assert not mean_of(layer, {}).any()
+    torch.testing.assert_close(mean_of(other, peaks), middle.mean((0, 2, 3)).double())
     model(100 * x)
-    assert peaks[layer][0] == 1 and not layer._forward_pre_hooks
+    assert peaks[layer].peak[0] == 1 and not layer._forward_pre_hooks
     assert peak_of(layer, {}).tolist() == peak_of(layer, None).tolist() == [16, 16, 16]
 
 
@@ -432,7 +450,8 @@ def test_weights_become_smaller_where_sums_would_pass_the_bound(channels):
     """519 products of 127 and 255 pass 2^24."""
     module = Conv(channels, 1, 1, rectify=True)
     module.weight.fill_(126.9)
-    layer = FixedConv.of(module.weight, module.bias, torch.full((channels,), 255.0), units=0, out_units=0)
+    seen = torch.full((channels,), 255.0), torch.zeros(channels)
+    layer = FixedConv.of(module.weight, module.bias, *seen, units=0, out_units=0)
     assert layer.weight[0, 0].item() == (127 if channels == 518 else 63)
     x = (torch.arange(channels) < 100).to(torch.int16).view(1, 1, 1, -1)
     assert layer(x).item() == pytest.approx(12690, rel=0.01)

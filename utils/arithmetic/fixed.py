@@ -9,11 +9,14 @@ layers that see pixels and means are wider, below 2^53. Both bounds are computed
 are frozen, and again when they are read (`check`), not hoped for.
 
 To freeze a network is to choose powers of two: for activations from their peaks on images (`observe`), for
-weights from the largest of each output channel.
+weights from the largest of each output channel. What rounding weights of 8 bits does to the mean of what they
+give, biases take back.
+Source: arXiv 1906.04721, section 4.2, for that.
 """
 
 from contextlib import contextmanager
 from copy import copy
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -48,16 +51,29 @@ def _too_large():
     return ValueError("these weights are too large to be frozen: a sum could pass what is exact")
 
 
+class Seen(NamedTuple):
+    """What a layer read, channel by channel: the largest absolute values, and the sums of `count` values.
+
+    peak, total: (C,) float64.
+    """
+
+    peak: torch.Tensor
+    total: torch.Tensor
+    count: int
+
+
 @contextmanager
 def observe(model):
-    """Within: the largest absolute values that each convolution reads, channel by channel: module -> (C,)."""
+    """Within: what each convolution reads, and ReLU before it lets through: module -> Seen."""
     peaks = {}
 
     def look(layer, inputs):
         x = inputs[0].detach()
-        x = x.relu() if getattr(layer, "rectify", False) else x.abs()
-        peak = x.amax((0, 2, 3)).double()
-        peaks[layer] = torch.maximum(peaks[layer], peak) if layer in peaks else peak
+        x = x.relu() if getattr(layer, "rectify", False) else x
+        peak, total, count = x.abs().amax((0, 2, 3)).double(), x.sum((0, 2, 3)).double(), x[:, 0].numel()
+        if before := peaks.get(layer):
+            peak, total, count = torch.maximum(before.peak, peak), before.total + total, before.count + count
+        peaks[layer] = Seen(peak, total, count)
 
     hooks = [m.register_forward_pre_hook(look) for m in model.modules() if hasattr(m, "in_channels")]
     try:
@@ -72,7 +88,15 @@ def peak_of(layer, peaks):
     seen = (peaks or {}).get(layer)
     if seen is None:
         return torch.full((layer.in_channels,), UNSEEN_PEAK, dtype=torch.float64)
-    return torch.where(seen > 0, seen.cpu(), 1.0)
+    return torch.where(seen.peak > 0, seen.peak.cpu(), 1.0)
+
+
+def mean_of(layer, peaks):
+    """The mean of each channel that a layer reads, float64, from what `observe` saw; or else 0."""
+    seen = (peaks or {}).get(layer)
+    if seen is None:
+        return torch.zeros(layer.in_channels, dtype=torch.float64)
+    return seen.total.cpu() / seen.count
 
 
 def floor_log2(x):
@@ -91,10 +115,11 @@ def _power(exponent):
     )
 
 
-def _round_weights(weight, bias, largest, reach, exact):
-    """Real weights (M, ...), biases (M,) -> integers W, exponents k, integers b: values are W 2^-k, b 2^-k.
+def _round_weights(weight, bias, largest, reach, exact, mean=0.0):
+    """Real weights (M, C, ..), biases (M,) -> integers W, exponents k, integers b: W 2^-k, b 2^-k for real.
 
     largest: of |W|; reach: of |q|. k is the greatest for which sum |W| reach + |b| stays below `exact`.
+    mean: of q, (C, 1, 1): b has what rounding W takes off for it.
     """
     size = weight.flatten(1).abs().amax(1)
     k = torch.where(size > 0, floor_log2(largest / size.clamp(min=1e-30)), WEIGHTLESS)
@@ -102,7 +127,8 @@ def _round_weights(weight, bias, largest, reach, exact):
     for _ in range(64):
         scale = _power(k)
         whole = torch.round(weight * scale.view(-1, *[1] * (weight.dim() - 1)))
-        b = torch.round(bias * scale)
+        left = (weight - whole / scale.view(-1, *[1] * (weight.dim() - 1))) * mean
+        b = torch.round((bias + left.flatten(1).sum(1)) * scale)
         bound = whole.flatten(1).abs().sum(1) * reach + b.abs() + _power(k.clamp(min=0))
         over = (bound >= exact) | (whole.flatten(1).abs().amax(1) > largest)
         if not over.any():
@@ -193,16 +219,16 @@ class FixedConv(Fixed):
         self.register_buffer("shift", torch.zeros(shape[1], dtype=torch.int8))
 
     @classmethod
-    def of(cls, weight, bias, peak, low=0, high=255, units=ACTIVATION_BITS, out_units=ACTIVATION_BITS):
+    def of(cls, weight, bias, peak, mean, low=0, high=255, units=ACTIVATION_BITS, out_units=ACTIVATION_BITS):
         """Freeze weights (out, C, k, k) and biases (out,). Raises ValueError if they are too large.
 
-        peak: (C,) of what it reads; x counts 2^-units, y 2^-out_units: numbers, or one for each channel.
+        peak, mean: (C,) of what it reads; x counts 2^-units, y 2^-out_units.
         """
         weight, bias = _real(weight, bias)
-        units = torch.as_tensor(units).expand(weight.shape[1])
         shift = (units - units_for(peak, high)).clamp(0, SHIFT_MAX)
-        columns = weight * _power(shift - units).view(1, -1, 1, 1)
-        whole, k, b = _round_weights(columns, bias, WEIGHT_MAX, max(high, -low), EXACT)
+        unit = _power(shift - units).view(-1, 1, 1)
+        mean = mean.view(-1, 1, 1) / unit
+        whole, k, b = _round_weights(weight * unit, bias, WEIGHT_MAX, max(high, -low), EXACT, mean)
         # what is left after a shift by more bits than there are is a sign, as after RIGHT_MAX
         exponent = (k - torch.as_tensor(out_units)).clamp(max=RIGHT_MAX)
         if exponent.min() < -LEFT_MAX:
