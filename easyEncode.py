@@ -58,7 +58,7 @@ INFO = {
 }
 OTHER = {
     "products": Option(None, "how to sum products, in place of the fastest; the files are the same"),
-    "verbose": Option(False, "tell which ways of summing products work here, and how fast"),
+    "verbose": Option(False, "tell how networks are computed here: ways of summing products, and how fast"),
 }
 OPTIONS = (
     grouped("encode", ENCODE) | grouped("decode", DECODE) | grouped("encode and decode", WRITE)
@@ -83,8 +83,11 @@ def check(typed):
 
 def tell_products(device):
     """Print what became of each way's trial on a device."""
-    from utils.arithmetic.products import choose, trials
+    from utils.arithmetic.dense import instructions
+    from utils.arithmetic.products import choose, forced, trials
 
+    if device.type == "cpu" and not forced() and (name := instructions()):
+        print(f"networks of -prior bands as one function each, by {name}; the rest:", file=sys.stderr)
     for wide in (False, True):
         for name, trial in trials(device, wide).items():
             times = trial.fault or f"{trial.much:8.3f} ms for much work, {trial.little:6.3f} ms for little"

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from source import mixing
+from source import fused, mixing
 from source.distribution import FixedMixture, Mixture
 from source.networks import Compand, Conv, Joined
 from source.prior import Part
@@ -185,6 +185,8 @@ class FixedBand(nn.Module):
         trunk: (B, H, W, width) uint8, as self.trunk reads it; planes: (B, H, W, known) int16, samples.
         Returns base (B, H, W, C) int32 and hidden (B, H, W, C * width / 2) int16.
         """
+        if fused.serves(planes, self.blocks, self.base, self.enter):
+            return fused.features(self, trunk, planes)
         base = self.base(planes)
         entered = compand(self.enter(torch.cat([planes, to_samples(base)], -1)))
         return base, self.hidden(self.blocks(self.trunk.convolve(trunk, onto=entered)))
@@ -194,6 +196,8 @@ class FixedBand(nn.Module):
 
         near: what is to be added to its means, samples (B, H, W).
         """
+        if fused.is_used(planes):
+            return FixedMixture(*fused.mixture(self, base, hidden, planes, first, channel, near))
         out = self.out[channel]
         layers = (self.beside[channel - 1], self.linear[channel - 1]) if channel else None
         q, mean = mixing.look_beside(base, hidden, planes, first, channel, layers, out)
@@ -336,8 +340,11 @@ class FixedBandPrior(nn.Module):
 
     def look(self, planes, level):
         """Samples of the coarse band around 0, int16 -> the trunk as the bands read it, uint8."""
+        level = min(level, LEVELS - 1)
+        if fused.serves(planes, self.trunk, self.enter):
+            return (fused.look(self, planes, level),)
         entered = compand(self.enter(planes))
-        return (self.bands[0].trunk.quantise(self.trunk(entered + self.level[min(level, LEVELS - 1)])),)
+        return (self.bands[0].trunk.quantise(self.trunk(entered + self.level[level])),)
 
 
 class _FixedLevel:

@@ -124,7 +124,7 @@ def look_beside(base, hidden, planes, first, channel, layers, out):
             hidden.new_empty(shape, dtype=torch.int32),
         )
         maps = [t.reshape(mean.numel(), t.shape[-1]).numpy() for t in (base, hidden, planes)]
-        beside, linear = _arrays(layers, hidden) if channel else (_no_beside(width), _no_linear())
+        beside, linear = layers_beside(layers, width, hidden)
         half, shift = out.tables(hidden)[:2]
         rest = half, shift, out.high, UNITS, q.view(-1, width).numpy(), mean.view(-1).numpy()
         kernels.look_beside(*maps, first, channel, beside, linear, *rest)
@@ -140,7 +140,10 @@ def look_beside(base, hidden, planes, first, channel, layers, out):
     return out.quantise(hidden.contiguous()), mean.contiguous()
 
 
-def _arrays(layers, like):
+def layers_beside(layers, width, like):
+    """The Beside and Linear of layers; of None, such as change nothing of `width` outputs."""
+    if layers is None:
+        return _no_beside(width), _no_linear()
     beside, linear = layers
 
     def make():

@@ -47,6 +47,7 @@ from source.bands import FixedBand  # noqa: E402
 from source.rans import Decoder  # noqa: E402
 from utils.arithmetic import passes, products  # noqa: E402
 from utils.arithmetic.crew import in_tiles  # noqa: E402
+from utils.arithmetic.dense import available, instructions  # noqa: E402
 from utils.data.datasets import load  # noqa: E402
 from utils.data.images import PHOTOS, image_files, read_rgb  # noqa: E402
 from utils.options import CUDA, Option, parse, pick_device, script  # noqa: E402
@@ -357,7 +358,7 @@ def compare_ways(options):
     model, image, wanted = open_case_model("model", options["folder"]), photograph(), None
     tried = [products.trials(torch.device("cpu"), wide) for wide in (False, True)]
     show(f"model, {SIDE}x{SIDE}", "encode", "decode", "bytes", "serves for")
-    for name in ("fastest", *products.WAYS, TENSORS):
+    for name in (f"fused, {instructions()}" if available() else "fastest", *products.WAYS, TENSORS):
         fault = next((trial[name].fault for trial in tried if name in trial and trial[name].fault), None)
         if fault:
             show(name, "-", "-", "-", fault)

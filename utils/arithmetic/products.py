@@ -121,8 +121,8 @@ def _run_int8_convolution(q, prepared, taps):
     return sums.permute(0, 2, 3, 1)
 
 
-def _prepare_bytes(weight):
-    """Weights of 16 bits as high bytes and low ones, W = 256 H + L with a sign each.
+def split_bytes(weight):
+    """Weights of 16 bits as high bytes and low ones, W = 256 H + L with a sign each, and whether `at_once`.
 
     Where there are few channels, those of x = 256 h + l are both read at once, and sums of h H, of h L + l H,
     of l L are computed side by side; otherwise those of h H and h L, and those of l H and l L.
@@ -139,7 +139,12 @@ def _prepare_bytes(weight):
         bytes_ = F.pad(torch.cat(parts), (0, 0, 0, 0, 0, -2 * channels % BLOCK))
     else:
         bytes_ = torch.cat([high, low])
-    return at_once, _prepare_int8_convolution(bytes_.to(torch.int8))
+    return at_once, bytes_.to(torch.int8)
+
+
+def _prepare_bytes(weight):
+    at_once, bytes_ = split_bytes(weight)
+    return at_once, _prepare_int8_convolution(bytes_)
 
 
 def _run_bytes(q, prepared, taps):
@@ -253,6 +258,11 @@ def force(name=None):
     _check("-products", name)
     _forced = name
     choose.cache_clear()
+
+
+def forced():
+    """Whether a way is forced, here or by the environment."""
+    return bool(_forced or os.environ.get(ENVIRONMENT))
 
 
 def _check(place, name):

@@ -1,0 +1,291 @@
+"""Networks of the band-wise prior in integers, tile by tile, each as one compiled function.
+
+What bands.py says layer by layer, for processors that utils/arithmetic/dense.py knows: the same integers.
+"""
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+import torch
+
+from source import mixing
+from source.tables import SCALE
+from utils.arithmetic import dense, kernels, passes, products
+from utils.arithmetic.dense import (
+    BOTH,
+    BYTES_ALONE,
+    OUTPUTS,
+    PIXELS,
+    WEIGHTS,
+    WORDS,
+    compand_wide,
+    convolve,
+    multiply,
+    replicate,
+    room,
+)
+from utils.arithmetic.passes import SAMPLE_BITS, WIDE_BITS
+
+_compiled = numba.njit(cache=True, nogil=True)
+_floating = numba.njit(cache=True, nogil=True, error_model="numpy")
+
+NOTHING = np.empty(0, np.int16)
+TO_SAMPLES = WIDE_BITS - SAMPLE_BITS
+
+
+class Wide(NamedTuple):
+    """A FixedWide of few channels: weights by bytes, `third` outputs of each kind; see products.split_bytes.
+
+    bias, scale, limit: of requantise_wide, low, high: of what it reads.
+    """
+
+    packed: np.ndarray
+    rows: int
+    outputs: int
+    third: int
+    bias: np.ndarray
+    scale: np.ndarray
+    limit: float
+    low: int
+    high: int
+
+
+class Block(NamedTuple):
+    """A FixedResidual."""
+
+    wide: dense.Dense
+    last: dense.Dense
+
+
+class Net(NamedTuple):
+    """The layers of a FixedBand that come before `mixture`."""
+
+    base: Wide
+    enter: Wide
+    trunk: dense.Dense
+    blocks: tuple
+    hidden: dense.Dense
+
+
+@_compiled
+def _bytes(x, low, high):
+    """Bytes of clamp(x, low, high) - low, high ones, then low ones, bordered; x (H, W, C) int16."""
+    height, width, channels = x.shape
+    q = room(height + 2, width + 2, -(-2 * channels // products.BLOCK) * products.BLOCK)
+    for i in range(height):
+        for j in range(width):
+            line = q[i + 1, j + 1]
+            for c in range(channels):
+                value = np.int32(
+                    min(max(np.int32(x[i, j, c]), np.int32(low)), np.int32(high)) - np.int32(low)
+                )
+                line[c] = np.uint8(value >> np.int32(8))
+                line[channels + c] = np.uint8(value & np.int32(255))
+            line[2 * channels :] = 0
+    replicate(q)
+    return q
+
+
+@_floating
+def _wide(x, layer, companded, words, means):
+    """A FixedWide of x (H, W, C) int16: companded to words (H, W, out) int16, or means (H, W, out) int32."""
+    height, width = x.shape[:2]
+    q = _bytes(x, layer.low, layer.high)
+    across, channels = q.shape[1:]
+    blocks, third = layer.packed.shape[0], layer.third
+    chunks, columns = layer.packed.shape[1] // layer.rows, blocks * OUTPUTS
+    sums, size = np.empty((PIXELS, columns), np.int32), layer.packed.shape[1] * WEIGHTS
+    dense.configure()
+    for i in range(height):
+        for j in range(0, width, PIXELS):
+            start, count = (i * across + j) * channels, min(PIXELS, width - j)
+            for block in range(blocks):
+                place = start, across * channels, channels, layer.rows, chunks, block * size
+                multiply((q, layer.packed, sums), (*place, block * OUTPUTS, 4 * columns))
+            if companded:
+                arrays, vectors = (sums, layer.bias, layer.scale, words), layer.outputs // dense.LANES
+                word, stride = (i * width + j) * words.shape[2], words.shape[2]
+                compand_wide(arrays, (columns, third, count, vectors, layer.limit, word, stride))
+                continue
+            for p in range(count):
+                high, middle, low = sums[p, :third], sums[p, third : 2 * third], sums[p, 2 * third :]
+                for c in range(layer.outputs):
+                    total = kernels.joined(high[c], middle[c], low[c])
+                    value = np.floor((total + layer.bias[c]) * layer.scale[c])
+                    means[i, j + p, c] = np.int32(min(max(value, -layer.limit), layer.limit))
+    dense.release()
+
+
+@_compiled
+def _residuals(f, q, blocks, following, out):
+    """Residual blocks, of f (H, W, width) int16 in place, and what the layer `following` reads of it: out.
+
+    q: bytes of f as the first of them reads it, bordered; it is written over.
+    """
+    height, width, channels = f.shape
+    h = room(height, width, channels)
+    for n in range(len(blocks)):
+        convolve(q, height, width, blocks[n].wide, BYTES_ALONE, f, blocks[n].last, h, 0)
+        if n + 1 < len(blocks):
+            convolve(h, height, width, blocks[n].last, BOTH, f, blocks[n + 1].wide, q, 1)
+            replicate(q)
+        else:
+            convolve(h, height, width, blocks[n].last, BOTH, f, following, out, 0)
+
+
+@_compiled
+def _look(planes, enter, level, blocks, following, out):
+    """FixedBandPrior.look: planes (B, H, W, C) int16 -> out (B, H, W, width) uint8."""
+    batch, height, width, _ = planes.shape
+    channels = level.size
+    f, q = np.empty((height, width, channels), np.int16), room(height + 2, width + 2, channels)
+    none, first = np.empty((1, 1, 1), np.int32), blocks[0].wide
+    for b in range(batch):
+        _wide(planes[b], enter, True, f, none)
+        for i in range(height):
+            for j in range(width):
+                for c in range(channels):
+                    value = np.int32(f[i, j, c]) + np.int32(level[c])
+                    f[i, j, c] = value
+                    q[i + 1, j + 1, c] = min(max(np.int32(value + first.half[c]) >> first.shift[c], 0), 255)
+        replicate(q)
+        _residuals(f, q, blocks, following, out[b])
+
+
+@_compiled
+def _features(trunk, planes, net, base, hidden):
+    """FixedBand.features: trunk (B, H, W, width) uint8, planes (B, H, W, known) int16, to base and hidden."""
+    batch, height, width, channels = trunk.shape
+    known, means = planes.shape[3], base.shape[3]
+    x = np.empty((height, width, known + means), np.int16)
+    f, none = np.empty((height, width, channels), np.int16), np.empty((1, 1, 1), np.int32)
+    t, q, h = (
+        room(height, width, channels),
+        room(height + 2, width + 2, channels),
+        room(height, width, channels),
+    )
+    for b in range(batch):
+        _wide(planes[b], net.base, False, f, base[b])
+        for i in range(height):
+            for j in range(width):
+                for c in range(known):
+                    x[i, j, c] = planes[b, i, j, c]
+                for c in range(means):
+                    x[i, j, known + c] = base[b, i, j, c] + (1 << TO_SAMPLES - 1) >> TO_SAMPLES
+        _wide(x, net.enter, True, f, none)
+        t[...] = trunk[b]
+        convolve(t, height, width, net.trunk, BOTH, f, net.blocks[0].wide, q, 1)
+        replicate(q)
+        _residuals(f, q, net.blocks, net.hidden, h)
+        convolve(h, height, width, net.hidden, WORDS, hidden[b], net.hidden, h, 0)
+
+
+@_compiled
+def _mixture(base, hidden, planes, first, channel, layers, out, near, units, table, weights, means, scales):
+    """FixedBand.mixture, of N positions: base (N, C), hidden (N, ..), planes (N, ..), near (N or 0,) int16.
+
+    layers: beside and linear of source/mixing.py; to weights, means and scales, (K, N) int32.
+    """
+    count, (beside, linear) = len(base), layers
+    q, mean = room(1, count, hidden.shape[1] // base.shape[1]), np.empty(count, np.int32)
+    kernels.look_beside(
+        *(base, hidden, planes, first, channel, beside, linear),
+        *(out.half, out.shift, dense.NARROW, units, q[0], mean),
+    )
+    for n in range(len(near)):
+        mean[n] += np.int32(near[n]) << TO_SAMPLES
+    outputs = np.empty((1, count, -(-out.outputs // dense.LANES) * dense.LANES), np.int16)
+    convolve(q, 1, count, out, WORDS, outputs, out, q, 0)
+    kernels.mix(outputs[0], mean, table, units, weights, means, scales)
+
+
+# -- of the layers of bands.py -------------------------------------------------------------------------------
+
+
+def is_used(x):
+    """Whether networks of maps such as this are fused."""
+    return passes.is_compiled(x) and dense.available() and not products.forced()
+
+
+def serves(x, blocks, *wides):
+    """Whether `look` and `features` know networks with these blocks and wide layers, of such maps."""
+    return (
+        is_used(x)
+        and len(blocks) > 0
+        and len(blocks[0].last.bias) % dense.LANES == 0
+        and all(_is_narrow(layer) for block in blocks for layer in (block.wide, block.last))
+        and all(_wide_of(layer) for layer in wides)
+    )
+
+
+def _is_narrow(layer):
+    return (layer.low, layer.high) == (0, dense.NARROW)
+
+
+def _dense(layer):
+    def make():
+        reads, gives = layer.tables(layer.bias)[:2], layer.tables(layer.bias)[2:]
+        return dense.dense(layer.weight.numpy(), reads, gives)
+
+    return layer.once("dense", make)
+
+
+def _wide_of(layer):
+    """A Wide of a FixedWide, or None where it has too many channels."""
+
+    def make():
+        at_once, bytes_ = products.split_bytes(layer.weight)
+        if not at_once:
+            return None
+        _, _, bias, scale = layer.tables(layer.weight)
+        limits = float(layer.limit), layer.low, layer.high
+        return Wide(
+            dense.packed(bytes_.numpy()), layer.kernel[0], len(bias), len(bytes_) // 3, bias, scale, *limits
+        )
+
+    return layer.once("wide", make)
+
+
+def _blocks(blocks):
+    return tuple(Block(_dense(block.wide), _dense(block.last)) for block in blocks)
+
+
+def look(prior, planes, level):
+    """FixedBandPrior.look, of a level of its own or the last's: what its trunk is to the bands."""
+    out = planes.new_empty((*planes.shape[:3], prior.level.shape[1]), dtype=torch.uint8)
+    following = _dense(prior.bands[0].trunk)
+    enter = _wide_of(prior.enter)
+    _look(planes.numpy(), enter, prior.level[level].numpy(), _blocks(prior.trunk), following, out.numpy())
+    return out
+
+
+def features(band, trunk, planes):
+    """FixedBand.features."""
+    net = Net(
+        _wide_of(band.base),
+        _wide_of(band.enter),
+        _dense(band.trunk),
+        _blocks(band.blocks),
+        _dense(band.hidden),
+    )
+    size, outputs = trunk.shape[:3], net.hidden.outputs
+    base = planes.new_empty((*size, net.base.outputs), dtype=torch.int32)
+    hidden = planes.new_empty((*size, -(-outputs // dense.LANES) * dense.LANES))
+    _features(trunk.numpy(), planes.numpy(), net, base.numpy(), hidden.numpy())
+    return base, hidden[..., :outputs]
+
+
+def mixture(band, base, hidden, planes, first, channel, near):
+    """FixedBand.mixture: weights, means and scales, (K, B, 1, H, W) int32."""
+    out, size = band.out[channel], base.shape[:3]
+    beside = (band.beside[channel - 1], band.linear[channel - 1]) if channel else None
+    layers = mixing.layers_beside(beside, out.weight.shape[1], hidden)
+    fields = [
+        torch.empty((out.weight.shape[0] // 3, len(base), 1, *size[1:]), dtype=torch.int32) for _ in range(3)
+    ]
+    flat = [field.view(len(field), -1).numpy() for field in fields]
+    maps = [t.reshape(-1, t.shape[-1]).numpy() for t in (base, hidden, planes)]
+    near = NOTHING if near is None else near.reshape(-1).numpy()
+    _mixture(*maps, first, channel, layers, _dense(out), near, mixing.UNITS, SCALE, *flat)
+    return fields
