@@ -77,11 +77,8 @@ def _bytes(x, low, high):
         for j in range(width):
             line = q[i + 1, j + 1]
             for c in range(channels):
-                value = np.int32(
-                    min(max(np.int32(x[i, j, c]), np.int32(low)), np.int32(high)) - np.int32(low)
-                )
-                line[c] = np.uint8(value >> np.int32(8))
-                line[channels + c] = np.uint8(value & np.int32(255))
+                value = min(max(np.int32(x[i, j, c]), low), high) - low
+                line[c], line[channels + c] = value >> 8, value & 255
             line[2 * channels :] = 0
     replicate(q)
     return q

@@ -4,7 +4,8 @@ A library's convolution leaves sums in memory, to be read again, and takes and g
 which threads wait by turns, tens of microseconds each time. Here a network of many layers is one compiled
 function that calls `convolve`, layer by layer.
 Processors: x86 with AMX, for which Linux grants its tiles once a process asks, or with AVX-512 VNNI. Which of
-them is compiled for follows from the features of the processor, which numba's cache knows.
+them is compiled for follows from the features of the processor, which numba's cache knows. What it does not
+know is that functions of source/fused.py have what is here compiled in: touch that file after a change.
 """
 
 import ctypes
@@ -408,9 +409,8 @@ WORDS, BYTES_ALONE, BOTH = 0, 1, 2
 def room(height, width, channels):
     """A map of bytes, (H, W, C), beyond which may be read, for nothing."""
     count = height * width * channels
-    return np.empty(count + (PIXELS + 4) * channels + BYTES, np.uint8)[:count].reshape(
-        height, width, channels
-    )
+    memory = np.empty(count + (PIXELS + 4) * channels + BYTES, np.uint8)
+    return memory[:count].reshape(height, width, channels)
 
 
 @_compiled
