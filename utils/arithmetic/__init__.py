@@ -7,5 +7,6 @@ fixed      layers of networks in integers, equal on every machine, with the proo
 products   ways to sum products of integers, all of them exact; the fastest is chosen by trial
 passes     what lies between two products: for the CPU compiled, for other devices in tensors
 kernels    the compiled passes
+dense      convolutions and what comes after them in a processor's own instructions
 crew       work spread over threads, one core each
 """
