@@ -223,7 +223,9 @@ def _is_narrow(layer):
 def _dense(layer):
     def make():
         reads, gives = layer.tables(layer.bias)[:2], layer.tables(layer.bias)[2:]
-        return dense.dense(layer.weight.numpy(), reads, gives)
+        # which stays where biases move
+        packed = layer.once("packed", lambda: dense.packed(layer.weight.numpy()))
+        return dense.dense(packed, layer.weight.shape, reads, gives)
 
     return layer.once("dense", make)
 

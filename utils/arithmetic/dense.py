@@ -79,7 +79,7 @@ def _is_exact():
     q[...] = draw.integers(0, 256, q.shape, np.uint8)
     q[:2] = NARROW
     bias, none = draw.integers(-(2**20), 2**20, outputs), np.zeros(outputs, np.int64)
-    layer = dense(weight, (none[:channels], none[:channels]), (bias, none, none + 9))
+    layer = dense(packed(weight), weight.shape, (none[:channels], none[:channels]), (bias, none, none + 9))
     words = np.empty((height, width, -(-outputs // LANES) * LANES), np.int16)
     convolve(q, height, width, layer, WORDS, words, layer, q, 0)
     windows = np.lib.stride_tricks.sliding_window_view(q, (3, 3), (0, 1)).astype(np.int64)
@@ -127,10 +127,10 @@ def aligned(array):
     return copy
 
 
-def dense(weight, reads, gives):
-    """A Dense of weights (out, C, rows, columns), int8; reads: half, shift; gives: bias, left, right."""
+def dense(packed, shape, reads, gives):
+    """A Dense of packed weights of this shape; reads: half, shift; gives: bias, left, right."""
     tables = [np.pad(table, (0, -len(table) % OUTPUTS)).astype(np.int32) for table in (*gives, *reads)]
-    return Dense(packed(weight), weight.shape[2], len(weight), *tables)
+    return Dense(packed, shape[2], shape[0], *tables)
 
 
 # -- what is written in the processor's own instructions -----------------------------------------------------

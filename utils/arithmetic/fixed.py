@@ -194,7 +194,8 @@ class Fixed(nn.Module):
         return other
 
     def _forget_biases(self):
-        self._made = {key: made for key, made in self._made.copy().items() if key in products.WAYS}
+        kept = *products.WAYS, "packed"
+        self._made = {key: made for key, made in self._made.copy().items() if key in kept}
 
     @property
     def kernel(self):
