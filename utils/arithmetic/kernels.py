@@ -33,7 +33,7 @@ class _Told(event.Listener):
         module = found.data["dispatcher"].py_func.__module__ or ""
         if not self.told and module.partition(".")[0] in PACKAGES:
             self.told = True
-            logging.getLogger("flow").warning("compiling for this machine, once: some 15 seconds")
+            logging.getLogger("flow").warning("compiling for this machine, once: some 30 seconds")
 
     def on_end(self, found):
         pass
