@@ -22,7 +22,7 @@ from source.prior import Part
 from source.units import MAX_OCTAVE, MIN_OCTAVE
 from utils.arithmetic.crew import in_tiles
 from utils.arithmetic.fixed import Seen, check_finite
-from utils.arithmetic.integers import MIDDLE, STEPS
+from utils.arithmetic.integers import MIDDLE, STEPS, round_through
 from utils.arithmetic.passes import (
     ACTIVATION_BITS,
     FINE_BITS,
@@ -140,8 +140,8 @@ class Band(nn.Module):
         (B, width / 2, H, W).
         """
         base = self.base(planes)
-        # as integers see it, or what is learned of its fractions is lost there
-        seen = base + (_to_quarters(base) - base).detach()
+        # in quarters, as integers see it, or what is learned of its fractions is lost there
+        seen = round_through(base * (1 << SAMPLE_BITS)) / (1 << SAMPLE_BITS)
         entered = self.compand(self.enter(torch.cat([planes, seen], 1)))
         return base, self.hidden(self.blocks(self.trunk(trunk, onto=entered)))
 
@@ -268,11 +268,6 @@ class BandPrior(nn.Module):
 def _around(band):
     """Samples around 0, within what is exact."""
     return (band - MIDDLE).clamp(-INPUT_MAX, INPUT_MAX)
-
-
-def _to_quarters(means):
-    """The nearest samples in quarters: what to_samples gives, in steps."""
-    return torch.floor(means * (1 << SAMPLE_BITS) + 0.5) / (1 << SAMPLE_BITS)
 
 
 def origins(prior, coarse, unit):

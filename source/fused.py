@@ -1,6 +1,8 @@
 """Networks of the band-wise prior in integers, tile by tile, each as one compiled function.
 
 What bands.py says layer by layer, for processors that utils/arithmetic/dense.py knows: the same integers.
+Functions of dense.py and kernels.py are compiled in, of which numba's cache does not notice changes: touch
+this file then.
 """
 
 from typing import NamedTuple
@@ -28,7 +30,6 @@ from utils.arithmetic.dense import (
 from utils.arithmetic.passes import SAMPLE_BITS, WIDE_BITS
 
 _compiled = numba.njit(cache=True, nogil=True)
-_floating = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 NOTHING = np.empty(0, np.int16)
 TO_SAMPLES = WIDE_BITS - SAMPLE_BITS
@@ -37,7 +38,7 @@ TO_SAMPLES = WIDE_BITS - SAMPLE_BITS
 class Wide(NamedTuple):
     """A FixedWide of few channels: weights by bytes, `third` outputs of each kind; see products.split_bytes.
 
-    bias, scale, limit: of requantise_wide, low, high: of what it reads.
+    bias, scale, limit: of requantise_wide; none, low, high: of quantise, of what it reads.
     """
 
     packed: np.ndarray
@@ -47,6 +48,7 @@ class Wide(NamedTuple):
     bias: np.ndarray
     scale: np.ndarray
     limit: float
+    none: np.ndarray
     low: int
     high: int
 
@@ -69,48 +71,34 @@ class Net(NamedTuple):
 
 
 @_compiled
-def _bytes(x, low, high):
-    """Bytes of clamp(x, low, high) - low, high ones, then low ones, bordered; x (H, W, C) int16."""
-    height, width, channels = x.shape
-    q = room(height + 2, width + 2, -(-2 * channels // products.BLOCK) * products.BLOCK)
-    for i in range(height):
-        for j in range(width):
-            line = q[i + 1, j + 1]
-            for c in range(channels):
-                value = min(max(np.int32(x[i, j, c]), low), high) - low
-                line[c], line[channels + c] = value >> 8, value & 255
-            line[2 * channels :] = 0
-    replicate(q)
-    return q
-
-
-@_floating
 def _wide(x, layer, companded, words, means):
     """A FixedWide of x (H, W, C) int16: companded to words (H, W, out) int16, or means (H, W, out) int32."""
-    height, width = x.shape[:2]
-    q = _bytes(x, layer.low, layer.high)
-    across, channels = q.shape[1:]
-    blocks, third = layer.packed.shape[0], layer.third
-    chunks, columns = layer.packed.shape[1] // layer.rows, blocks * OUTPUTS
-    sums, size = np.empty((PIXELS, columns), np.int32), layer.packed.shape[1] * WEIGHTS
+    height, width, channels = x.shape
+    across, lines = width + 2, height + 2
+    # bytes of what it reads, high ones, then low ones
+    read = np.empty((1, lines, across, channels), np.int16)
+    reads = layer.none, layer.none, layer.low, layer.high
+    kernels.quantise(x.reshape(1, height, width, channels), *reads, layer.low, (1, 1), read)
+    q = room(lines, across, -(-2 * channels // products.BLOCK) * products.BLOCK)
+    pixel = q.shape[2]
+    kernels.halve_bytes(read.reshape(lines * across, channels), q.reshape(1, lines * across, pixel))
+    third, columns = layer.third, len(layer.packed) * OUTPUTS
+    chunks, size = layer.packed.shape[1] // layer.rows, layer.packed.shape[1] * WEIGHTS
+    sums = np.empty((1, PIXELS, columns), np.int32)
     dense.configure()
     for i in range(height):
         for j in range(0, width, PIXELS):
-            start, count = (i * across + j) * channels, min(PIXELS, width - j)
-            for block in range(blocks):
-                place = start, across * channels, channels, layer.rows, chunks, block * size
+            start, count = (i * across + j) * pixel, min(PIXELS, width - j)
+            for block in range(len(layer.packed)):
+                place = start, across * pixel, pixel, layer.rows, chunks, block * size
                 multiply((q, layer.packed, sums), (*place, block * OUTPUTS, 4 * columns))
             if companded:
                 arrays, vectors = (sums, layer.bias, layer.scale, words), layer.outputs // dense.LANES
                 word, stride = (i * width + j) * words.shape[2], words.shape[2]
                 compand_wide(arrays, (columns, third, count, vectors, layer.limit, word, stride))
-                continue
-            for p in range(count):
-                high, middle, low = sums[p, :third], sums[p, third : 2 * third], sums[p, 2 * third :]
-                for c in range(layer.outputs):
-                    total = kernels.joined(high[c], middle[c], low[c])
-                    value = np.floor((total + layer.bias[c]) * layer.scale[c])
-                    means[i, j + p, c] = np.int32(min(max(value, -layer.limit), layer.limit))
+            else:
+                parts, out = sums[:, :count, : 3 * third], means[i, j : j + count]
+                kernels.requantise_thirds(parts, layer.bias, layer.scale, layer.limit, out)
     dense.release()
 
 
@@ -138,15 +126,14 @@ def _look(planes, enter, level, blocks, following, out):
     channels = level.size
     f, q = np.empty((height, width, channels), np.int16), room(height + 2, width + 2, channels)
     none, first = np.empty((1, 1, 1), np.int32), blocks[0].wide
+    maps = f.reshape(1, *f.shape), q.reshape(1, *q.shape)
     for b in range(batch):
         _wide(planes[b], enter, True, f, none)
         for i in range(height):
             for j in range(width):
                 for c in range(channels):
-                    value = np.int32(f[i, j, c]) + np.int32(level[c])
-                    f[i, j, c] = value
-                    q[i + 1, j + 1, c] = min(max(np.int32(value + first.half[c]) >> first.shift[c], 0), 255)
-        replicate(q)
+                    f[i, j, c] += level[c]
+        kernels.quantise(maps[0], first.half, first.shift, 0, dense.NARROW, 0, (1, 1), maps[1])
         _residuals(f, q, blocks, following, out[b])
 
 
@@ -157,11 +144,8 @@ def _features(trunk, planes, net, base, hidden):
     known, means = planes.shape[3], base.shape[3]
     x = np.empty((height, width, known + means), np.int16)
     f, none = np.empty((height, width, channels), np.int16), np.empty((1, 1, 1), np.int32)
-    t, q, h = (
-        room(height, width, channels),
-        room(height + 2, width + 2, channels),
-        room(height, width, channels),
-    )
+    # the trunk, and what the last layer reads, and between them what residual blocks do
+    h, q = room(height, width, channels), room(height + 2, width + 2, channels)
     for b in range(batch):
         _wide(planes[b], net.base, False, f, base[b])
         for i in range(height):
@@ -170,9 +154,10 @@ def _features(trunk, planes, net, base, hidden):
                     x[i, j, c] = planes[b, i, j, c]
                 for c in range(means):
                     x[i, j, known + c] = base[b, i, j, c] + (1 << TO_SAMPLES - 1) >> TO_SAMPLES
+                for c in range(channels):
+                    h[i, j, c] = trunk[b, i, j, c]
         _wide(x, net.enter, True, f, none)
-        t[...] = trunk[b]
-        convolve(t, height, width, net.trunk, BOTH, f, net.blocks[0].wide, q, 1)
+        convolve(h, height, width, net.trunk, BOTH, f, net.blocks[0].wide, q, 1)
         replicate(q)
         _residuals(f, q, net.blocks, net.hidden, h)
         convolve(h, height, width, net.hidden, WORDS, hidden[b], net.hidden, h, 0)
@@ -237,8 +222,8 @@ def _wide_of(layer):
         at_once, bytes_ = products.split_bytes(layer.weight)
         if not at_once:
             return None
-        _, _, bias, scale = layer.tables(layer.weight)
-        limits = float(layer.limit), layer.low, layer.high
+        none, _, bias, scale = layer.tables(layer.weight)
+        limits = float(layer.limit), none, layer.low, layer.high
         return Wide(
             dense.packed(bytes_.numpy()), layer.kernel[0], len(bias), len(bytes_) // 3, bias, scale, *limits
         )
@@ -277,13 +262,10 @@ def features(band, trunk, planes):
 
 def mixture(band, base, hidden, planes, first, channel, near):
     """FixedBand.mixture: weights, means and scales, (K, B, 1, H, W) int32."""
-    out, size = band.out[channel], base.shape[:3]
+    out = band.out[channel]
     beside = (band.beside[channel - 1], band.linear[channel - 1]) if channel else None
     layers = mixing.layers_beside(beside, out.weight.shape[1], hidden)
-    fields = [
-        torch.empty((out.weight.shape[0] // 3, len(base), 1, *size[1:]), dtype=torch.int32) for _ in range(3)
-    ]
-    flat = [field.view(len(field), -1).numpy() for field in fields]
+    fields, flat = mixing.empty_fields(out.weight.shape[0] // 3, base.shape[:3])
     maps = [t.reshape(-1, t.shape[-1]).numpy() for t in (base, hidden, planes)]
     near = NOTHING if near is None else near.reshape(-1).numpy()
     _mixture(*maps, first, channel, layers, _dense(out), near, mixing.UNITS, SCALE, *flat)

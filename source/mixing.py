@@ -92,10 +92,8 @@ def mixture_fields(outputs, mean):
     Returns three of (K, B, 1, H, W), int32.
     """
     components = outputs.shape[-1] // 3
-    shape = components, len(outputs), 1, *outputs.shape[1:3]
     if is_compiled(outputs):
-        fields = tuple(torch.empty(shape, dtype=torch.int32) for _ in range(3))
-        flat = [field.view(components, -1).numpy() for field in fields]
+        fields, flat = empty_fields(components, mean.shape)
         kernels.mix(outputs.view(-1, 3 * components).numpy(), mean.view(-1).numpy(), SCALE, UNITS, *flat)
         return fields
     table = torch.from_numpy(SCALE).to(outputs.device)
@@ -105,7 +103,14 @@ def mixture_fields(outputs, mean):
     total = (mean.long() << WIDE_LEFT) + offsets.long() * table[scale].long() + MIDDLE_MEAN
     below = (logits.amax(0) - logits + half >> STEP_SHIFT).clamp(max=SCALES - 1)
     fields = table[SCALES - 1 - below] >> WEIGHT_SHIFT, total + (1 << MEAN_SHIFT - 1) >> MEAN_SHIFT, scale
-    return tuple(field.int().view(shape) for field in fields)
+    return tuple(field.int().unsqueeze(2) for field in fields)
+
+
+def empty_fields(components, size):
+    """Weights, means and scales to fill in, three of (K, B, 1, H, W), int32; the same as arrays (K, N)."""
+    batch, height, width = size
+    fields = [torch.empty((components, batch, 1, height, width), dtype=torch.int32) for _ in range(3)]
+    return fields, [field.view(components, -1).numpy() for field in fields]
 
 
 def look_beside(base, hidden, planes, first, channel, layers, out):

@@ -4,8 +4,7 @@ A library's convolution leaves sums in memory, to be read again, and takes and g
 which threads wait by turns, tens of microseconds each time. Here a network of many layers is one compiled
 function that calls `convolve`, layer by layer.
 Processors: x86 with AMX, for which Linux grants its tiles once a process asks, or with AVX-512 VNNI. Which of
-them is compiled for follows from the features of the processor, which numba's cache knows. What it does not
-know is that functions of source/fused.py have what is here compiled in: touch that file after a change.
+them is compiled for follows from the features of the processor, which numba's cache knows.
 """
 
 import ctypes
@@ -161,8 +160,8 @@ def _pointer(builder, address, kind=I8):
     return builder.inttoptr(address, kind.as_pointer())
 
 
-def _load(builder, address, kind=INTEGERS, align=1):
-    return builder.load(_pointer(builder, address, kind), align=align)
+def _load(builder, address, kind=INTEGERS):
+    return builder.load(_pointer(builder, address, kind), align=1)
 
 
 def _store(builder, value, address):
@@ -451,8 +450,10 @@ def convolve(q, height, width, layer, kind, words, following, out, border):
 @_compiled
 def replicate(q):
     """Fill the border, of one pixel, of a map (H, W, C) with what is next to it."""
-    height, width = q.shape[:2]
-    for i in range(1, height - 1):
-        q[i, 0] = q[i, 1]
-        q[i, width - 1] = q[i, width - 2]
-    q[0], q[height - 1] = q[1], q[height - 2]
+    height, width, channels = q.shape
+    for i in range(1, height - 1):  # number by number, as assignments of slices take seconds to compile
+        for c in range(channels):
+            q[i, 0, c], q[i, width - 1, c] = q[i, 1, c], q[i, width - 2, c]
+    for j in range(width):
+        for c in range(channels):
+            q[0, j, c], q[height - 1, j, c] = q[1, j, c], q[height - 2, j, c]

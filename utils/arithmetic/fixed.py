@@ -126,8 +126,9 @@ def _round_weights(weight, bias, largest, reach, exact, mean=0.0):
     k = k.clamp(max=RIGHT_MAX if exact == EXACT else WIDE_RIGHT_MAX - 15)
     for _ in range(64):
         scale = _power(k)
-        whole = torch.round(weight * scale.view(-1, *[1] * (weight.dim() - 1)))
-        left = (weight - whole / scale.view(-1, *[1] * (weight.dim() - 1))) * mean
+        rows = scale.view(-1, *[1] * (weight.dim() - 1))
+        whole = torch.round(weight * rows)
+        left = (weight - whole / rows) * mean
         b = torch.round((bias + left.flatten(1).sum(1)) * scale)
         bound = whole.flatten(1).abs().sum(1) * reach + b.abs() + _power(k.clamp(min=0))
         over = (bound >= exact) | (whole.flatten(1).abs().amax(1) > largest)
