@@ -50,8 +50,7 @@ FOLDER = {
     "start": Option(
         None,
         "model folder whose weights to begin with; this model may have other -ownLevels, more -components, "
-        "-prior bands of more -width or -ownWidth, with -differences, and behind -lifting where the other "
-        "has -repeat 0",
+        "wider and deeper networks of -prior bands, -differences, and -lifting where the other has -repeat 0",
     ),
     "load": Option(False, "go on with the training in the folder; architecture and data set are its own"),
 }

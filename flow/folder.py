@@ -4,7 +4,7 @@ parameter.json                 every option, resolved, and the side of patches
 savings/latest.safetensors     weights, optimiser and progress: what -load goes on from
 savings/epoch_N.safetensors    the same, periodic, the last few
 savings/best_test.safetensors  the weights with the lowest test loss; best_train likewise
-savings/..._frozen.safetensors the same in integers, which the codec uses; enough to decode
+savings/..._frozen.safetensors.xz   the same in integers, which the codec uses; packed, enough to decode
 records/losses.csv             bits per dimension of every epoch
 records/bands.csv              of which so many for each band of the test images; level 0 is the finest
 records/board/                 the losses for TensorBoard, with -board
@@ -26,6 +26,7 @@ from flow.options import ARCHITECTURE
 from utils.box import BOX, ROOT
 from utils.data.datasets import load, split_target
 from utils.files import (
+    PACKED,
     contents,
     has_checksum,
     load_state,
@@ -46,6 +47,8 @@ PAPER = (
 ENGINE = 2
 # The images on which the ranges of activations are observed: their number and side.
 SAMPLES, SAMPLE_SIDE = 16, 128
+# What names of weights in integers end with.
+FROZEN = "_frozen"
 WEIGHTS = "best_test", "best_train", "latest"
 RESUMABLE = "latest", "best_test", "best_train"
 STORED = (
@@ -71,8 +74,11 @@ def savings(folder):
 
 
 def saving(folder, name):
-    """The file of the weights with a name: latest, best_test, best_train, or what epoch_name gives."""
-    return savings(folder) / f"{name}.safetensors"
+    """The file of the weights with a name: latest, best_test, best_train, or what epoch_name gives.
+
+    Of those in integers, all that a decoder needs, it is packed: two of five of their bits say nothing.
+    """
+    return savings(folder) / f"{name}.safetensors{PACKED if name.endswith(FROZEN) else ''}"
 
 
 def epoch_name(epoch):
@@ -201,11 +207,12 @@ def _names(weights):
     return WEIGHTS if weights is None else (weights,)
 
 
-def _frozen_path(folder, weights):
-    """The file of weights in integers, there or not; it may stand alone, where there are no weights."""
+def _weights_and_frozen(folder, weights):
+    """The files of weights, and of these in integers, of which either may not be there."""
     names = _names(weights)
-    path = find_saving(folder, (*names, *(f"{name}_frozen" for name in names)))
-    return path.with_stem(f"{path.stem.removesuffix('_frozen')}_frozen")
+    path = find_saving(folder, (*names, *(name + FROZEN for name in names)))
+    name = path.name.partition(".")[0].removesuffix(FROZEN)
+    return saving(folder, name), saving(folder, name + FROZEN)
 
 
 def open_model(folder, weights=None, device="cpu"):
@@ -278,8 +285,7 @@ def freeze(folder, weights=None):
     damaged, or may be: those of earlier versions have no checksum.
     Raises ValueError for such weights, or if they are too large to be frozen.
     """
-    frozen = _frozen_path(folder, weights)
-    path = frozen.with_stem(frozen.stem.removesuffix("_frozen"))
+    path, frozen = _weights_and_frozen(folder, weights)
     state = load_state(frozen) if frozen.exists() else {}
     if not path.exists():
         if state.get("engine") != ENGINE:
@@ -305,7 +311,7 @@ def stored_identity(folder):
 
     Raises ValueError if the folder has no weights either, or a damaged file.
     """
-    path = _frozen_path(folder, None)
+    _, path = _weights_and_frozen(folder, None)
     return str(load_state(path).get("identity", "")) if path.exists() else ""
 
 

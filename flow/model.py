@@ -166,8 +166,9 @@ def build(options):
     if o["simplePrior"] and o["prior"] == "bands":
         raise ValueError("-simplePrior and -prior bands: need one of them at most")
     simple = o["simplePrior"] or o["prior"] == "simple"
-    if o["ownWidth"] and not o["ownLevels"]:
-        raise ValueError("-ownWidth is of the networks of -ownLevels: give that too")
+    for name in ("ownWidth", "ownBlocks"):
+        if o[name] and not o["ownLevels"]:
+            raise ValueError(f"-{name} is of the networks of -ownLevels: give that too")
     if o["diffDetail"] and not simple:
         raise ValueError("-diffDetail is a form of the simple prior: give -simplePrior too")
     if o["lifting"] != "none" and not o["repeat"]:
@@ -190,10 +191,11 @@ def build(options):
     elif simple:
         detail = SimplePrior(start)
     elif o["prior"] == "bands":
-        shape = {name: o[name] for name in ("blocks", "components", "differences")}
+        shape = {name: o[name] for name in ("components", "differences")}
+        own = o["ownWidth"] or o["width"], o["ownBlocks"] or o["blocks"]
+        sizes = [*o["ownLevels"] * [own], (o["width"], o["blocks"])]
         details = pyramid.level(0).details
-        widths = [*o["ownLevels"] * [o["ownWidth"] or o["width"]], o["width"]]
-        priors = [BandPrior(width, **shape, details=details) for width in widths]
+        priors = [BandPrior(*size, **shape, details=details) for size in sizes]
         detail = LevelPriors(priors) if o["ownLevels"] else priors[0]
     else:
         detail = ConditionalPrior(o["hchnl"], o["nhidden"], start)

@@ -40,13 +40,16 @@ ARCHITECTURE = {
     "ownWidth": Option(
         0, "channels of the networks of -ownLevels; 0: as many as -width says", least=0, most=2048
     ),
+    "ownBlocks": Option(
+        0, "residual blocks of the networks of -ownLevels, as of -blocks; 0: as many", least=0, most=6
+    ),
     "differences": Option(
         False,
         "networks of -prior bands see pixels less the mean of the nearest ones of the coarse band (-lifting "
         "has no others), and learn slowly what they make of the mean of pixels",
     ),
 }  # fmt: skip
-BAND_PRIOR_OPTIONS = "width", "blocks", "components", "ownLevels", "ownWidth", "differences"
+BAND_PRIOR_OPTIONS = "width", "blocks", "components", "ownLevels", "ownWidth", "ownBlocks", "differences"
 
 TRAINING = {
     "epoch": Option(400, "epochs to train, from the start", least=1),

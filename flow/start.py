@@ -1,5 +1,6 @@
 """A training that begins with the weights of another model: smaller, or without the transform."""
 
+import re
 from operator import gt
 
 import torch
@@ -25,6 +26,8 @@ MADE_OF = {
     (True, True, True): (DIFFERENCES_OF_LIFTING, THE_SAME, 0),
     (False, False, True): (PIXELS_OF_DIFFERENCES, None, 0),
 }
+# Of residual blocks, of which a model may have more: the layers in them, by name.
+BLOCK = re.compile(r"(trunk|blocks)\.\d+\.(wide|(?P<last>last))\.")
 # Three taps -> those of the same filter behind that mean; what falls outside is added to the last.
 NEXT = torch.tensor([[1 / 2, 1 / 2, 0], [0, 1 / 2, 1 / 2], [0, 0, 1]], dtype=torch.float64)
 
@@ -35,9 +38,10 @@ def inherit(model, parent):
     The model may have more levels of its own (-ownLevels), each of which begins as what served it before, or
     fewer: what serves the others then begins as what served the finest of these. It may have up to twice as
     many -components, of which those with the lowest numbers are halved. A band-wise prior may be wider
-    (-width, -ownWidth): what was there does not read the further channels at first. And it may come behind
-    -lifting where the parent's comes behind none (-repeat 0), or have -differences where the parent has not:
-    it reads pixels out of what it sees, nearly.
+    (-width, -ownWidth): what was there does not read the further channels at first; and deeper (-blocks,
+    -ownBlocks): further blocks add nothing at first. And it may come behind -lifting where the parent's comes
+    behind none (-repeat 0), or have -differences where the parent has not: it reads pixels out of what it
+    sees, nearly.
     Raises ValueError if other options of the architecture are different.
     """
     if model.ycocg != parent.ycocg:
@@ -56,13 +60,16 @@ def inherit(model, parent):
         raise ValueError("-start: that model does not fit: one of the two has -differences")
     if lifted:
         given |= dict(model.pyramid.named_parameters(prefix="pyramid"))
-    slow = {_in_parent(name, given): count for name, count in _slow(model).items()}
+    sets = len(getattr(parent.detail, "levels", []))
+    slow = {_in_parent(name, sets): count for name, count in _slow(model).items()}
     given |= {n: with_means(given[n], count, 1 / SLOW) for n, count in slow.items() if n in given}
     with torch.no_grad():
         for name, p in model.named_parameters():
-            there = _in_parent(name, given)
+            there = _in_parent(name, sets)
             weight = given.get(there)
             taken.add(there)
+            if weight is None and (further := BLOCK.search(name)):
+                weight = torch.zeros_like(p) if further["last"] else p
             if weight is not None and ".out." in name:
                 weight = _with_components(weight, len(p) // 3)
             if weight is not None and bands and name.startswith("detail."):
@@ -70,8 +77,8 @@ def inherit(model, parent):
             if weight is None or weight.shape != p.shape:
                 raise ValueError(f"-start: that model does not fit: {name}")
             p.copy_(weight)
-    sets = len(getattr(model.detail, "levels", [None]))
-    if left := {name for name in given.keys() - taken if _set_of(name) < sets}:
+    wanted = len(getattr(model.detail, "levels", [None]))
+    if left := {name for name in given.keys() - taken if _set_of(name) < wanted}:
         raise ValueError(f"-start: that model does not fit: it has {min(left)}")
 
 
@@ -136,18 +143,16 @@ def _set_of(name):
     return int(name.split(".")[2]) if name.startswith("detail.levels.") else 0
 
 
-def _in_parent(name, given):
-    """The name of what served a level before it had weights of its own, or shared them with others."""
-    if name in given or not name.startswith("detail."):
+def _in_parent(name, sets):
+    """The name of what served a level before it had weights of its own, or shared them with others.
+
+    sets: how many the parent has, numbered; 0: one without a number.
+    """
+    if not name.startswith("detail."):
         return name
-    if not name.startswith("detail.levels."):
-        alone = name.replace("detail.", "detail.levels.0.", 1)
-        return alone if alone in given else name
-    _, _, level, rest = name.split(".", 3)
-    while f"detail.levels.{level}.{rest}" not in given and int(level) > 0:
-        level = str(int(level) - 1)
-    name = f"detail.levels.{level}.{rest}"
-    return name if name in given else f"detail.{rest}"
+    level, own = _set_of(name), name.startswith("detail.levels.")
+    rest = name.split(".", 3)[3] if own else name.removeprefix("detail.")
+    return f"detail.levels.{min(level, sets - 1)}.{rest}" if sets else f"detail.{rest}"
 
 
 def _with_components(weight, count):

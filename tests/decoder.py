@@ -31,6 +31,7 @@ LATER_OPTIONS = {
     "components": 3,
     "ownLevels": 0,
     "ownWidth": 0,
+    "ownBlocks": 0,
     "differences": False,
 }
 

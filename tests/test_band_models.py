@@ -34,7 +34,7 @@ SCHEMES = {
     "luma": {"lifting": "luma", "HUE": True},
     "luma differences": {"lifting": "luma", "HUE": True, "differences": True},
     "own levels": {"repeat": 0, "HUE": True, "ownLevels": 2},
-    "wider own levels": {"repeat": 0, "HUE": True, "ownLevels": 1, "ownWidth": 10},
+    "larger own levels": {"repeat": 0, "HUE": True, "ownLevels": 1, "ownWidth": 10, "ownBlocks": 2},
     "differences": {"repeat": 0, "HUE": True, "differences": True},
 }
 

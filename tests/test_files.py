@@ -2,6 +2,7 @@
 
 import errno
 import json
+import lzma
 import math
 import os
 import signal
@@ -12,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from utils import files
 from utils.files import (
@@ -162,13 +163,13 @@ def test_a_state_that_makes_no_sense_is_one_line(state, tmp_path, monkeypatch):
 STATE = {"epoch": 3, "best": 4.25, "nats": math.inf, "history": [{"epoch": 1}]}
 
 
-@pytest.fixture
-def saved(tmp_path):
-    """A file of several types and shapes, and what it holds."""
+@pytest.fixture(params=["a.safetensors", "a.safetensors.xz"])
+def saved(request, tmp_path):
+    """A file of several types and shapes, packed or not, and what it holds."""
     tensors = {"half": torch.ones(3).half(), "step": torch.tensor(2.0), "none": torch.zeros(0, 2)}
     tensors |= {"byte": torch.arange(6, dtype=torch.int8).view(2, 3).T}
-    save_tensors(tmp_path / "a.safetensors", tensors, STATE)
-    return tmp_path / "a.safetensors", tensors
+    save_tensors(tmp_path / request.param, tensors, STATE)
+    return tmp_path / request.param, tensors
 
 
 def test_every_bit_of_a_saving_is_checked(saved):
@@ -186,8 +187,34 @@ def test_every_bit_of_a_saving_is_checked(saved):
             assert all(torch.equal(given[name], tensors[name]) for name in tensors)
 
 
+@pytest.mark.parametrize("saved", ["a.safetensors"], indirect=True)
 def test_a_saving_from_before_the_checksum_is_read(saved):
     path, tensors = saved
     path.write_bytes(save({"x": torch.ones(2)}, metadata={"state": json.dumps(STATE)}))
     given, state = load_tensors(path)
     assert (list(given), state, has_checksum(path)) == (["x"], STATE, False)
+
+
+def test_a_packed_file_is_a_packed_file_of_tensors(saved):
+    path, tensors = saved
+    data = lzma.decompress(path.read_bytes()) if path.suffix == files.PACKED else path.read_bytes()
+    given = load(data)
+    assert given.keys() == tensors.keys() and all(torch.equal(given[n], tensors[n]) for n in tensors)
+
+
+@pytest.mark.parametrize("cut", [0, 5, 40, -1])
+def test_a_packed_file_that_ends_too_soon(cut, tmp_path):
+    path = tmp_path / "a.safetensors.xz"
+    save_tensors(path, {"x": torch.randn(500)}, {})
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(ValueError, match=r"a\.safetensors\.xz: not weights of this project, or damaged"):
+        load_tensors(path)
+
+
+def test_a_few_bytes_do_not_unpack_to_all_of_the_memory(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors.xz"
+    save_tensors(path, {"x": torch.zeros(1 << 18)}, {})
+    assert path.stat().st_size * files._TIMES < 1 << 20 and len(load_tensors(path)[0]["x"]) == 1 << 18
+    monkeypatch.setattr(files, "_LEAST", 1 << 19)
+    with pytest.raises(ValueError, match="it unpacks to more than 524288 bytes"):
+        load_tensors(path)

@@ -79,7 +79,7 @@ def test_folder_of_a_model(folder):
     again, _, _ = open_frozen(folder)  # from the frozen file
     x, model = noise(2, 3, 9, 10), make_model("no couplings HUE").freeze(sample(SAMPLE_SIDE))
     assert streams(made, x) == streams(again, x) == streams(model, x) and name == identity(again, options)
-    _, state = load_tensors(folder / "savings" / "best_test_frozen.safetensors")
+    _, state = load_tensors(folder / "savings" / "best_test_frozen.safetensors.xz")
     assert json.dumps(state).count(name) == 1 and state["engine"] == ENGINE
 
 
@@ -91,7 +91,7 @@ def test_integers_are_enough_to_code(folder, by_flow):
     assert alone.compress(picture) == data and alone.decompress(data).tobytes() == picture.tobytes()
     with pytest.raises(ValueError, match=r"savings: none of best_test\.safetensors, .* is there"):
         open_model(folder)
-    path = folder / "savings" / "best_test_frozen.safetensors"
+    path = folder / "savings" / "best_test_frozen.safetensors.xz"
     tensors, state = load_tensors(path)
     save_tensors(path, tensors, state | {"engine": ENGINE - 1})
     with pytest.raises(ValueError, match=r"of another version, and no best_test\.safetensors"):

@@ -66,7 +66,7 @@ def test_losses_come_after_those_that_are_there_each_once(training, tmp_path, ca
     assert sorted(p.name for p in to.iterdir()) == ["parameter.json", "records", "savings"]
     assert sorted(p.name for p in (to / "savings").iterdir()) == [
         "best_test.safetensors",
-        "best_test_frozen.safetensors",
+        "best_test_frozen.safetensors.xz",
     ]
     assert capsys.readouterr().out.endswith(", anew\n")
 

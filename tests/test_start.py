@@ -69,6 +69,25 @@ def test_a_wider_prior_begins_as_it_was(width):
     assert not any(moved)  # nobody reads the further channels yet, but each is about to be
 
 
+@pytest.mark.parametrize("before, after", [(0, 1), (1, 2), (1, 4)])
+@pytest.mark.parametrize("own", [0, 1])
+def test_a_deeper_prior_begins_as_it_was(own, before, after):
+    """Of levels with networks of their own, or of all, which may be wider at the same time."""
+    parent = wild(ownLevels=own, blocks=before)
+    sizes = {"ownBlocks": after, "ownWidth": 8} if own else {"blocks": after, "width": 8}
+    model, images = build(SMALL | {"ownLevels": own, "blocks": before} | sizes), noise(2, 3, 37, 50)
+    inherit(model, parent)
+    torch.testing.assert_close(model.log_prob(images), parent.log_prob(images), rtol=1e-5, atol=0)
+    model.log_prob(images).sum().backward()
+    finest = model.detail.levels[0] if own else model.detail
+    further = [*finest.trunk[2 * before :], *(b for band in finest.bands for b in band.blocks[before:])]
+    assert len(further) == 5 * (after - before)
+    assert all((block.last.weight.grad != 0).any() for block in further)  # about to add something
+    shallow = build(SMALL | sizes | {"ownLevels": own, "ownBlocks": 0, "blocks": before})
+    with pytest.raises(ValueError, match=r"that model does not fit: it has detail\.\S+\.last\.bias"):
+        inherit(shallow, model)
+
+
 def read_no_further(model):
     """Leave out of kernels of samples what would be beyond them, were they to read the mean of two."""
     for name, conv in model.named_modules():

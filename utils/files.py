@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import lzma
 import os
 import platform
 import re
@@ -12,9 +13,8 @@ import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 UNFINISHED = ".unfinished"
 HOST = platform.node().partition(".")[0][:16]
@@ -25,6 +25,14 @@ _PATIENCE = 3600
 _count = itertools.count()
 # What the state of a saving has besides: its checksum, and its tensors'.
 _CHECKSUM = "crc32"
+# How a saving's file ends that is packed, and the bytes that it may come to, for each of its own or in all.
+PACKED, _TIMES, _LEAST = ".xz", 64, 1 << 26
+# No head of a saving is larger: safetensors' own limit.
+_HEAD_MOST = 100_000_000
+_DAMAGED = (
+    *(SafetensorError, lzma.LZMAError, EOFError, MemoryError),
+    *(KeyError, TypeError, ValueError, RecursionError),
+)
 
 
 @contextmanager
@@ -95,18 +103,26 @@ def write_table(path, columns, rows):
 
 
 def save_tensors(path, tensors, state):
-    """Write a dict of tensors and a JSON-able state, with a checksum, into one whole .safetensors file."""
+    """Write a dict of tensors and a JSON-able state, with a checksum, into one whole .safetensors file.
+
+    One whose name ends with PACKED as well is packed, which takes a second for each two megabytes.
+    """
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     state = state | {_CHECKSUM: _checksum(tensors, state)}
+    data = save(tensors, metadata={"state": json.dumps(state)})
     with replacing(path) as temporary:
         # not by safetensors itself, whose files nobody but their owner can read
-        temporary.write_bytes(save(tensors, metadata={"state": json.dumps(state)}))
+        temporary.write_bytes(lzma.compress(data, preset=9) if _is_packed(path) else data)
 
 
 def load_tensors(path):
     """Read what save_tensors wrote: (tensors on the CPU, state). Raises ValueError if it is damaged."""
-    with _reading(path) as (file, state, checksum):
-        tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    with _reading(path) as (head, rest, state, checksum):
+        most = max(_TIMES * Path(path).stat().st_size, _LEAST)
+        values = rest.read(most)
+        if rest.read(1):
+            raise ValueError(f"it unpacks to more than {most} bytes")
+        tensors = load(head + values)
         if checksum not in (None, _checksum(tensors, state)):
             raise ValueError("its checksum is another")
         return tensors, state
@@ -114,13 +130,13 @@ def load_tensors(path):
 
 def load_state(path):
     """Read the state alone of what save_tensors wrote. Raises ValueError if the file's head is damaged."""
-    with _reading(path) as (_, state, _):
+    with _reading(path) as (_, _, state, _):
         return state
 
 
 def has_checksum(path):
     """Whether a saving has one: those of earlier versions have none. Raises ValueError as load_state."""
-    with _reading(path) as (_, _, checksum):
+    with _reading(path) as (_, _, _, checksum):
         return checksum is not None
 
 
@@ -140,20 +156,27 @@ def _checksum(tensors, state):
     return checksum
 
 
+def _is_packed(path):
+    return Path(path).suffix == PACKED
+
+
 @contextmanager
 def _reading(path):
-    """Within: a .safetensors file, its state and its checksum, or None.
+    """Within: of a .safetensors file the head, the file where that ends, the state, and the checksum or None.
 
     What is wrong with them is a ValueError that names the file.
     """
     if Path(path).is_dir():
         raise ValueError(f"{path}: a folder, not weights")
     try:
-        with safe_open(path, framework="pt") as file:
-            state = json.loads(file.metadata()["state"])
+        with lzma.open(path) if _is_packed(path) else Path(path).open("rb") as file:
+            size = file.read(8)
+            count = int.from_bytes(size, "little")
+            text = file.read(count) if count <= _HEAD_MOST else b""
+            state = json.loads(json.loads(text)["__metadata__"]["state"])
             if not isinstance(state, dict):
                 raise TypeError("its state is not a table")
             checksum = state.pop(_CHECKSUM, None)
-            yield file, state, checksum
-    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            yield size + text, file, state, checksum
+    except _DAMAGED as error:
         raise ValueError(f"{path}: not weights of this project, or damaged ({error})") from None
