@@ -126,7 +126,6 @@ def test_others_are_computed_layer_by_layer(options):
 PROCESS = """
 import sys
 sys.path[:0] = "tests", "."
-import torch
 from test_bands import drawn_level, frozen_prior
 from source.prior import parts_in_turn
 from utils.arithmetic import dense

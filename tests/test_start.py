@@ -107,8 +107,8 @@ def assert_inside_equal(parent, model, images, fields):
     for before, after in zip(*pairs, strict=True):
         for field in fields:
             one, other = (getattr(x, field)[..., 8:-8, 8:-8] for x in (before, after))
-            # but for a mean of which rounding to quarters falls the other way
-            assert torch.isclose(one, other, rtol=1e-4, atol=1e-4).double().mean() > 0.98
+            near = torch.isclose(one, other, rtol=1e-4, atol=1e-4)
+            assert (~near).sum() <= 1  # where rounding a mean to quarters falls the other way
 
 
 @pytest.mark.parametrize("lifting", ["linear", "luma"])
