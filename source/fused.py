@@ -53,6 +53,10 @@ class Wide(NamedTuple):
     high: int
 
 
+# Residual blocks are handed over as tuples whose lengths are multiples of these: see _blocks.
+TRUNK_ROOM, BAND_ROOM = 4, 2
+
+
 class Block(NamedTuple):
     """A FixedResidual."""
 
@@ -66,6 +70,7 @@ class Net(NamedTuple):
     base: Wide
     enter: Wide
     trunk: dense.Dense
+    count: int
     blocks: tuple
     hidden: dense.Dense
 
@@ -103,16 +108,16 @@ def _wide(x, layer, companded, words, means):
 
 
 @_compiled
-def _residuals(f, q, blocks, following, out):
-    """Residual blocks, of f (H, W, width) int16 in place, and what the layer `following` reads of it: out.
+def _residuals(f, q, count, blocks, following, out):
+    """`count` residual blocks, of f (H, W, width) int16 in place; out: what the layer `following` reads.
 
     q: bytes of f as the first of them reads it, bordered; it is written over.
     """
     height, width, channels = f.shape
     h = room(height, width, channels)
-    for n in range(len(blocks)):
+    for n in range(count):
         convolve(q, height, width, blocks[n].wide, BYTES_ALONE, f, blocks[n].last, h, 0)
-        if n + 1 < len(blocks):
+        if n + 1 < count:
             convolve(h, height, width, blocks[n].last, BOTH, f, blocks[n + 1].wide, q, 1)
             replicate(q)
         else:
@@ -120,7 +125,7 @@ def _residuals(f, q, blocks, following, out):
 
 
 @_compiled
-def _look(planes, enter, level, blocks, following, out):
+def _look(planes, enter, level, count, blocks, following, out):
     """FixedBandPrior.look: planes (B, H, W, C) int16 -> out (B, H, W, width) uint8."""
     batch, height, width, _ = planes.shape
     channels = level.size
@@ -134,7 +139,7 @@ def _look(planes, enter, level, blocks, following, out):
                 for c in range(channels):
                     f[i, j, c] += level[c]
         kernels.quantise(maps[0], first.half, first.shift, 0, dense.NARROW, 0, (1, 1), maps[1])
-        _residuals(f, q, blocks, following, out[b])
+        _residuals(f, q, count, blocks, following, out[b])
 
 
 @_compiled
@@ -159,7 +164,7 @@ def _features(trunk, planes, net, base, hidden):
         _wide(x, net.enter, True, f, none)
         convolve(h, height, width, net.trunk, BOTH, f, net.blocks[0].wide, q, 1)
         replicate(q)
-        _residuals(f, q, net.blocks, net.hidden, h)
+        _residuals(f, q, net.count, net.blocks, net.hidden, h)
         convolve(h, height, width, net.hidden, WORDS, hidden[b], net.hidden, h, 0)
 
 
@@ -231,8 +236,13 @@ def _wide_of(layer):
     return layer.once("wide", make)
 
 
-def _blocks(blocks):
-    return tuple(Block(_dense(block.wide), _dense(block.last)) for block in blocks)
+def _blocks(blocks, room):
+    """How many there are, and Blocks, the last repeated to fill a multiple of `room`.
+
+    For each length of tuples of them functions are compiled anew.
+    """
+    layers = [Block(_dense(block.wide), _dense(block.last)) for block in blocks]
+    return len(layers), (*layers, *layers[-1:] * (-len(layers) % room))
 
 
 def look(prior, planes, level):
@@ -240,7 +250,14 @@ def look(prior, planes, level):
     out = planes.new_empty((*planes.shape[:3], prior.level.shape[1]), dtype=torch.uint8)
     following = _dense(prior.bands[0].trunk)
     enter = _wide_of(prior.enter)
-    _look(planes.numpy(), enter, prior.level[level].numpy(), _blocks(prior.trunk), following, out.numpy())
+    _look(
+        planes.numpy(),
+        enter,
+        prior.level[level].numpy(),
+        *_blocks(prior.trunk, TRUNK_ROOM),
+        following,
+        out.numpy(),
+    )
     return out
 
 
@@ -250,7 +267,7 @@ def features(band, trunk, planes):
         _wide_of(band.base),
         _wide_of(band.enter),
         _dense(band.trunk),
-        _blocks(band.blocks),
+        *_blocks(band.blocks, BAND_ROOM),
         _dense(band.hidden),
     )
     size, outputs = trunk.shape[:3], net.hidden.outputs
