@@ -175,8 +175,9 @@ def main(argv=None):
     from flow.training import Trainer
     from utils.data.crops import Pictures
     from utils.data.datasets import load
-    from utils.workers import Workers
+    from utils.workers import Workers, keep_memory
 
+    keep_memory()
     workers = Workers()
     device = pick_device(options["cuda"])
     torch.manual_seed(options["seed"])

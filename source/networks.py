@@ -81,6 +81,31 @@ class _ReplicatePad(torch.autograd.Function):
         return _unpad(gradient.clone(), ctx.rows, ctx.columns), None, None
 
 
+class _RectifiedPad(torch.autograd.Function):
+    """relu, then _ReplicatePad by one on all sides, in one pass: (B, H, W, C) bfloat16 on a CPU."""
+
+    @staticmethod
+    def forward(ctx, x):
+        batch, height, width, channels = x.shape
+        y = x.new_empty(batch, height + 2, width + 2, channels)
+        kernels.rectified_pad(_bits(x), _bits(y))
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (y,) = ctx.saved_tensors
+        batch, height, width, channels = y.shape
+        out = y.new_empty(batch, height - 2, width - 2, channels)
+        kernels.gradient_of_rectified_pad(_bits(gradient.contiguous()), _bits(y), _bits(out))
+        return out
+
+
+def _bits(x):
+    """A tensor of bfloat16 as an array of int16."""
+    return x.detach().view(torch.int16).numpy()
+
+
 class _ShiftSum(torch.autograd.Function):
     """Columns first, for all rows of taps at once: six sums for nine taps."""
 
@@ -263,10 +288,12 @@ class Conv(nn.Conv2d):
 
     def forward(self, x, onto=None):
         """x (B, channels, H, W) -> (B, out, H, W), added to `onto` if that is given."""
-        if self.rectify:
-            x = x.relu()
-        if self.kernel_size != (1, 1):
-            x = replicate_pad(x, self.kernel_size)
+        alone = self.kernel_size == (1, 1)
+        if self.rectify and not alone and _is_stored_by_pixel(x, torch.bfloat16):
+            x = _RectifiedPad.apply(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        else:
+            x = x.relu() if self.rectify else x
+            x = x if alone else replicate_pad(x, self.kernel_size)
         with torch.autocast(x.device.type, enabled=False) if self.precise else nullcontext():
             y = F.conv2d(x, self.taps, self.bias)
         return y if onto is None else onto + y
@@ -343,8 +370,13 @@ class _Compand(torch.autograd.Function):
 
 def _is_compiled(u, dtype):
     """Whether a pass over u, to or from this type, is compiled: as training on a CPU has them."""
-    dense = u.is_contiguous(memory_format=torch.channels_last)
-    return u.device.type == "cpu" and (u.dtype, dtype) == (torch.float32, torch.bfloat16) and dense
+    return dtype == torch.bfloat16 and _is_stored_by_pixel(u, torch.float32)
+
+
+def _is_stored_by_pixel(x, dtype):
+    """Whether x (B, C, H, W) is of this type, on a CPU, and compiled passes may read its memory."""
+    dense = x.is_contiguous(memory_format=torch.channels_last)
+    return dense and x.device.type == "cpu" and x.dtype == dtype
 
 
 def _numbers(x):

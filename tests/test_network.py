@@ -1,5 +1,6 @@
 """ConvNet, which pads and convolves in its own way, against the plain composition; smaller layers."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from conftest import make_wild
 from integers import seeded
 
+from source import networks
 from source.networks import SLOW, Compand, Conv, ConvNet, Joined, replicate_pad, shift_sum, with_means
 
 KERNELS = [(3, 3), (1, 3)]
@@ -56,6 +58,29 @@ def test_padding_and_shifted_sums_pass_gradcheck(kernel, size):
     taps = kernel[0] * kernel[1]
     for function, channels in ((replicate_pad, 2), (shift_sum, 2 * taps)):
         assert torch.autograd.gradcheck(lambda x: function(x, kernel), batch(size, channels))  # noqa: B023
+
+
+@pytest.mark.parametrize("size", [*SIZES, (9, 2)])
+def test_rectified_padding_in_one_pass_is_both_in_turn(size, monkeypatch):
+    """Of bfloat16, bit for bit, infinities and what is no number too."""
+    conv = Conv(5, 4, 3, rectify=True).bfloat16()
+    x = batch(size, 5).detach().bfloat16()
+    x.view(-1)[:5] = torch.tensor([-math.inf, -0.0, 0.0, 1e-40, math.inf])
+    results = []
+    for passes in ("one", "two"):
+        if passes == "two":
+            monkeypatch.setattr(networks, "_is_stored_by_pixel", lambda *_: False)
+        given = x.clone().contiguous(memory_format=torch.channels_last).requires_grad_()
+        seen = []
+        monkeypatch.setattr(networks.F, "conv2d", lambda x, *_, seen=seen: seen.append(x) or x)
+        y = conv(given)
+        weight = torch.randn(y.shape, generator=seeded()).bfloat16()
+        (y * weight.contiguous(memory_format=torch.channels_last)).sum().backward()
+        results.append([seen[0], given.grad])
+    assert results[0][0].shape[2:] == (size[0] + 2, size[1] + 2)
+    assert all(torch.equal(one, two) for one, two in zip(*results))
+    nan = torch.full((1, 1, 1, 2), math.nan).bfloat16().copysign(torch.tensor([1.0, -1.0]).bfloat16())
+    assert networks._RectifiedPad.apply(nan).isnan().all()
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -226,6 +226,60 @@ def slopes_of_compand(u, gradient, out):
 
 
 @_compiled
+def rectified_pad(x, out):
+    """out = ReLU(x), borders replicated; x (B, H, W, C), out (B, H + 2, W + 2, C) int16, bits of bfloat16."""
+    batch, height, width, channels = x.shape
+    for b in range(batch):
+        for i in range(height + 2):
+            row = min(max(i - 1, 0), height - 1)
+            for j in range(width + 2):
+                column = min(max(j - 1, 0), width - 1)
+                for c in range(channels):
+                    bits = x[b, row, column, c]
+                    # below 0, down to minus infinity, but not the NaN with a sign
+                    out[b, i, j, c] = bits if bits > -128 else 0
+
+
+@_compiled
+def gradient_of_rectified_pad(gradient, y, out):
+    """The adjoint of rectified_pad: gradient and y, what it gave, (B, H + 2, W + 2, C), out (B, H, W, C)."""
+    batch, height, width, channels = out.shape
+    rows, columns = np.empty((width + 2, channels), np.int16), np.empty(channels, np.int16)
+    for b in range(batch):
+        for i in range(height):
+            here = gradient[b, i + 1]
+            if i == 0 or i == height - 1:
+                rows[:] = here
+                here = rows
+                if i == 0:
+                    _add_bfloat16(here.reshape(-1), gradient[b, 0].reshape(-1))
+                if i == height - 1:
+                    _add_bfloat16(here.reshape(-1), gradient[b, height + 1].reshape(-1))
+            for j in range(width):
+                values = here[j + 1]
+                if j == 0 or j == width - 1:
+                    columns[:] = values
+                    values = columns
+                    if j == 0:
+                        _add_bfloat16(values, here[0])
+                    if j == width - 1:
+                        _add_bfloat16(values, here[width + 1])
+                for c in range(channels):
+                    out[b, i, j, c] = values[c] if y[b, i + 1, j + 1, c] != 0 else 0
+
+
+@_compiled
+def _add_bfloat16(x, y):
+    """x += y, (N,) int16, bits of a bfloat16."""
+    for n in range(x.size):
+        one = np.int32(np.int32(x[n]) << np.int32(16)).view(np.float32)
+        other = np.int32(np.int32(y[n]) << np.int32(16)).view(np.float32)
+        bits = np.float32(one + other).view(np.int32)
+        # to the nearest, halves to even
+        x[n] = bits + np.int32(0x7FFF) + (bits >> np.int32(16) & np.int32(1)) >> np.int32(16)
+
+
+@_compiled
 def sum_of_shares(shares, kernel, bias, left, right, limit, out):
     """out[p] = clamp(bias + sum over taps t of shares_t[p + t] << left >> right, +-limit).
 
