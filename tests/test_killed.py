@@ -99,7 +99,7 @@ def test_training(run, images, tmp_path):
 
     def check(folder, whole, finished):
         for path in folder.rglob("[!.]*"):
-            if path.suffix == ".safetensors":
+            if path.suffix in (".safetensors", ".xz"):
                 load_tensors(path)
             elif path.suffix == ".json":
                 json.loads(path.read_text())
