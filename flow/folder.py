@@ -1,15 +1,15 @@
 """The model folder: what training leaves and all other scripts read.
 
-parameter.json                 every option, resolved, and the side of patches
-savings/latest.safetensors     weights, optimiser and progress: what -load goes on from
-savings/epoch_N.safetensors    the same, periodic, the last few
-savings/best_test.safetensors  the weights with the lowest test loss; best_train likewise
-savings/..._frozen.safetensors.xz   the same in integers, which the codec uses; packed, enough to decode
-records/losses.csv             bits per dimension of every epoch
-records/bands.csv              of which so many for each band of the test images; level 0 is the finest
-records/board/                 the losses for TensorBoard, with -board
-pic/                           lossCurve.png; samples.png and a test image's pyramid.png, at periodic savings;
-                               what the plotting scripts draw
+parameter.json                     every option, resolved, and the side of patches
+savings/latest.safetensors         weights, optimiser and progress: what -load goes on from
+savings/epoch_N.safetensors        the same, periodic, the last few
+savings/best_test.safetensors      the weights with the lowest test loss; best_train likewise
+savings/..._frozen.safetensors.xz  the same in integers, which the codec uses; packed, enough to decode
+records/losses.csv                 bits per dimension of every epoch
+records/bands.csv                  of which so many for each band of the test images; level 0 is the finest
+records/board/                     the losses for TensorBoard, with -board
+pic/                               lossCurve.png; samples.png and a test image's pyramid.png, at periodic
+                                   savings; what the plotting scripts draw
 """
 
 import hashlib

@@ -54,7 +54,7 @@ class Wide(NamedTuple):
 
 
 # Residual blocks are handed over as tuples whose lengths are multiples of these: see _blocks.
-TRUNK_ROOM, BAND_ROOM = 4, 2
+TRUNK_MULTIPLE, BAND_MULTIPLE = 4, 2
 
 
 class Block(NamedTuple):
@@ -236,13 +236,13 @@ def _wide_of(layer):
     return layer.once("wide", make)
 
 
-def _blocks(blocks, room):
-    """How many there are, and Blocks, the last repeated to fill a multiple of `room`.
+def _blocks(blocks, multiple):
+    """How many there are, and Blocks, the last repeated until their number is a multiple of this.
 
     For each length of tuples of them functions are compiled anew.
     """
     layers = [Block(_dense(block.wide), _dense(block.last)) for block in blocks]
-    return len(layers), (*layers, *layers[-1:] * (-len(layers) % room))
+    return len(layers), (*layers, *layers[-1:] * (-len(layers) % multiple))
 
 
 def look(prior, planes, level):
@@ -254,7 +254,7 @@ def look(prior, planes, level):
         planes.numpy(),
         enter,
         prior.level[level].numpy(),
-        *_blocks(prior.trunk, TRUNK_ROOM),
+        *_blocks(prior.trunk, TRUNK_MULTIPLE),
         following,
         out.numpy(),
     )
@@ -267,7 +267,7 @@ def features(band, trunk, planes):
         _wide_of(band.base),
         _wide_of(band.enter),
         _dense(band.trunk),
-        *_blocks(band.blocks, BAND_ROOM),
+        *_blocks(band.blocks, BAND_MULTIPLE),
         _dense(band.hidden),
     )
     size, outputs = trunk.shape[:3], net.hidden.outputs

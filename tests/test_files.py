@@ -202,6 +202,12 @@ def test_a_packed_file_is_a_packed_file_of_tensors(saved):
     assert given.keys() == tensors.keys() and all(torch.equal(given[n], tensors[n]) for n in tensors)
 
 
+def test_what_a_file_may_come_to_is_not_asked_of_the_memory(saved, monkeypatch):
+    monkeypatch.setattr(files, "_TIMES", 1 << 40)
+    path, tensors = saved
+    assert load_tensors(path)[0].keys() == tensors.keys()
+
+
 @pytest.mark.parametrize("cut", [0, 5, 40, -1])
 def test_a_packed_file_that_ends_too_soon(cut, tmp_path):
     path = tmp_path / "a.safetensors.xz"

@@ -27,6 +27,8 @@ _count = itertools.count()
 _CHECKSUM = "crc32"
 # How a saving's file ends that is packed, and the bytes that it may come to, for each of its own or in all.
 PACKED, _TIMES, _LEAST = ".xz", 64, 1 << 26
+# So many bytes are read at once.
+_PIECE = 1 << 20
 # No head of a saving is larger: safetensors' own limit.
 _HEAD_MOST = 100_000_000
 _DAMAGED = (
@@ -119,10 +121,14 @@ def load_tensors(path):
     """Read what save_tensors wrote: (tensors on the CPU, state). Raises ValueError if it is damaged."""
     with _reading(path) as (head, rest, state, checksum):
         most = max(_TIMES * Path(path).stat().st_size, _LEAST)
-        values = rest.read(most)
-        if rest.read(1):
-            raise ValueError(f"it unpacks to more than {most} bytes")
-        tensors = load(head + values)
+        # piece by piece, as to read so many at most takes room for so many
+        parts, left = [head], most
+        while part := rest.read(_PIECE):
+            parts.append(part)
+            left -= len(part)
+            if left < 0:
+                raise ValueError(f"it unpacks to more than {most} bytes")
+        tensors = load(b"".join(parts))
         if checksum not in (None, _checksum(tensors, state)):
             raise ValueError("its checksum is another")
         return tensors, state

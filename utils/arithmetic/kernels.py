@@ -206,14 +206,24 @@ def compand(u, out):
 
 
 @_compiled
+def _upper_half(bits):
+    """The bits of a float32 as those of the nearest bfloat16, of two as near the even one."""
+    return bits + np.int32(0x7FFF) + (bits >> np.int32(16) & np.int32(1)) >> np.int32(16)
+
+
+@_compiled
+def _as_float32(bits):
+    """The float32 that a bfloat16 of these bits is."""
+    return np.int32(np.int32(bits) << np.int32(16)).view(np.float32)
+
+
+@_compiled
 def compand_to_bfloat16(u, out):
     """out = sign(u) log2(1 + |u|), linear between powers of two; u: (N,) float32; out: (N,) int16, bits."""
     for n in range(u.size):
         bits = np.float32(abs(u[n]) + np.float32(1)).view(np.int32) - ONE
         y = np.float32(np.float32(bits) * np.float32(2.0**-23)).view(np.int32)
-        # to the nearest, halves to even; then the sign
-        y = y + np.int32(0x7FFF) + (y >> np.int32(16) & np.int32(1)) >> np.int32(16)
-        out[n] = y | (np.float32(u[n]).view(np.int32) >> np.int32(16) & np.int32(-(2**15)))
+        out[n] = _upper_half(y) | (np.float32(u[n]).view(np.int32) >> np.int32(16) & np.int32(-(2**15)))
 
 
 @_compiled
@@ -222,7 +232,7 @@ def slopes_of_compand(u, gradient, out):
     for n in range(u.size):
         exponent = np.float32(abs(u[n]) + np.float32(1)).view(np.int32) & EXPONENT
         slope = np.int32(np.int32(2) * ONE - exponent).view(np.float32)
-        out[n] = np.int32(np.int32(gradient[n]) << np.int32(16)).view(np.float32) * slope
+        out[n] = _as_float32(gradient[n]) * slope
 
 
 @_compiled
@@ -272,11 +282,8 @@ def gradient_of_rectified_pad(gradient, y, out):
 def _add_bfloat16(x, y):
     """x += y, (N,) int16, bits of a bfloat16."""
     for n in range(x.size):
-        one = np.int32(np.int32(x[n]) << np.int32(16)).view(np.float32)
-        other = np.int32(np.int32(y[n]) << np.int32(16)).view(np.float32)
-        bits = np.float32(one + other).view(np.int32)
-        # to the nearest, halves to even
-        x[n] = bits + np.int32(0x7FFF) + (bits >> np.int32(16) & np.int32(1)) >> np.int32(16)
+        one, other = _as_float32(x[n]), _as_float32(y[n])
+        x[n] = _upper_half(np.float32(one + other).view(np.int32))
 
 
 @_compiled
