@@ -3,17 +3,19 @@
 Of a position, what is known in its own channel and band is what the networks did not see: the errors to the
 left and above, in scales of their mixtures. A filter of these, of the errors of the channels before at this
 place, and of this channel in the bands before, moves the means; it learns from every symbol by least mean
-squares, and is believed as far as it has been right, which on some pictures is not at all. And classes of the
-sizes of errors around move the scales, each by how much larger its errors have been than all. Every level,
+squares, and is believed as far as it has been right, which on some pictures is not at all. Classes of the
+sizes of errors around move the scales, each by how much larger its errors have been than all. And the weight
+and scale of each component follow the gradient of every symbol's logarithm, for each octave of scales, and
+weights also the evidence around: how much better or worse a component did than its mixture. Every level,
 band and channel begins anew. An encoder goes through the motions of a decoder. All of it is in integers: see
 docs/format.md, "Adaptation". Source: LMS filters as of Widrow and Hoff; classes of the energy of errors as in
-CALIC.
+CALIC; weights by gradients in the logistic domain as in PAQ's mixing.
 """
 
 import numpy as np
 
 from source import kernels
-from source.kernels import CLASSES, FILTER
+from source.kernels import CLASSES, EVIDENCE, FILTER, OCTAVES, TRUST_BITS
 from source.tables import TABLES, Mixture
 
 # Levels whose coarse band has fewer positions are left as they are.
@@ -22,37 +24,53 @@ LEAST = 1 << 8
 USUAL, BEGUN = 22, 64
 # What the sums begin with by which the filter is weighed: it is believed at first.
 BELIEVED = 1 << 16
+# How far evidence is believed at first.
+TRUSTED = 3 << TRUST_BITS - 5
 # The filter's weights of the first two errors around, at first, in ur, dl and dr.
 FIRST = (-4000, 6000), (6000, -4600), (-2600, -3000)
 
 
 class Adaptation:
-    """What is known of one level of an image; size: (height, width) of its coarse band; order: of bands."""
+    """What is known of one level of an image; size: (height, width) of its coarse band; order: of bands.
 
-    def __init__(self, size, order, channels):
-        padded, bands = (size[0] + 2, size[1] + 4), len(order)
-        self.order = order
-        self.memory = kernels.Memory(
+    weighing: whether components are weighed anew, and widened, too.
+    """
+
+    def __init__(self, size, order, channels, weighing=False):
+        self.size, self.order, self.channels, self.weighing = size, order, channels, weighing
+        self.memory = None
+
+    def _empty(self, components):
+        """A Memory of mixtures of so many."""
+        channels, bands, padded = self.channels, len(self.order), (self.size[0] + 2, self.size[1] + 4)
+        return kernels.Memory(
             np.zeros((bands, channels, *padded), np.int8),
             np.empty((channels, *padded), np.uint8),
             np.empty((channels, FILTER), np.int32),
             *np.empty((2, channels, CLASSES), np.int64),
             *np.empty((3, channels), np.int64),
+            *np.empty((2, channels, OCTAVES, components), np.int64),
+            np.empty((channels, EVIDENCE), np.int64),
+            np.empty((channels, 3, padded[1], components), np.int8),
         )
 
     def begin(self, band, channel):
         """Forget what a channel learned of the band before."""
-        _, sizes, weights, counts, sums, agreement, power, seen = self.memory
+        _, sizes, weights, counts, sums, agreement, power, seen, logits, widths, trust, evidence = self.memory
         sizes[channel], weights[channel], seen[channel] = USUAL, 0, 0
         weights[channel, :2] = FIRST[self.order[band]]
         counts[channel], sums[channel] = BEGUN, USUAL * BEGUN
         agreement[channel] = power[channel] = BELIEVED
+        logits[channel] = widths[channel] = evidence[channel] = 0
+        trust[channel] = TRUSTED
 
     def mixture(self, place, fields, settings):
         """The Adaptive of a strip: see corrections.Place; weight, mean and scale, (K, N); nbins, precision.
 
         Strips come in the order of their symbols, and their symbols must be coded before the next.
         """
+        if self.memory is None:
+            self.memory = self._empty(len(fields[0]) if self.weighing else 0)
         if not place.top:
             self.begin(place.band, place.channel)
         return Adaptive(self.memory, place, *fields, *settings)
@@ -66,8 +84,10 @@ class Adaptive(Mixture):
         self.memory, self.place = memory, place
 
     def _to_move(self):
-        low, _, _, _, mean, scale = self.fields
-        return self.fields._replace(low=low.copy(), mean=mean.copy(), scale=scale.copy())
+        low, _, _, weight, mean, scale = self.fields
+        return self.fields._replace(
+            low=low.copy(), weight=weight.copy(), mean=mean.copy(), scale=scale.copy()
+        )
 
     def intervals(self, symbols):
         """As of Mixture."""

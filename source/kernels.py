@@ -47,6 +47,16 @@ FARTHEST, MOST_COUNT = 1 << 20, 1 << 13
 RATE, MORE, SOON, RATE_BITS = 12, 40 << 10, 1 << 10, 8
 MEAN_SIZE_BITS, GAIN_BITS, TOTAL_BITS = 12, 8, 16
 STEP_BITS, INVERSE_BITS = TOTAL_BITS + 4 + SCALE_BITS - MEAN_BITS, ARGUMENT_BITS - 4
+# And where components are weighed anew: octaves of mixtures' scales, and where they begin; how much evidence
+# there is of each. Logits count 2^-20 octaves and are applied in 2^-8, evidence 2^-4, trust in it 2^-28,
+# widths 2^-18 steps of scales; the most they may be; of a symbol, in 2^-31, the least probability, and how
+# many times that a width may move by; bits that trust moves less by; bits of evidence by trust, of quotients,
+# of octaves.
+OCTAVES, FIRST_OCTAVE, EVIDENCE = 8, 144, 3
+LEARNED_BITS, SHARE_BITS, EVIDENCE_BITS, TRUST_BITS, WIDTH_BITS = 20, 8, 4, 28, 18
+MOST_LOGIT, MOST_EVIDENCE, MOST_TRUST, MOST_WIDTH = 8 << 20, 48, 1 << 28, 64 << 18
+LEAST_MASS, MOST_PULL, CAUTION = 1 << 7, 4, 1
+HEARD_BITS, QUOTIENT_BITS, OCTAVE_BITS = TRUST_BITS + EVIDENCE_BITS - SHARE_BITS, 60, 5
 
 _compiled = numba.njit(cache=True, nogil=True)
 _inlined = numba.njit(forceinline=True)
@@ -87,6 +97,9 @@ class Memory(NamedTuple):
     weights: (C, FILTER) int32, the filter's, in 2^-16, and 0; counts, sums: (C, CLASSES), of each class how
     many symbols there were, and the sum of their sizes; agreement, power: (C,), sums of products of what the
     filter said with errors and with itself; seen: (C,), how many symbols there were in all; int64.
+    Of K components, 0 where these are not weighed anew: logits, widths: (C, OCTAVES, K), what is added to
+    their logits and scales; trust: (C, EVIDENCE), how far evidence is believed; int64; evidence: (C, 3,
+    W + 4, K) int8, how much better than its mixture each was, row y being at y mod 3.
     """
 
     errors: np.ndarray
@@ -97,6 +110,10 @@ class Memory(NamedTuple):
     agreement: np.ndarray
     power: np.ndarray
     seen: np.ndarray
+    logits: np.ndarray
+    widths: np.ndarray
+    trust: np.ndarray
+    evidence: np.ndarray
 
 
 class Popped(NamedTuple):
@@ -301,6 +318,7 @@ def pop_mixtures(words, position, state, lowest, symbols, mixtures, tables, plac
     if memory is not None:
         band, channel, top, height, width = place
         shifts, known = np.empty(CLASSES, np.int64), np.zeros(FILTER, np.int32)
+        room = np.empty((EVIDENCE + 3, mixtures.mean.shape[0]), np.int64)
         row, column, gain, rate = top + 1, width - 1, np.int64(0), np.int64(0)  # before the first
     for i in range(symbols.size):
         if memory is not None:
@@ -309,7 +327,7 @@ def pop_mixtures(words, position, state, lowest, symbols, mixtures, tables, plac
                 row, column = row + 1, 0
                 gain, rate = _begin_row(memory, channel, shifts)
             here = band, channel, row, column + 2
-            foretold = _move(i, here, mixtures, memory, shifts, gain, known, tables)
+            foretold = _move(i, here, mixtures, memory, shifts, gain, known, room, tables)
         position, state = _refill(words, position, state)
         if state < lowest:
             return Popped(i, position, state)
@@ -344,6 +362,8 @@ def pop_mixtures(words, position, state, lowest, symbols, mixtures, tables, plac
         symbols[i] = z  # wraps round in corrupt streams alone
         if memory is not None:
             _learn(np.int64(symbols[i]), here, foretold, rate, memory, known, tables)
+            if memory.logits.shape[2]:
+                _learn_weights(np.int64(symbols[i]), i, here, foretold[5], mixtures, memory, room, tables)
     return Popped(symbols.size, position, state)
 
 
@@ -387,12 +407,15 @@ def adapt(symbols, mixtures, place, memory, tables):
     """
     band, channel, top, height, width = place
     shifts, known = np.empty(CLASSES, np.int64), np.zeros(FILTER, np.int32)
+    room = np.empty((EVIDENCE + 3, mixtures.mean.shape[0]), np.int64)
     for row in range(height):
         gain, rate = _begin_row(memory, channel, shifts)
         for column in range(width):
             i, here = row * width + column, (band, channel, top + row + 2, column + 2)
-            foretold = _move(i, here, mixtures, memory, shifts, gain, known, tables)
+            foretold = _move(i, here, mixtures, memory, shifts, gain, known, room, tables)
             _learn(np.int64(symbols[i]), here, foretold, rate, memory, known, tables)
+            if memory.logits.shape[2]:
+                _learn_weights(np.int64(symbols[i]), i, here, foretold[5], mixtures, memory, room, tables)
 
 
 @_inlined
@@ -421,11 +444,11 @@ def _steps_of_scale(x):
 
 
 @_inlined
-def _move(i, here, mixtures, memory, shifts, gain, known, tables):
-    """Move the i-th of Mixtures: its centre and spread before, what the filter said, the move, its class.
+def _move(i, here, mixtures, memory, shifts, gain, known, room, tables):
+    """Move the i-th of Mixtures: its centre and spread before, what the filter said, the move, class, octave.
 
     What it said and the move: in sixteenths of a scale. here: band, channel, row and column in memory; known:
-    to be filled with what the filter sees.
+    to be filled with what the filter sees; room: as of _weigh.
     """
     band, channel, y, x = here
     u, z = memory.errors[band, channel], memory.sizes[channel]
@@ -454,20 +477,56 @@ def _move(i, here, mixtures, memory, shifts, gain, known, tables):
     centre, spread = centre >> WEIGHT_SUM_BITS, spread >> WEIGHT_SUM_BITS
     moved = (total * gain + (1 << GAIN_BITS - 1)) >> GAIN_BITS
     step = (moved * tables.scale[np.uint64(spread)] + (1 << STEP_BITS - 1)) >> STEP_BITS
+    octave = min(max(spread + shifts[kind] - FIRST_OCTAVE >> OCTAVE_BITS, 0), OCTAVES - 1)
+    weighing = memory.logits.shape[2]
+    if weighing:
+        _weigh(i, here, octave, mixtures, memory, room)
     for k in range(mixtures.mean.shape[0]):
         mean = min(max(mixtures.mean[k, i] + step, -MOST_MEAN), MOST_MEAN)
         mixtures.mean[k, i] = mean
-        mixtures.scale[k, i] = min(max(mixtures.scale[k, i] + shifts[kind], 0), tables.scale.size - 1)
+        scale = mixtures.scale[k, i] + shifts[kind]
+        if weighing:
+            scale += (memory.widths[channel, octave, k] + (1 << WIDTH_BITS - 1)) >> WIDTH_BITS
+        mixtures.scale[k, i] = min(max(scale, 0), tables.scale.size - 1)
         after += np.int64(mixtures.weight[k, i]) * mean
     mixtures.low[i] = ((after >> WEIGHT_SUM_BITS) + (1 << MEAN_BITS - 1) >> MEAN_BITS) - mixtures.nbins // 2
     half = 1 << TOTAL_BITS - 1
-    return centre, spread, (total + half) >> TOTAL_BITS, (moved + half) >> TOTAL_BITS, kind
+    return centre, spread, (total + half) >> TOTAL_BITS, (moved + half) >> TOTAL_BITS, kind, octave
+
+
+@_inlined
+def _weigh(i, here, octave, mixtures, memory, room):
+    """Weigh the components of the i-th of Mixtures anew, by what was learned of them and by evidence around.
+
+    room: (EVIDENCE + 3, K), to be filled with the evidence, for one. Powers of two are linear in between; the
+    running sums are rounded, not the weights.
+    """
+    (_, channel, y, x), evidence, count, total = here, memory.evidence, mixtures.mean.shape[0], np.int64(0)
+    row, above, upper = y % 3, (y - 1) % 3, (y - 2) % 3
+    half, most = 1 << HEARD_BITS - 1, MOST_LOGIT >> LEARNED_BITS - SHARE_BITS
+    for k in range(count):
+        room[0, k] = evidence[channel, row, x - 1, k]
+        room[1, k] = evidence[channel, above, x, k]
+        room[2, k] = np.int64(evidence[channel, above, x - 1, k]) + evidence[channel, above, x + 1, k]
+        room[2, k] += np.int64(evidence[channel, row, x - 2, k]) + evidence[channel, upper, x, k]
+        logit = memory.logits[channel, octave, k] << HEARD_BITS + SHARE_BITS - LEARNED_BITS
+        for f in range(EVIDENCE):
+            logit += memory.trust[channel, f] * room[f, k]
+        logit = min(max((logit + half) >> HEARD_BITS, -most), most)
+        power = ((1 << SHARE_BITS) + (logit & (1 << SHARE_BITS) - 1)) << (logit >> SHARE_BITS) + SHARE_BITS
+        total += mixtures.weight[k, i] * power
+        room[EVIDENCE, k] = total
+    inverse, before = (np.int64(1) << QUOTIENT_BITS) // total, np.int64(0)
+    for k in range(count):
+        running = room[EVIDENCE, k] * inverse >> QUOTIENT_BITS - WEIGHT_SUM_BITS
+        running = running if k < count - 1 else np.int64(1 << WEIGHT_SUM_BITS)
+        mixtures.weight[k, i], before = running - before, running
 
 
 @_inlined
 def _learn(symbol, here, foretold, rate, memory, known, tables):
     """Keep how far a symbol is from where it was foretold, and move the filter towards it."""
-    (band, channel, y, x), (centre, spread, said, moved, kind) = here, foretold
+    (band, channel, y, x), (centre, spread, said, moved, kind, _) = here, foretold
     error = _sixteenths((symbol << MEAN_BITS) - centre, spread, tables)
     memory.errors[band, channel, y, x] = kept = _within(error, MOST_ERROR)
     memory.sizes[channel, y, x] = size = min(abs(error - moved), MOST_SIZE)
@@ -484,6 +543,60 @@ def _learn(symbol, here, foretold, rate, memory, known, tables):
     memory.agreement[channel] += said * kept
     memory.power[channel] += said * said
     memory.seen[channel] += 1
+
+
+@_inlined
+def _learn_weights(symbol, i, here, octave, mixtures, memory, room, tables):
+    """Move logits, widths and trust by the gradients of a symbol's logarithm, and keep its evidence."""
+    low, nbins, _, weight, mean, scale = mixtures
+    (_, channel, y, x), count, total = here, mean.shape[0], np.int64(0)
+    z = min(max(symbol, np.int64(low[i]) - 1), np.int64(low[i]) + nbins)
+    edge = (z << MEAN_BITS) - (1 << MEAN_BITS - 1)
+    middle, limit = SIGMOID_REACH << ARGUMENT_BITS, (2 * SIGMOID_REACH << ARGUMENT_BITS) - 1
+    for k in range(count):
+        slope, w = np.int64(tables.inverse[np.uint64(scale[k, i])]), np.int64(weight[k, i])
+        left = (edge - mean[k, i]) * slope + middle
+        right = min(max(left + (slope << MEAN_BITS), 0), limit)
+        left = min(max(left, 0), limit)
+        start = _interpolate(tables.sigmoid, left, SIGMOID_CELL_BITS)
+        end = _interpolate(tables.sigmoid, right, SIGMOID_CELL_BITS)
+        pull = (left - middle) * _steepness(start) - (right - middle) * _steepness(end) >> ARGUMENT_BITS
+        mass = w * (end - start) >> WEIGHT_SUM_BITS
+        room[EVIDENCE, k], room[EVIDENCE + 1, k] = end - start, mass
+        room[EVIDENCE + 2, k] = w * pull >> WEIGHT_SUM_BITS
+        total += mass
+    total = max(total, np.int64(LEAST_MASS))
+    inverse, usual, most = (
+        (np.int64(1) << QUOTIENT_BITS) // total,
+        _sixteenth_octaves(total),
+        MOST_PULL * total,
+    )
+    a, b, c = np.int64(0), np.int64(0), np.int64(0)
+    for k in range(count):
+        found = _sixteenth_octaves(room[EVIDENCE, k] + LEAST_MASS) - usual
+        memory.evidence[channel, y % 3, x, k] = min(max(found, -MOST_EVIDENCE), MOST_EVIDENCE)
+        turn = (room[EVIDENCE + 1, k] * inverse >> QUOTIENT_BITS - WEIGHT_SUM_BITS) - weight[k, i]
+        logit = memory.logits[channel, octave, k] + turn
+        memory.logits[channel, octave, k] = min(max(logit, -MOST_LOGIT), MOST_LOGIT)
+        pull = min(max(room[EVIDENCE + 2, k], -most), most) * inverse >> QUOTIENT_BITS - WEIGHT_SUM_BITS
+        width = memory.widths[channel, octave, k] + pull
+        memory.widths[channel, octave, k] = min(max(width, -MOST_WIDTH), MOST_WIDTH)
+        a, b, c = a + turn * room[0, k], b + turn * room[1, k], c + turn * room[2, k]
+    for f, turn in enumerate((a, b, c)):
+        trust = memory.trust[channel, f] + (turn >> CAUTION)
+        memory.trust[channel, f] = min(max(trust, -MOST_TRUST), MOST_TRUST)
+
+
+@_inlined
+def _steepness(height):
+    """The derivative of the sigmoid where it has this height, both in 2^-31, rounded down."""
+    return height * ((1 << SIGMOID_BITS) - height) >> SIGMOID_BITS
+
+
+@_inlined
+def _sixteenth_octaves(x):
+    """16 log2(x), linear between powers of two, rounded down, of 0 < x < 2^53: as floats have their bits."""
+    return (np.float64(x).view(np.int64) >> 52 - EVIDENCE_BITS) - (1023 << EVIDENCE_BITS)
 
 
 @_inlined

@@ -8,8 +8,9 @@ WebP is read by Pillow.
 import hashlib
 import json
 import zlib
+from collections import defaultdict
 from io import BytesIO
-from itertools import count
+from itertools import accumulate, count
 from math import exp
 from pathlib import Path
 
@@ -201,6 +202,12 @@ def sigmoid(x):
     return T[c] + ((T[c + 1] - T[c]) * (x % 2**23) >> 23)
 
 
+def shares_of(weights):
+    """W of the page."""
+    sums = [*accumulate(weights, initial=0)]
+    return [(b << 16) // sums[-1] - (a << 16) // sums[-1] for a, b in zip(sums, sums[1:])]
+
+
 class Stream:
     """Symbols under mixtures, which are Python's integers here. trace: what was read, for the example."""
 
@@ -229,8 +236,7 @@ class Stream:
         return value
 
     def mixture(self, weights, means, scales):
-        total, sums = sum(weights), [sum(weights[:k]) for k in range(len(weights) + 1)]
-        shares = [(b << 16) // total - (a << 16) // total for a, b in zip(sums, sums[1:])]
+        shares = shares_of(weights)
         low = ((sum(s * m for s, m in zip(shares, means)) >> 16) + 32 >> 6) - self.nbins // 2
         speeds = [V[min(max(k, 0), 512)] for k in scales]
 
@@ -519,7 +525,9 @@ class Model:
         trunk = self.blocks(f"{prior}.trunk", trunk + column(self.tensors[f"{prior}.level"][min(i, 4)]))
         corrected = stream.corrected and height * width >= 4096
         errors, sets = np.zeros((3, *coarse.shape), int), {}
-        adapting = Adapting(height, width) if stream.adaptive and height * width >= 256 else None
+        adapting = None
+        if stream.adaptive and height * width >= 256:
+            adapting = Adapting(height, width, stream.nbins if stream.weighing else 0)
         bands = []
         means = 3 * [0 * coarse]
         if self.options.get("differences"):
@@ -587,9 +595,10 @@ class Model:
 
 
 class Adapting:
-    """The mixtures of a level, moved from symbol to symbol."""
+    """The mixtures of a level, moved from symbol to symbol; window: nbins if they are weighed, or 0."""
 
-    def __init__(self, height, width):
+    def __init__(self, height, width, window=0):
+        self.window = window
         # two rows above, and two columns on both sides
         self.u = np.zeros((3, 3, height + 2, width + 4), int)
         self.top = 0
@@ -603,6 +612,9 @@ class Adapting:
         self.total = [[64 * 22] * 8 for _ in range(channels)]
         self.seen = [0] * channels
         self.g, self.h = [2**16] * channels, [2**16] * channels
+        self.logits, self.widths = defaultdict(int), defaultdict(int)
+        self.evidence = defaultdict(int)
+        self.trust = [[3 * 2**23] * 3 for _ in range(channels)]
 
     def moved(self, c, y, x, weights, means, scales):
         if x == 0:
@@ -625,12 +637,54 @@ class Adapting:
         total = sum(a * u for a, u in zip(self.a[c], self.x))
         moved = total * self.gain + 128 >> 8
         self.p, self.q = total + 2**15 >> 16, moved + 2**15 >> 16
-        step = int(moved * U[self.s] + 2**29 >> 30)
-        return (
-            weights,
-            [int(clamp(m + step, 2**30)) for m in means],
-            [s + int(self.shifts[self.j]) for s in scales],
-        )
+        step, shift = int(moved * U[self.s] + 2**29 >> 30), int(self.shifts[self.j])
+        means = [int(clamp(m + step, 2**30)) for m in means]
+        scales = [s + shift for s in scales]
+        if self.window:
+            self.o = min(max(self.s + shift - 144 >> 5, 0), 7)
+            weights = self.weighed(c, *self.at, shares_of(weights))
+            scales = [s + (self.widths[c, self.o, k] + 2**17 >> 18) for k, s in enumerate(scales)]
+        self.mixture = weights, means, [min(max(s, 0), 512) for s in scales]
+        return weights, means, scales
+
+    def weighed(self, c, row, column, weights):
+        """W of the page, from W as they were."""
+        where = [[(0, -1)], [(-1, 0)], [(-1, -1), (-1, 1), (0, -2), (-2, 0)]]
+        factors, self.near = [], []
+        for k in range(len(weights)):
+            near = [sum(self.evidence[c, row + i, column + j, k] for i, j in places) for places in where]
+            heard = sum(trust * x for trust, x in zip(self.trust[c], near))
+            h = int(clamp(2**12 * self.logits[c, self.o, k] + heard + 2**23 >> 24, 2**11))
+            factors.append(256 + h % 256 << (h >> 8) + 8)
+            self.near.append(near)
+        sums = list(accumulate(w * f for w, f in zip(weights, factors)))
+        ends = [*(s * (2**60 // sums[-1]) >> 44 for s in sums[:-1]), 2**16]
+        return [b - a for a, b in zip([0, *ends], ends)]
+
+    def weigh(self, z):
+        """Learn of a symbol what `weighed` is about."""
+        c, o, (weights, means, scales) = self.c, self.o, self.mixture
+        low = ((sum(w * m for w, m in zip(weights, means)) >> 16) + 32 >> 6) - self.window // 2
+        z = min(max(z, low - 1), low + self.window)
+        masses, pulls = [], []
+        for m, s in zip(means, scales):
+            a, b = (
+                min(max((64 * z + side - m) * V[s] + 24 * 2**29, 0), 48 * 2**29 - 1) for side in (-32, 32)
+            )
+            left, right = sigmoid(a), sigmoid(b)
+            slopes = [(x - 24 * 2**29) * (y * (2**31 - y) >> 31) for x, y in ((a, left), (b, right))]
+            masses.append(right - left)
+            pulls.append(slopes[0] - slopes[1] >> 29)
+        p = max(sum(w * q >> 16 for w, q in zip(weights, masses)), 2**7)
+        turns = [((w * q >> 16) * (2**60 // p) >> 44) - w for w, q in zip(weights, masses)]
+        for k, (w, q, d) in enumerate(zip(weights, masses, turns)):
+            pull = int(clamp(w * pulls[k] >> 16, 4 * p)) * (2**60 // p) >> 44
+            self.evidence[(c, *self.at, k)] = int(clamp(sixteenths(q + 2**7) - sixteenths(p), 48))
+            self.logits[c, o, k] = int(clamp(self.logits[c, o, k] + d, 2**23))
+            self.widths[c, o, k] = int(clamp(self.widths[c, o, k] + pull, 2**24))
+        for f in range(3):
+            turn = sum(d * near[f] for d, near in zip(turns, self.near)) >> 1
+            self.trust[c][f] = int(clamp(self.trust[c][f] + turn, 2**28))
 
     def learn(self, z):
         c = self.c
@@ -647,6 +701,14 @@ class Adapting:
         self.h[c] += p * p
         self.a[c] = [clamp(a + (r * x * self.rate + 128 >> 8), 2**20) for a, x in zip(self.a[c], self.x)]
         self.seen[c] += 1
+        if self.window:
+            self.weigh(z)
+
+
+def sixteenths(x):
+    """16 times the logarithm of x > 0 to the base 2, with lines between powers of two."""
+    octave = x.bit_length() - 1
+    return 16 * octave + ((x - 2**octave) * 16 >> octave)
 
 
 def steps(x):
@@ -817,13 +879,14 @@ def decode(data, model=None):
         return whole(pixels, mode, head), head, metadata, None
     assert head["model"][2] == model.identity()[:8]
     nbins, precision = head["settings"][2] if "settings" in head else (4096, 24)
-    corrected, adaptive, precision = bool(precision & 32), bool(precision & 256), precision % 32
+    corrected, adaptive, weighing = (bool(precision & flag) for flag in (32, 256, 512))
+    precision %= 32
     made = Made(head["luma and chroma"][2]) if "luma and chroma" in head else None
     if "moves" in head:
         model = model.moved(head["moves"][2])
     stream = Stream(data[at:], nbins, precision)
     stream.luma_alone, stream.flat = kind & 7 in LUMA_ALONE, 128
-    stream.corrected, stream.adaptive = corrected, adaptive
+    stream.corrected, stream.adaptive, stream.weighing = corrected, adaptive, weighing
     stream.smooth = None
     levels = depth(height, width)
     image = model.top(stream, *halved(height, width, levels))

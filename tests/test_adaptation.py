@@ -17,10 +17,11 @@ from source.adaptation import Adaptation
 from source.corrections import Place
 from source.rans import Decoder, Encoder, Truncated
 from source.tables import Mixture
-from tests.decoder import Adapting, Model
+from tests.decoder import Adapting, Model, shares_of
 from tests.decoder import decode as decode_by_the_page
 
 ADAPTIVE = DEFAULT._replace(adaptive=True)
+WEIGHING = ADAPTIVE._replace(weighing=True)
 
 
 @pytest.fixture
@@ -46,12 +47,12 @@ def logistic(rng, size):
     return np.log(u / (1 - u))
 
 
-def bits(fields, values, size):
+def bits(fields, values, size, weighing=True):
     """Without adaptation, and with."""
     encoders = Encoder(), Encoder()
     place = Place(0, 0, 0, *size)
     encoders[0].push(Mixture(*fields), values)
-    encoders[1].push(Adaptation(size, (0, 1, 2), 3).mixture(place, fields, DEFAULT[:2]), values)
+    encoders[1].push(Adaptation(size, (0, 1, 2), 3, weighing).mixture(place, fields, DEFAULT[:2]), values)
     return [encoder.bits for encoder in encoders]
 
 
@@ -79,17 +80,20 @@ def test_what_is_right_already_costs_next_to_nothing():
 
 def test_other_shapes_are_refused_before_anything_is_learned():
     fields, values = drawn(6, 7, logistic)
-    adaptation_ = Adaptation((6, 7), (0, 1, 2), 3)
+    adaptation_ = Adaptation((6, 7), (0, 1, 2), 3, True)
     mixture = adaptation_.mixture(Place(0, 0, 0, 6, 7), fields, DEFAULT[:2])
     for wrong in (values[:-1], np.append(values, 0), values.reshape(6, 7)):
         with pytest.raises(ValueError, match="symbols of shape"):
             mixture.intervals(wrong)
-    assert not adaptation_.memory.seen[0] and not adaptation_.memory.errors.any()
+    memory = adaptation_.memory
+    assert not any(
+        part.any() for part in (memory.seen[0], memory.errors, memory.logits[0], memory.evidence[0])
+    )
 
 
 def test_bands_and_channels_before_are_known():
     """A channel whose errors are those of the one before, or of the band before, costs less."""
-    size, adaptation_ = (60, 80), Adaptation((60, 80), (0, 1, 2), 3)
+    size, adaptation_ = (60, 80), Adaptation((60, 80), (0, 1, 2), 3, True)
     fields, values = drawn(*size, lambda rng, size: 1.5 * logistic(rng, size))
     costs = []
     for band, channel in ((0, 0), (0, 1), (1, 0)):
@@ -99,11 +103,44 @@ def test_bands_and_channels_before_are_known():
     assert costs[1] < 0.8 * costs[0] and costs[2] < 0.8 * costs[0]
 
 
+def of_two(height, width, where, seed=0):
+    """Mixtures of a narrow and a wide component, and values of either: of the wide one where(rng, size)."""
+    rng, count = np.random.default_rng(seed), height * width
+    scale = np.repeat([[224], [352]], count, 1).astype(np.int32)
+    wide = where(rng, (height, width)).reshape(-1)
+    values = np.rint(logistic(rng, count) * 2.0 ** (np.where(wide, 352, 224) / 32 - 6)).astype(np.int32)
+    return (np.ones_like(scale), np.zeros_like(scale), scale), values
+
+
+def test_components_that_are_right_are_weighed_more():
+    """Of a component that nothing comes from; of one that is right here and there, as those around tell."""
+
+    def patches(rng, size):
+        return np.kron(rng.random((size[0] // 10, size[1] // 10)) < 0.3, np.ones((10, 10))) > 0
+
+    for where, most in ((lambda rng, size: np.zeros(size, bool), 0.9), (patches, 0.93)):
+        given = *of_two(100, 120, where), (100, 120)
+        (before, moved), (_, after) = bits(*given, False), bits(*given)
+        assert after < most * before and after < 0.97 * moved
+
+
+def test_components_that_are_too_narrow_are_widened():
+    rng, count = np.random.default_rng(0), 12000
+    scale = np.repeat([[256], [416]], count, 1).astype(np.int32)
+    mean = np.repeat([[-(1 << 13)], [1 << 13]], count, 1).astype(np.int32)
+    one = rng.random(count) < 0.5  # of scales four times as large as the first says, as the second does
+    sizes = np.where(one, 2.0 ** (320 / 32 - 6), 2.0 ** (416 / 32 - 6))
+    values = np.rint(np.where(one, -128, 128) + logistic(rng, count) * sizes).astype(np.int32)
+    given = (np.ones_like(scale), mean, scale), values, (100, 120)
+    assert bits(*given)[1] < 0.98 * bits(*given, False)[1]
+
+
+@pytest.mark.parametrize("weighing", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_page_says_the_same(seed):
-    """Moved means and scales, symbol by symbol, in strips, of bands smaller than the coarse one."""
+def test_the_page_says_the_same(seed, weighing):
+    """Moved mixtures, symbol by symbol, in strips, of bands smaller than the coarse one."""
     rng, size = np.random.default_rng(seed), (21, 17)
-    ours, theirs = Adaptation(size, (0, 1, 2), 3), Adapting(*size)
+    ours, theirs = Adaptation(size, (0, 1, 2), 3, weighing), Adapting(*size, 4096 * weighing)
     for band, (height, width) in enumerate(((21, 16), (20, 17), (20, 16))):
         theirs.begin(band)
         for top, rows in ((0, 9), (9, height - 9)):
@@ -117,6 +154,7 @@ def test_the_page_says_the_same(seed):
                 theirs.top = top
                 for i, value in enumerate(values):
                     moved = theirs.moved(channel, *divmod(i, width), *(f[:, i].tolist() for f in fields))
+                    assert shares_of(moved[0]) == mixture.fields.weight[:, i].tolist()
                     assert moved[1] == mixture.fields.mean[:, i].tolist()
                     assert np.clip(moved[2], 0, 512).tolist() == mixture.fields.scale[:, i].tolist()
                     theirs.learn(int(value))
@@ -124,11 +162,12 @@ def test_the_page_says_the_same(seed):
 
 @pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize("size", [(40, 50), (17, 64), (1, 30), (30, 1), (7, 5)])
+@pytest.mark.parametrize("weighing", [False, True])
 @pytest.mark.parametrize("options", [{}, {"ownLevels": 1, "differences": True}])
-def test_images_come_back(little, size, options, corrected, monkeypatch):
+def test_images_come_back(little, size, options, weighing, corrected, monkeypatch):
     if corrected:
         monkeypatch.setattr("source.corrections.LEAST", 1)
-    settings = ADAPTIVE._replace(corrected=corrected)
+    settings = ADAPTIVE._replace(corrected=corrected, weighing=weighing)
     model, images = nudged(**options), smooth(*size)
     streams = [encoder.finish() for encoder in encode(model, images, settings)]
     back = decode(model, [Decoder(stream) for stream in streams], size, settings)
@@ -152,7 +191,7 @@ def test_files_adapt_at_every_effort(mode, by_flow):
     assert not can_adapt(build({"repeat": 0, "hchnl": 4, "nhidden": 0}).freeze(), (70, 90))
     for effort in (1, 5):
         data = pack(picture, model, "00" * 32, effort=effort)
-        assert read_head(data).settings.adaptive
+        assert read_head(data).settings.adaptive and read_head(data).settings.weighing
         assert unpack(data, model, "00" * 32).tobytes() == picture.tobytes()
 
 
@@ -183,10 +222,10 @@ def test_the_page_is_enough(mode, by_flow):
 
 
 def test_wild_models_and_wild_symbols(little):
-    model, settings = make_wild(build(SMALL), 0.3).freeze(), Settings(16, 16, adaptive=True)
+    model, settings = make_wild(build(SMALL), 0.3).freeze(), Settings(16, 16, adaptive=True, weighing=True)
     images = noise(1, 3, 20, 30)
     (encoder,) = encode(model, images, settings)
     assert torch.equal(decode(model, [Decoder(encoder.finish())], (20, 30), settings).float(), images)
     junk = np.random.default_rng(0).bytes(4000)
     for first in (b"\x3f", b"\x7f", b"\xbf"):
-        list(decode_levels(model, [Decoder(first + b"\xff" + junk)], (20, 30), ADAPTIVE, partial=True))
+        list(decode_levels(model, [Decoder(first + b"\xff" + junk)], (20, 30), WEIGHING, partial=True))

@@ -62,8 +62,8 @@ MODES = tuple(CHANNELS)
 LUMA = {6: "L", 7: "LA"}
 HAS_METADATA, HAS_SETTINGS, IS_DEEP = 1 << 5, 1 << 6, 1 << 7
 # Beside the precision of the probabilities: the stream has corrections; the model's biases are moved; the
-# picture is made of luma and chroma; mixtures adapt.
-CORRECTED, TUNED, MADE, ADAPTIVE = 1 << 5, 1 << 6, 1 << 7, 1 << 8
+# picture is made of luma and chroma; mixtures adapt; and weigh their components.
+CORRECTED, TUNED, MADE, ADAPTIVE, WEIGHING = 1 << 5, 1 << 6, 1 << 7, 1 << 8, 1 << 9
 IDENTITY_BYTES = 8
 # Where more than one byte of so many is for exceptions, the picture is tried without its luma and chroma.
 EXCEPTIONAL = 10
@@ -240,9 +240,11 @@ def read_head(data):
     settings, flags = DEFAULT._replace(luma=luma), 0
     if kind & HAS_SETTINGS:
         nbins, flags = reader.varint(), reader.varint()
-        precision = flags & ~(CORRECTED | TUNED | MADE | ADAPTIVE)
-        corrected, adaptive = bool(flags & CORRECTED), bool(flags & ADAPTIVE)
-        settings = Settings(nbins, precision, luma, corrected, adaptive=adaptive)
+        precision = flags & ~(CORRECTED | TUNED | MADE | ADAPTIVE | WEIGHING)
+        corrected, adaptive, weighing = (bool(flags & flag) for flag in (CORRECTED, ADAPTIVE, WEIGHING))
+        if weighing and not adaptive:
+            raise ValueError("corrupt file: mixtures that do not adapt have nothing to weigh by")
+        settings = Settings(nbins, precision, luma, corrected, adaptive=adaptive, weighing=weighing)
     model = reader.take(IDENTITY_BYTES).hex() if flow else ""
     moves = reader.block() if flags & TUNED else b""
     if flags & TUNED and not moves:
@@ -333,7 +335,7 @@ def _head(
 ):
     """The head of a file, checksum included."""
     flags = CORRECTED * settings.corrected | TUNED * bool(moves) | MADE * bool(made)
-    flags |= ADAPTIVE * settings.adaptive
+    flags |= ADAPTIVE * settings.adaptive | WEIGHING * settings.weighing
     numbers = settings.nbins, settings.precision | flags
     other = numbers != DEFAULT[:2]
     mode = 5 + CHANNELS[picture.mode] if settings.luma else MODES.index(picture.mode)
@@ -443,12 +445,13 @@ def _pack_flow(
         checksums[level] = _level_checksum(model, form, x)
 
     images = found.planes() if found else torch.from_numpy(array).permute(2, 0, 1)[None]
-    images = images.to(model.device)
+    images, adapts = images.to(model.device), can_adapt(model, array.shape[:2])
     settings = settings._replace(
         luma=picture.mode in ("L", "LA") and has_luma_alone(model, images),
         halved=bool(form and form.halved),
         corrected=effort > 1 and can_correct(model, array.shape[:2]),
-        adaptive=can_adapt(model, array.shape[:2]),
+        adaptive=adapts,
+        weighing=adapts,
     )
     network = tuned(model, moves) if moves else model
     (encoder,) = encode(network, images, settings, watch, progress, effort, bool(found))

@@ -64,7 +64,7 @@ def streams_of(coder, model, settings):
 
     def fitting(size):
         adapting = isinstance(settings, Settings) and can_adapt(model, size)
-        return settings._replace(adaptive=True) if adapting else settings
+        return settings._replace(adaptive=True, weighing=True) if adapting else settings
 
     def encode(images):
         encoders = coder.encode(model, images, fitting(images.shape[-2:]))

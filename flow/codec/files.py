@@ -139,6 +139,7 @@ def told(path, about):
             f"  model {about['model']}, nbins {about['nbins']}, precision {about['precision']}"
             + ", corrected" * about["corrected"]
             + ", adaptive" * about["adaptive"]
+            + ", weighing" * about["weighing"]
             + ", tuned" * bool(about["moves"])
             + (f", made of {about['colours']}" if about["colours"] else "")
         )

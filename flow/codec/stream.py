@@ -38,7 +38,8 @@ class Settings(NamedTuple):
     luma: the first channel alone, where `has_luma_alone`: others are MIDDLE in coarse bands, `flat` of their
     level in details. corrected: large levels have corrections, see source/corrections.py. halved: of the
     finest level's details the first channel alone, where `can_be_planes`: others are interpolated. adaptive:
-    mixtures of all but small levels adapt, see source/adaptation.py.
+    mixtures of all but small levels adapt, see source/adaptation.py; weighing: their weights do so, too, and
+    the scales of each component.
     """
 
     nbins: int = 4096
@@ -47,6 +48,7 @@ class Settings(NamedTuple):
     corrected: bool = False
     halved: bool = False
     adaptive: bool = False
+    weighing: bool = False
 
 
 DEFAULT = Settings()
