@@ -10,7 +10,7 @@ from torch import nn
 
 from utils.arithmetic import kernels
 from utils.arithmetic.crew import in_tiles
-from utils.arithmetic.fixed import FixedConv, FixedShares, FixedWide, mean_of, peak_of, units_for
+from utils.arithmetic.fixed import FixedConv, FixedShares, FixedWide, seen_of, units_for
 from utils.arithmetic.integers import STEPS
 from utils.arithmetic.passes import (
     ACTIVATION_BITS,
@@ -233,7 +233,9 @@ class FixedConvNet(nn.Module):
     def __init__(self, net, peaks, factor, offset, limit):
         super().__init__()
         layers = [*net.hidden, net.last]
-        units = [units_for(HEADROOM * peak_of(layer, peaks), INT16_MAX).clamp(max=FINEST) for layer in layers]
+        units = [
+            units_for(HEADROOM * seen_of(layer, peaks).peak, INT16_MAX).clamp(max=FINEST) for layer in layers
+        ]
         taps = net.first.taps if isinstance(net.first, Differences) else net.first.weight
         weight, bias = taps / STEPS, net.first.bias
         self.first = FixedWide.of(weight, bias, -INPUT_MAX, INPUT_MAX, INT16_MAX, 0, units[0])
@@ -304,8 +306,7 @@ class Conv(nn.Conv2d):
         out_units: what it gives counts 2^-out_units; peaks: see fixed.observe.
         """
         low, high = (0, NARROW_MAX) if self.rectify else (-SIGNED_MAX, SIGNED_MAX)
-        seen = peak_of(self, peaks), mean_of(self, peaks)
-        return FixedConv.of(self.taps, self.bias, *seen, low, high, out_units=out_units)
+        return FixedConv.of(self.taps, self.bias, seen_of(self, peaks), low, high, out_units=out_units)
 
     def freeze_wide(self, of_samples=True):
         """A FixedWide, of samples or of differences from means; it gives means. May raise ValueError."""
@@ -316,17 +317,12 @@ class Conv(nn.Conv2d):
 
 
 class Joined(nn.ModuleList):
-    """Convolutions of the same maps, as one: it reads them once."""
+    """Convolutions of the same maps, as one: it reads them once. What they have in common is its own too."""
 
-    @property
-    def in_channels(self):
-        """The channels of the maps: see fixed.observe."""
-        return self[0].in_channels
-
-    @property
-    def rectify(self):
-        """Whether ReLU is in front."""
-        return self[0].rectify
+    in_channels, kernel_size, rectify, precise = (
+        property(lambda self, name=name: getattr(self[0], name))
+        for name in ("in_channels", "kernel_size", "rectify", "precise")
+    )
 
     def joined(self):
         """The kernels and biases of all of them."""
@@ -339,7 +335,7 @@ class Joined(nn.ModuleList):
 
     def freeze(self, peaks):
         """A FixedConv, what each makes side by side. Raises ValueError if the weights are too large."""
-        return FixedConv.of(*self.joined(), peak_of(self, peaks), mean_of(self, peaks))
+        return FixedConv.of(*self.joined(), seen_of(self, peaks))
 
 
 class _Compand(torch.autograd.Function):

@@ -8,6 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import make_wild
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,13 +19,13 @@ from source.networks import Conv, ConvNet
 from utils.arithmetic import kernels, passes, products
 from utils.arithmetic.fixed import (
     EXACT,
+    PLACES,
     WIDE_EXACT,
     FixedConv,
     FixedShares,
     FixedWide,
-    mean_of,
     observe,
-    peak_of,
+    seen_of,
     units_for,
 )
 from utils.arithmetic.integers import LIMIT, STEPS
@@ -293,15 +294,50 @@ def test_observed_peaks_are_the_largest_values_read():
     with observe(model) as peaks:
         model(x)
         model(x / 2 + torch.tensor([0.0, 0, 3])[:, None, None])
-    assert peak_of(layer, peaks).tolist() == [1, 1, 3.25]  # 1 where nothing was read
+    seen = seen_of(layer, peaks)
+    assert seen.peak.tolist() == [1, 1, 3.25]  # 1 where nothing was read
     middle = torch.cat([layer(x), layer(x / 2 + torch.tensor([0.0, 0, 3])[:, None, None])])
     assert torch.equal(peaks[other].peak, middle.abs().amax((0, 2, 3)).double())
-    assert mean_of(layer, peaks).tolist() == [0.75, 0, 1.875]
-    assert not mean_of(layer, {}).any()
-    torch.testing.assert_close(mean_of(other, peaks), middle.mean((0, 2, 3)).double())
+    assert (seen.total / seen.count).tolist() == [0.75, 0, 1.875]
+    torch.testing.assert_close(peaks[other].total / peaks[other].count, middle.mean((0, 2, 3)).double())
     model(100 * x)
     assert peaks[layer].peak[0] == 1 and not layer._forward_pre_hooks
-    assert peak_of(layer, {}).tolist() == peak_of(layer, None).tolist() == [16, 16, 16]
+    for nothing in ({}, None):
+        guess = seen_of(layer, nothing)
+        assert guess.peak.tolist() == [16, 16, 16] and not guess.total.any() and guess.moments is None
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@torch.no_grad()
+def test_observed_moments_are_of_what_kernels_read(kernel):
+    """Borders replicated, channel by channel, tap by tap; of some places of a large map, in all columns."""
+    layer = Conv(2, 3, kernel, rectify=True)
+    x = torch.randn(2, 2, 9, 7)
+    read = (
+        F.unfold(F.pad(x.relu(), [kernel // 2] * 4, mode="replicate"), kernel).transpose(1, 2).flatten(0, 1)
+    )
+    read = torch.cat([read, torch.ones(len(read), 1)], 1).double()
+    torch.testing.assert_close(seen_by(layer, x)[layer].moments, read.T @ read, rtol=1e-5, atol=1e-4)
+    wide = torch.arange(256.0).expand(1, 2, 256, 256)
+    moments = seen_by(layer, wide)[layer].moments
+    assert 0.9 * PLACES < moments[-1, -1] <= PLACES
+    assert moments[-1, kernel**2 // 2] / moments[-1, -1] == pytest.approx(127.5, abs=1)
+
+
+@torch.no_grad()
+def test_rounding_weights_in_turn_makes_up_for_errors():
+    """Where channels have much in common, the error is a fraction of what rounding each by itself leaves."""
+    module = make_wild(Conv(64, 16, 3, rectify=True), 0.1).double()
+    common = torch.rand(4, 3, 40, 40)
+    x = (
+        800 * torch.einsum("oc,bchw->bohw", torch.rand(64, 3), common) + 40 * torch.rand(4, 64, 40, 40)
+    ).long()
+    x = x.permute(0, 2, 3, 1).contiguous().to(torch.int16)
+    seen = seen_by(module, image(x, 6))
+    alone = {module: seen[module]._replace(moments=None)}
+    wanted = module(image(x, 6))
+    near, far = (relative(image(module.freeze(peaks, 8)(x), 8), wanted) for peaks in (seen, alone))
+    assert near < 0.65 * far
 
 
 def test_units_are_the_largest_for_which_peaks_fit():

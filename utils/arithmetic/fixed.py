@@ -9,9 +9,10 @@ layers that see pixels and means are wider, below 2^53. Both bounds are computed
 are frozen, and again when they are read (`check`), not hoped for.
 
 To freeze a network is to choose powers of two: for activations from their peaks on images (`observe`), for
-weights from the largest of each output channel. What rounding weights of 8 bits does to the mean of what they
-give, biases take back.
-Source: arXiv 1906.04721, section 4.2, for that.
+weights from the largest of each output channel. Weights of 8 bits are rounded one after the other, so that
+those that are left make up for what went wrong with what they have in common (GPTQ); what rounding does to
+the mean of what they give, biases take back.
+Source: arXiv 2210.17323, section 3, and arXiv 1906.04721, section 4.2.
 """
 
 from contextlib import contextmanager
@@ -33,6 +34,10 @@ WIDE_RIGHT_MAX, SHIFT_MAX = 60, 15
 WEIGHTLESS = 15
 # What a channel is taken to reach that no image reached, such as in levels of which the images have too few.
 UNSEEN_PEAK = 16.0
+# Of how many places of a map moments are taken, whenever a layer reads one.
+PLACES = 2**12
+# What is added to the variances of what kernels read, a part of their mean: images do not tell all there is.
+RIDGE = 0.01
 
 
 def _real(*tensors):
@@ -54,49 +59,72 @@ def _too_large():
 class Seen(NamedTuple):
     """What a layer read, channel by channel: the largest absolute values, and the sums of `count` values.
 
-    peak, total: (C,) float64.
+    peak, total: (C,) float64. moments: (n + 1, n + 1) float64, of what its kernel reads at some places, n
+    values and a 1, the sum of products of any two; None for layers of wide weights, which do without.
     """
 
     peak: torch.Tensor
     total: torch.Tensor
     count: int
+    moments: torch.Tensor | None = None
+
+    def __add__(self, other):
+        moments = None if self.moments is None else self.moments + other.moments
+        peak = torch.maximum(self.peak, other.peak)
+        return Seen(peak, self.total + other.total, self.count + other.count, moments)
+
+
+def _moments(x, kernel):
+    """The moments of what a kernel (rows, columns) reads of x (B, C, H, W), borders replicated: see Seen."""
+    (rows, columns), (height, width), count = kernel, x.shape[2:], x[:, 0].numel()
+    # an odd stride meets all columns
+    places = torch.arange(0, count, max(count // PLACES, 1) | 1, device=x.device)
+    image, row, column = places // (height * width), places // width % height, places % width
+    taps = [
+        x[
+            image,
+            :,
+            (row + i - rows // 2).clamp(0, height - 1),
+            (column + j - columns // 2).clamp(0, width - 1),
+        ]
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    read = torch.stack(taps, 2).flatten(1).float()
+    read = torch.cat([read, torch.ones_like(read[:, :1])], 1)
+    return (read.T @ read).double()
 
 
 @contextmanager
 def observe(model):
-    """Within: what each convolution reads, and ReLU before it lets through: module -> Seen."""
-    peaks = {}
+    """Within: what each convolution reads, of what ReLU before it lets through: module -> Seen."""
+    seen = {}
 
     def look(layer, inputs):
         x = inputs[0].detach()
         x = x.relu() if getattr(layer, "rectify", False) else x
-        peak, total, count = x.abs().amax((0, 2, 3)).double(), x.sum((0, 2, 3)).double(), x[:, 0].numel()
-        if before := peaks.get(layer):
-            peak, total, count = torch.maximum(before.peak, peak), before.total + total, before.count + count
-        peaks[layer] = Seen(peak, total, count)
+        moments = None if getattr(layer, "precise", True) else _moments(x, layer.kernel_size)
+        peak, total = x.abs().amax((0, 2, 3)).double(), x.sum((0, 2, 3)).double()
+        now = Seen(peak, total, x[:, 0].numel(), moments)
+        seen[layer] = seen[layer] + now if layer in seen else now
 
     hooks = [m.register_forward_pre_hook(look) for m in model.modules() if hasattr(m, "in_channels")]
     try:
-        yield peaks
+        yield seen
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def peak_of(layer, peaks):
-    """The peak of each channel that a layer reads, float64, from what `observe` saw."""
+def seen_of(layer, peaks):
+    """What a layer reads, on the CPU, from what `observe` saw, or else a guess: Seen, of peaks above 0."""
     seen = (peaks or {}).get(layer)
     if seen is None:
-        return torch.full((layer.in_channels,), UNSEEN_PEAK, dtype=torch.float64)
-    return torch.where(seen.peak > 0, seen.peak.cpu(), 1.0)
-
-
-def mean_of(layer, peaks):
-    """The mean of each channel that a layer reads, float64, from what `observe` saw; or else 0."""
-    seen = (peaks or {}).get(layer)
-    if seen is None:
-        return torch.zeros(layer.in_channels, dtype=torch.float64)
-    return seen.total.cpu() / seen.count
+        peak = torch.full((layer.in_channels,), UNSEEN_PEAK, dtype=torch.float64)
+        return Seen(peak, torch.zeros_like(peak), 1)
+    peak, total = seen.peak.cpu(), seen.total.cpu()
+    moments = None if seen.moments is None else seen.moments.cpu()
+    return Seen(torch.where(peak > 0, peak, 1.0), total, seen.count, moments)
 
 
 def floor_log2(x):
@@ -115,27 +143,76 @@ def _power(exponent):
     )
 
 
-def _round_weights(weight, bias, largest, reach, exact, mean=0.0):
+def _covariance(seen, unit):
+    """The covariance of what a kernel reads, in units (C,), as _rounded takes it, or None: (n, n) float64."""
+    if seen.moments is None:
+        return None
+    moments = seen.moments / seen.moments[-1, -1]
+    mean, squares = moments[-1, :-1], moments[:-1, :-1]
+    scale = 1 / unit.repeat_interleave(len(mean) // len(unit))
+    covariance = (squares - mean * mean[:, None]) * scale * scale[:, None]
+    # what has no variance is rounded by itself
+    ridge = RIDGE * covariance.diagonal().mean().clamp(min=1e-9)
+    return covariance + ridge * torch.eye(len(mean), dtype=torch.float64)
+
+
+def _in_turn(covariance):
+    """In which order weights are to be rounded, the largest variance first, and how errors are made up for.
+
+    (n,), and (n, n): row i has what weights after the i-th change by, for each of its own entry.
+    """
+    order = covariance.diagonal().argsort(descending=True, stable=True)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance[order][:, order]))
+    return order, torch.linalg.cholesky(inverse, upper=True)
+
+
+def _rounded(rows, largest, turns):
+    """Weights (M, n) -> integers up to `largest`: by themselves, or one after the other: see _in_turn."""
+    if turns is None:
+        return torch.round(rows).clamp(-largest, largest)
+    order, factor = turns
+    left, whole = rows[:, order].T.contiguous(), torch.empty_like(rows)
+    for i, column in enumerate(order):
+        now = torch.round(left[i]).clamp(-largest, largest)
+        left[i + 1 :].addr_(factor[i, i + 1 :], (left[i] - now) / factor[i, i], alpha=-1)
+        whole[:, column] = now
+    return whole
+
+
+def _round_weights(weight, bias, largest, reach, exact, mean=0.0, covariance=None):
     """Real weights (M, C, ..), biases (M,) -> integers W, exponents k, integers b: W 2^-k, b 2^-k for real.
 
-    largest: of |W|; reach: of |q|. k is the greatest for which sum |W| reach + |b| stays below `exact`.
-    mean: of q, (C, 1, 1): b has what rounding W takes off for it.
+    largest: of |W|; reach: of |q|. k is the greatest for which sum |W| reach + |b| stays below `exact` and no
+    weight is cut off, or one more where that pays.
+    mean: of q, (C, 1, 1): b has what rounding W takes off for it. covariance: of what a kernel reads, (n, n).
     """
-    size = weight.flatten(1).abs().amax(1)
-    k = torch.where(size > 0, floor_log2(largest / size.clamp(min=1e-30)), WEIGHTLESS)
-    k = k.clamp(max=RIGHT_MAX if exact == EXACT else WIDE_RIGHT_MAX - 15)
-    for _ in range(64):
+    rows = weight.flatten(1)
+    size, mean = rows.abs().amax(1), torch.as_tensor(mean, dtype=rows.dtype).expand_as(weight[0]).flatten()
+    most = RIGHT_MAX if exact == EXACT else WIDE_RIGHT_MAX - 15
+    turns = None if covariance is None else _in_turn(covariance)
+
+    def at(k):
         scale = _power(k)
-        rows = scale.view(-1, *[1] * (weight.dim() - 1))
-        whole = torch.round(weight * rows)
-        left = (weight - whole / rows) * mean
-        b = torch.round((bias + left.flatten(1).sum(1)) * scale)
-        bound = whole.flatten(1).abs().sum(1) * reach + b.abs() + _power(k.clamp(min=0))
-        over = (bound >= exact) | (whole.flatten(1).abs().amax(1) > largest)
+        whole = _rounded(rows * scale[:, None], largest, turns)
+        left = rows - whole / scale[:, None]
+        b = torch.round((bias + left @ mean) * scale)
+        over = whole.abs().sum(1) * reach + b.abs() + _power(k.clamp(min=0)) >= exact
+        return whole, k, b, over, left
+
+    k = torch.where(size > 0, floor_log2(largest / size.clamp(min=1e-30)), WEIGHTLESS).clamp(max=most)
+    for _ in range(64):
+        *found, over, left = at(k)
         if not over.any():
-            return whole, k, b
+            break
         k = k - over.long()
-    raise _too_large()
+    else:
+        raise _too_large()
+    if covariance is not None:
+        *finer, over, less = at((k + 1).clamp(max=most))
+        pays = ~over & ((less @ covariance * less).sum(1) < (left @ covariance * left).sum(1))
+        found = [torch.where(pays.view(-1, *[1] * (a.dim() - 1)), b, a) for a, b in zip(found, finer)]
+    whole, k, b = found
+    return whole.view_as(weight), k, b
 
 
 def _halved(bias, exponent):
@@ -221,16 +298,17 @@ class FixedConv(Fixed):
         self.register_buffer("shift", torch.zeros(shape[1], dtype=torch.int8))
 
     @classmethod
-    def of(cls, weight, bias, peak, mean, low=0, high=255, units=ACTIVATION_BITS, out_units=ACTIVATION_BITS):
+    def of(cls, weight, bias, seen, low=0, high=255, units=ACTIVATION_BITS, out_units=ACTIVATION_BITS):
         """Freeze weights (out, C, k, k) and biases (out,). Raises ValueError if they are too large.
 
-        peak, mean: (C,) of what it reads; x counts 2^-units, y 2^-out_units.
+        seen: Seen, of what it reads; x counts 2^-units, y 2^-out_units.
         """
         weight, bias = _real(weight, bias)
-        shift = (units - units_for(peak, high)).clamp(0, SHIFT_MAX)
-        unit = _power(shift - units).view(-1, 1, 1)
-        mean = mean.view(-1, 1, 1) / unit
-        whole, k, b = _round_weights(weight * unit, bias, WEIGHT_MAX, max(high, -low), EXACT, mean)
+        shift = (units - units_for(seen.peak, high)).clamp(0, SHIFT_MAX)
+        unit = _power(shift - units)
+        mean, covariance = seen.total / seen.count / unit, _covariance(seen, unit)
+        reach, scaled = max(high, -low), weight * unit.view(-1, 1, 1)
+        whole, k, b = _round_weights(scaled, bias, WEIGHT_MAX, reach, EXACT, mean.view(-1, 1, 1), covariance)
         # what is left after a shift by more bits than there are is a sign, as after RIGHT_MAX
         exponent = (k - torch.as_tensor(out_units)).clamp(max=RIGHT_MAX)
         if exponent.min() < -LEFT_MAX:
