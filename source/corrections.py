@@ -49,6 +49,8 @@ OUTLIER, RIDGE = 2.5, 1e-4
 ROUNDS = 5, 5, 5, 1
 # The squares of scales, in squared units of means.
 VARIANCES = 4.0 ** (np.arange(SCALES) / SCALES_PER_OCTAVE)
+# What a set must take off at least: mixtures that adapt come to less by themselves.
+LEAST_GAIN = 0.01
 # Bits of a set, about: of a scale as far from the one before, of a coefficient.
 SCALE_COST, FARTHER_COST, COEFFICIENT_COST = 1.5, 1.0, 6.0
 
@@ -212,8 +214,9 @@ def choose(strips, settings, look, before):
 
     fitted, zero = _least_squares(*sample(look)), Set.zero(len(features))
     some, foretelling, looked_at = sample(look // SCALES_FEWER)
-    tries = [(NOTHING, SCALES_ALONE, zero), (None, ALL, Set(zero.scales, fitted))]
+    tries = [(SAME, SCALES_ALONE, zero), (None, ALL, Set(zero.scales, fitted))]
     if before.coefficients.any() or before.scales.any():
+        tries[0] = NOTHING, SCALES_ALONE, zero
         tries.append((SAME, RESCALED, before))
     least, best = np.inf, None
     for unchanged, rescaled, (scales, coefficients) in tries:
@@ -222,7 +225,8 @@ def choose(strips, settings, look, before):
         if unchanged is not None:
             price = costs[range(CLASSES), np.searchsorted(TRIED, scales)].sum()
             if price < least:
-                least, best = price, (unchanged, Set(scales, coefficients))
+                first = 1 - LEAST_GAIN if best is None else 1
+                least, best = first * price, (unchanged, Set(scales, coefficients))
         price, scales = COEFFICIENT_COST * len(coefficients) * (rescaled == ALL), [0]
         for cost in costs:
             priced = cost + SCALE_COST + FARTHER_COST * abs(TRIED - scales[-1])
