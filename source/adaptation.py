@@ -91,9 +91,11 @@ class Adaptive(Mixture):
 
     def intervals(self, symbols):
         """As of Mixture."""
-        self.fields = self._to_move()
-        kernels.adapt(self.in_turn(symbols), self.fields, tuple(self.place), self.memory, TABLES)
-        return super().intervals(symbols)
+        symbols, self.fields = self.in_turn(symbols), self._to_move()
+        start, frequency = np.empty((2, 4 * symbols.size), np.uint32)
+        place, arguments = tuple(self.place), (self.memory, TABLES, start, frequency)
+        count = kernels.adapt(symbols, self.fields, place, *arguments)
+        return start[:count].copy(), frequency[:count].copy()
 
     def pop(self, words, position, state, lowest, symbols):
         """As of Mixture; where symbols lack, nothing is learned."""

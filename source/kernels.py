@@ -255,8 +255,7 @@ def _bounds(z, i, mixtures, tables):
     |64 z| < 2^32, |mean| <= 2^31 and inverse <= 2^29 keep the argument of the sigmoid below 2^63;
     weights that sum to 2^16, the sum within 2^47; spread < 2^24, the product with it within 2^55.
     """
-    low, nbins, precision, weight, mean, scale = mixtures
-    spread = (1 << precision) - nbins - 2
+    weight, mean, scale = mixtures.weight, mixtures.mean, mixtures.scale
     edge = (z << MEAN_BITS) - (1 << MEAN_BITS - 1)
     centre = SIGMOID_REACH << ARGUMENT_BITS
     limit = (2 * SIGMOID_REACH << ARGUMENT_BITS) - 1
@@ -268,7 +267,14 @@ def _bounds(z, i, mixtures, tables):
         start += w * _interpolate(tables.sigmoid, min(max(x, 0), limit), SIGMOID_CELL_BITS)
         x += slope << MEAN_BITS
         end += w * _interpolate(tables.sigmoid, min(max(x, 0), limit), SIGMOID_CELL_BITS)
-    rank = z - low[i] + 1
+    return _interval(z, i, start, end, mixtures)
+
+
+@_inlined
+def _interval(z, i, start, end, mixtures):
+    """Start and end of the interval of z, from the sums of weighted sigmoids at both of its sides."""
+    low, nbins, precision, _, _, _ = mixtures
+    spread, rank = (1 << precision) - nbins - 2, z - low[i] + 1
     start = ((start >> WEIGHT_SUM_BITS) * spread >> SIGMOID_BITS) + rank
     end = ((end >> WEIGHT_SUM_BITS) * spread >> SIGMOID_BITS) + rank + 1
     if z < low[i]:
@@ -284,25 +290,37 @@ def mixture_intervals(symbols, mixtures, tables, start, frequency):
 
     Inverse: pop_mixtures.
     """
-    low, nbins, precision = mixtures.low, mixtures.nbins, mixtures.precision
     j = 0
     for i in range(symbols.size):
-        below, above = np.int64(low[i]) - 1, np.int64(low[i]) + nbins
         symbol = np.int64(symbols[i])
-        z = min(max(symbol, below), above)
+        z = _within_window(symbol, i, mixtures)
         first, last = _bounds(z, i, mixtures, tables)
-        start[j], frequency[j] = first, last - first
-        j += 1
-        if z == below or z == above:
-            distance = abs(symbol - z) + 1
-            length = np.int64(0)
-            while distance >> (length + 1):
-                length += 1
-            upper = max(length - 16, 0)
-            lower = length - upper
-            for value, width in ((length, 5), (distance >> lower, upper), (distance, lower)):
-                start[j], frequency[j] = _bits_interval(value & (1 << width) - 1, width, precision)
-                j += 1
+        j = _put(symbol, z, i, first, last, mixtures, start, frequency, j)
+
+
+@_inlined
+def _within_window(symbol, i, mixtures):
+    """A symbol, or what stands for those below or above the window of the i-th of Mixtures."""
+    return min(max(symbol, np.int64(mixtures.low[i]) - 1), np.int64(mixtures.low[i]) + mixtures.nbins)
+
+
+@_inlined
+def _put(symbol, z, i, first, last, mixtures, start, frequency, j):
+    """Write the interval of z at index j, and how far outside a symbol is after it. Returns the next j."""
+    start[j], frequency[j] = first, last - first
+    j += 1
+    below, above = np.int64(mixtures.low[i]) - 1, np.int64(mixtures.low[i]) + mixtures.nbins
+    if z == below or z == above:
+        distance = abs(symbol - z) + 1
+        length = np.int64(0)
+        while distance >> (length + 1):
+            length += 1
+        upper = max(length - 16, 0)
+        lower = length - upper
+        for value, width in ((length, 5), (distance >> lower, upper), (distance, lower)):
+            start[j], frequency[j] = _bits_interval(value & (1 << width) - 1, width, mixtures.precision)
+            j += 1
+    return j
 
 
 @_compiled
@@ -363,7 +381,8 @@ def pop_mixtures(words, position, state, lowest, symbols, mixtures, tables, plac
         if memory is not None:
             _learn(np.int64(symbols[i]), here, foretold, rate, memory, known, tables)
             if memory.logits.shape[2]:
-                _learn_weights(np.int64(symbols[i]), i, here, foretold[5], mixtures, memory, room, tables)
+                z = _within_window(np.int64(symbols[i]), i, mixtures)
+                _learn_weights(z, i, here, foretold[5], mixtures, memory, room, tables)
     return Popped(symbols.size, position, state)
 
 
@@ -400,22 +419,29 @@ def _pop_bits(words, position, state, lowest, width, precision):
 
 
 @_compiled
-def adapt(symbols, mixtures, place, memory, tables):
+def adapt(symbols, mixtures, place, memory, tables, start, frequency):
     """Let Mixtures of a strip adapt, in place, to each symbol before the next: see adaptation.py.
 
-    place: band, channel, top row, height and width.
+    place: band, channel, top row, height and width. start, frequency: room for the intervals of symbols, four
+    of each. Returns how many they are. Inverse: pop_mixtures.
     """
     band, channel, top, height, width = place
     shifts, known = np.empty(CLASSES, np.int64), np.zeros(FILTER, np.int32)
-    room = np.empty((EVIDENCE + 3, mixtures.mean.shape[0]), np.int64)
+    room, j = np.empty((EVIDENCE + 3, mixtures.mean.shape[0]), np.int64), 0
     for row in range(height):
         gain, rate = _begin_row(memory, channel, shifts)
         for column in range(width):
             i, here = row * width + column, (band, channel, top + row + 2, column + 2)
             foretold = _move(i, here, mixtures, memory, shifts, gain, known, room, tables)
-            _learn(np.int64(symbols[i]), here, foretold, rate, memory, known, tables)
+            symbol = np.int64(symbols[i])
+            z = _within_window(symbol, i, mixtures)
             if memory.logits.shape[2]:
-                _learn_weights(np.int64(symbols[i]), i, here, foretold[5], mixtures, memory, room, tables)
+                first, last = _learn_weights(z, i, here, foretold[5], mixtures, memory, room, tables)
+            else:
+                first, last = _bounds(z, i, mixtures, tables)
+            j = _put(symbol, z, i, first, last, mixtures, start, frequency, j)
+            _learn(symbol, here, foretold, rate, memory, known, tables)
+    return j
 
 
 @_inlined
@@ -546,11 +572,14 @@ def _learn(symbol, here, foretold, rate, memory, known, tables):
 
 
 @_inlined
-def _learn_weights(symbol, i, here, octave, mixtures, memory, room, tables):
-    """Move logits, widths and trust by the gradients of a symbol's logarithm, and keep its evidence."""
-    low, nbins, _, weight, mean, scale = mixtures
+def _learn_weights(z, i, here, octave, mixtures, memory, room, tables):
+    """Move logits, widths and trust by the gradients of the logarithm of z, and keep its evidence.
+
+    Returns what _bounds does.
+    """
+    weight, mean, scale = mixtures.weight, mixtures.mean, mixtures.scale
     (_, channel, y, x), count, total = here, mean.shape[0], np.int64(0)
-    z = min(max(symbol, np.int64(low[i]) - 1), np.int64(low[i]) + nbins)
+    below, until = np.int64(0), np.int64(0)
     edge = (z << MEAN_BITS) - (1 << MEAN_BITS - 1)
     middle, limit = SIGMOID_REACH << ARGUMENT_BITS, (2 * SIGMOID_REACH << ARGUMENT_BITS) - 1
     for k in range(count):
@@ -564,6 +593,7 @@ def _learn_weights(symbol, i, here, octave, mixtures, memory, room, tables):
         mass = w * (end - start) >> WEIGHT_SUM_BITS
         room[EVIDENCE, k], room[EVIDENCE + 1, k] = end - start, mass
         room[EVIDENCE + 2, k] = w * pull >> WEIGHT_SUM_BITS
+        below, until = below + w * start, until + w * end
         total += mass
     total = max(total, np.int64(LEAST_MASS))
     inverse, usual, most = (
@@ -585,6 +615,7 @@ def _learn_weights(symbol, i, here, octave, mixtures, memory, room, tables):
     for f, turn in enumerate((a, b, c)):
         trust = memory.trust[channel, f] + (turn >> CAUTION)
         memory.trust[channel, f] = min(max(trust, -MOST_TRUST), MOST_TRUST)
+    return _interval(z, i, below, until, mixtures)
 
 
 @_inlined
