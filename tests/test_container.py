@@ -19,7 +19,7 @@ from PIL import Image, PngImagePlugin
 
 from flow.codec.container import MODES, _checked_levels, _pack_flow, pack, read_head, unpack
 from flow.codec.formats import in_format
-from flow.codec.pictures import as_picture, pack_metadata, read_picture, unpack_metadata, write_png
+from flow.codec.pictures import as_picture, curve, pack_metadata, read_picture, unpack_metadata, write_png
 from flow.codec.planes import (
     BEST,
     CHANNELS,
@@ -332,6 +332,21 @@ def test_a_large_profile_is_no_reason_to_refuse_a_png():
     profile = random.Random(0).randbytes(1 << 19) * 4
     picture = read_picture(saved(photo(), "PNG", icc_profile=profile))
     assert unpack(pack(picture)).info["icc_profile"] == profile
+
+
+def test_a_profile_with_the_curve_of_most_takes_little():
+    """And files of before, which have no dictionary, are read as ever; those of another one are not."""
+    words = b"a profile's words, as long as they are"
+    picture = photo(4, 4)
+    picture.info["icc_profile"] = profile = random.Random(0).randbytes(100) + words + curve() + words[::-1]
+    packed = pack_metadata(picture)
+    assert len(packed) < 260 and unpack_metadata(packed, "RGB") == picture.info
+    before = zlib.compress(b"i" + struct.pack(">I", len(profile)) + profile, 9)
+    assert len(before) > 1500 and unpack_metadata(before, "RGB") == picture.info
+    other = zlib.compressobj(9, zdict=curve()[::-1])
+    with pytest.raises(ValueError, match="corrupt"):
+        unpack_metadata(other.compress(profile) + other.flush(), "RGB")
+    assert zlib.crc32(curve()) == 0x7740FB2A
 
 
 def test_long_texts_may_come_last_and_no_limit_stays_raised():

@@ -166,9 +166,12 @@ def png_of(chunks):
     )
 
 
-def inflate(data, limit):
-    """Decompress one whole zlib stream. Raises ValueError if it is damaged or gives more than limit bytes."""
-    stream = zlib.decompressobj()
+def inflate(data, limit, dictionary=None):
+    """Decompress one whole zlib stream. Raises ValueError if it is damaged or gives more than limit bytes.
+
+    dictionary: what it may refer to, if its header says that it does.
+    """
+    stream = zlib.decompressobj(zdict=dictionary) if dictionary else zlib.decompressobj()
     try:
         content = stream.decompress(data, limit + 1)
     except zlib.error as error:
