@@ -49,7 +49,7 @@ def draw(components, size):
 def adapting(*parameters):
     """The mixtures of one row that adapts, the only one of its band."""
     size = 1, parameters[0].shape[1]
-    return Adaptation(size, (0,), 1).mixture(Place(0, 0, 0, *size), parameters, (NBINS, PRECISION))
+    return Adaptation(size, (0,), 1, True).mixture(Place(0, 0, 0, *size), parameters, (NBINS, PRECISION))
 
 
 def fixed(*parameters):
