@@ -134,18 +134,19 @@ def test_progress_counts_every_value_once(codec):
 
 
 def test_bits_are_those_of_the_file(codec):
+    """But for what adaptation takes off, of which likelihoods know nothing."""
     pictures = [PHOTO, PHOTO.crop((0, 0, 40, 40)), PHOTO.rotate(180)]
     bits = codec.bits(pictures)
     assert bits.shape == (3,) and bits.dtype == np.float64
     for picture, each in zip(pictures, bits):
         data = codec.compress(picture)
-        assert each == pytest.approx(8 * (len(data) - read_head(data).end), rel=0.01, abs=64)
+        assert each == pytest.approx(8 * (len(data) - read_head(data).end), rel=0.02, abs=64)
     arrays = np.stack([np.asarray(pictures[0]), np.asarray(pictures[2])])
     np.testing.assert_allclose(codec.bits(arrays), bits[[0, 2]], rtol=1e-9)
     grey = PHOTO.convert("L")
     data = codec.compress(grey)
     (bits,) = codec.bits([grey])
-    assert bits == pytest.approx(8 * (len(data) - read_head(data).end), rel=0.01, abs=64)
+    assert bits == pytest.approx(8 * (len(data) - read_head(data).end), rel=0.02, abs=64)
     assert 0 < bits < codec.bits([grey.convert("RGB")])[0]
     assert codec.bits([]).shape == (0,)
     for mode in ("RGBA", "P"):

@@ -75,7 +75,7 @@ def test_adapting_costs_little_where_errors_around_mislead(monkeypatch):
 def test_files_of_a_band_wise_prior_decode_as_when_it_was_made(made, monkeypatch):
     model, name = tiny_model(BANDS)
     data = (BANDS / f"{made}.nwf").read_bytes()
-    picture = Image.open(BANDS / f"{'adaptive' if made == 'weighing' else made}.png").convert("RGB")
+    picture = Image.open(BANDS / f"{made}.png").convert("RGB")
     assert unpack(data, model, name).tobytes() == picture.tobytes()
     monkeypatch.setattr("flow.codec.container.can_adapt", lambda *_: made == "weighing")
     if made != "adaptive":  # as it was before mixtures were weighed

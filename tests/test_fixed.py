@@ -24,6 +24,7 @@ from utils.arithmetic.fixed import (
     FixedConv,
     FixedShares,
     FixedWide,
+    Seen,
     observe,
     seen_of,
     units_for,
@@ -486,8 +487,8 @@ def test_weights_become_smaller_where_sums_would_pass_the_bound(channels):
     """519 products of 127 and 255 pass 2^24."""
     module = Conv(channels, 1, 1, rectify=True)
     module.weight.fill_(126.9)
-    seen = torch.full((channels,), 255.0), torch.zeros(channels)
-    layer = FixedConv.of(module.weight, module.bias, *seen, units=0, out_units=0)
+    seen = Seen(torch.full((channels,), 255.0, dtype=torch.float64), torch.zeros(channels), 1)
+    layer = FixedConv.of(module.weight, module.bias, seen, units=0, out_units=0)
     assert layer.weight[0, 0].item() == (127 if channels == 518 else 63)
     x = (torch.arange(channels) < 100).to(torch.int16).view(1, 1, 1, -1)
     assert layer(x).item() == pytest.approx(12690, rel=0.01)
