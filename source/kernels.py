@@ -528,13 +528,16 @@ def _weigh(i, here, octave, mixtures, memory, room):
     running sums are rounded, not the weights.
     """
     (_, channel, y, x), evidence, count, total = here, memory.evidence, mixtures.mean.shape[0], np.int64(0)
-    row, above, upper = y % 3, (y - 1) % 3, (y - 2) % 3
+    # without a sign, no index is looked at for being negative
+    one, two = np.uint64(1), np.uint64(2)
+    channel, octave, x = np.uint64(channel), np.uint64(octave), np.uint64(x)
+    row, above, upper = np.uint64(y % 3), np.uint64((y + 2) % 3), np.uint64((y + 1) % 3)
     half, most = 1 << HEARD_BITS - 1, MOST_LOGIT >> LEARNED_BITS - SHARE_BITS
     for k in range(count):
-        room[0, k] = evidence[channel, row, x - 1, k]
+        room[0, k] = evidence[channel, row, x - one, k]
         room[1, k] = evidence[channel, above, x, k]
-        room[2, k] = np.int64(evidence[channel, above, x - 1, k]) + evidence[channel, above, x + 1, k]
-        room[2, k] += np.int64(evidence[channel, row, x - 2, k]) + evidence[channel, upper, x, k]
+        room[2, k] = np.int64(evidence[channel, above, x - one, k]) + evidence[channel, above, x + one, k]
+        room[2, k] += np.int64(evidence[channel, row, x - two, k]) + evidence[channel, upper, x, k]
         logit = memory.logits[channel, octave, k] << HEARD_BITS + SHARE_BITS - LEARNED_BITS
         for f in range(EVIDENCE):
             logit += memory.trust[channel, f] * room[f, k]
@@ -579,6 +582,7 @@ def _learn_weights(z, i, here, octave, mixtures, memory, room, tables):
     """
     weight, mean, scale = mixtures.weight, mixtures.mean, mixtures.scale
     (_, channel, y, x), count, total = here, mean.shape[0], np.int64(0)
+    channel, octave, x, row = np.uint64(channel), np.uint64(octave), np.uint64(x), np.uint64(y % 3)
     below, until = np.int64(0), np.int64(0)
     edge = (z << MEAN_BITS) - (1 << MEAN_BITS - 1)
     middle, limit = SIGMOID_REACH << ARGUMENT_BITS, (2 * SIGMOID_REACH << ARGUMENT_BITS) - 1
@@ -604,7 +608,7 @@ def _learn_weights(z, i, here, octave, mixtures, memory, room, tables):
     a, b, c = np.int64(0), np.int64(0), np.int64(0)
     for k in range(count):
         found = _sixteenth_octaves(room[EVIDENCE, k] + LEAST_MASS) - usual
-        memory.evidence[channel, y % 3, x, k] = min(max(found, -MOST_EVIDENCE), MOST_EVIDENCE)
+        memory.evidence[channel, row, x, k] = min(max(found, -MOST_EVIDENCE), MOST_EVIDENCE)
         turn = (room[EVIDENCE + 1, k] * inverse >> QUOTIENT_BITS - WEIGHT_SUM_BITS) - weight[k, i]
         logit = memory.logits[channel, octave, k] + turn
         memory.logits[channel, octave, k] = min(max(logit, -MOST_LOGIT), MOST_LOGIT)
