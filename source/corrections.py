@@ -214,9 +214,9 @@ def choose(strips, settings, look, before):
 
     fitted, zero = _least_squares(*sample(look)), Set.zero(len(features))
     some, foretelling, looked_at = sample(look // SCALES_FEWER)
-    tries = [(SAME, SCALES_ALONE, zero), (None, ALL, Set(zero.scales, fitted))]
-    if before.coefficients.any() or before.scales.any():
-        tries[0] = NOTHING, SCALES_ALONE, zero
+    corrected = before.coefficients.any() or before.scales.any()
+    tries = [(NOTHING if corrected else SAME, SCALES_ALONE, zero), (None, ALL, Set(zero.scales, fitted))]
+    if corrected:
         tries.append((SAME, RESCALED, before))
     least, best = np.inf, None
     for unchanged, rescaled, (scales, coefficients) in tries:
@@ -225,8 +225,8 @@ def choose(strips, settings, look, before):
         if unchanged is not None:
             price = costs[range(CLASSES), np.searchsorted(TRIED, scales)].sum()
             if price < least:
-                first = 1 - LEAST_GAIN if best is None else 1
-                least, best = first * price, (unchanged, Set(scales, coefficients))
+                gain = LEAST_GAIN if best is None else 0
+                least, best = (1 - gain) * price, (unchanged, Set(scales, coefficients))
         price, scales = COEFFICIENT_COST * len(coefficients) * (rescaled == ALL), [0]
         for cost in costs:
             priced = cost + SCALE_COST + FARTHER_COST * abs(TRIED - scales[-1])

@@ -51,12 +51,13 @@ STEP_BITS, INVERSE_BITS = TOTAL_BITS + 4 + SCALE_BITS - MEAN_BITS, ARGUMENT_BITS
 # there is of each. Logits count 2^-20 octaves and are applied in 2^-8, evidence 2^-4, trust in it 2^-28,
 # widths 2^-18 steps of scales; the most they may be; of a symbol, in 2^-31, the least probability, and how
 # many times that a width may move by; bits that trust moves less by; bits of evidence by trust, of quotients,
-# of octaves.
+# of steps of scales in an octave.
 OCTAVES, FIRST_OCTAVE, EVIDENCE = 8, 144, 3
 LEARNED_BITS, SHARE_BITS, EVIDENCE_BITS, TRUST_BITS, WIDTH_BITS = 20, 8, 4, 28, 18
 MOST_LOGIT, MOST_EVIDENCE, MOST_TRUST, MOST_WIDTH = 8 << 20, 48, 1 << 28, 64 << 18
 LEAST_MASS, MOST_PULL, CAUTION = 1 << 7, 4, 1
-HEARD_BITS, QUOTIENT_BITS, OCTAVE_BITS = TRUST_BITS + EVIDENCE_BITS - SHARE_BITS, 60, 5
+HEARD_BITS, QUOTIENT_BITS = TRUST_BITS + EVIDENCE_BITS - SHARE_BITS, 60
+OCTAVE_BITS = SCALES_PER_OCTAVE.bit_length() - 1
 
 _compiled = numba.njit(cache=True, nogil=True)
 _inlined = numba.njit(forceinline=True)
@@ -255,19 +256,25 @@ def _bounds(z, i, mixtures, tables):
     |64 z| < 2^32, |mean| <= 2^31 and inverse <= 2^29 keep the argument of the sigmoid below 2^63;
     weights that sum to 2^16, the sum within 2^47; spread < 2^24, the product with it within 2^55.
     """
-    weight, mean, scale = mixtures.weight, mixtures.mean, mixtures.scale
-    edge = (z << MEAN_BITS) - (1 << MEAN_BITS - 1)
-    centre = SIGMOID_REACH << ARGUMENT_BITS
-    limit = (2 * SIGMOID_REACH << ARGUMENT_BITS) - 1
     start, end = np.int64(0), np.int64(0)
-    for k in range(mean.shape[0]):
-        slope = np.int64(tables.inverse[np.uint64(scale[k, i])])
-        x = (edge - mean[k, i]) * slope + centre
-        w = np.int64(weight[k, i])
-        start += w * _interpolate(tables.sigmoid, min(max(x, 0), limit), SIGMOID_CELL_BITS)
-        x += slope << MEAN_BITS
-        end += w * _interpolate(tables.sigmoid, min(max(x, 0), limit), SIGMOID_CELL_BITS)
+    for k in range(mixtures.mean.shape[0]):
+        w = np.int64(mixtures.weight[k, i])
+        _, _, below, until = _sides(z, i, k, mixtures, tables)
+        start, end = start + w * below, end + w * until
     return _interval(z, i, start, end, mixtures)
+
+
+@_inlined
+def _sides(z, i, k, mixtures, tables):
+    """Of the k-th component, at both sides of z: the arguments of its sigmoid, 24 more, and its values."""
+    slope = np.int64(tables.inverse[np.uint64(mixtures.scale[k, i])])
+    limit = (2 * SIGMOID_REACH << ARGUMENT_BITS) - 1
+    edge = (z << MEAN_BITS) - (1 << MEAN_BITS - 1)
+    left = (edge - mixtures.mean[k, i]) * slope + (SIGMOID_REACH << ARGUMENT_BITS)
+    right = min(max(left + (slope << MEAN_BITS), 0), limit)
+    left = min(max(left, 0), limit)
+    below = _interpolate(tables.sigmoid, left, SIGMOID_CELL_BITS)
+    return left, right, below, _interpolate(tables.sigmoid, right, SIGMOID_CELL_BITS)
 
 
 @_inlined
@@ -452,21 +459,22 @@ def _begin_row(memory, channel, shifts):
     The gain is what it should, in hindsight, have been multiplied by, from 0 to 1.
     """
     count, total = memory.counts[channel].sum(), memory.sums[channel].sum()
-    usual = _steps_of_scale((total << MEAN_SIZE_BITS) // count)
+    usual = _octaves_of((total << MEAN_SIZE_BITS) // count, OCTAVE_BITS)
     for j in range(CLASSES):
         mean = (memory.sums[channel, j] << MEAN_SIZE_BITS) // memory.counts[channel, j]
-        shifts[j] = min(max(3 * (_steps_of_scale(mean) - usual) >> 2, -MOST_SCALED), MOST_SCALED)
+        shift = 3 * (_octaves_of(mean, OCTAVE_BITS) - usual) >> 2
+        shifts[j] = min(max(shift, -MOST_SCALED), MOST_SCALED)
     gain = (memory.agreement[channel] << GAIN_BITS) // memory.power[channel]
     return min(max(gain, 0), 1 << GAIN_BITS), RATE + MORE // (memory.seen[channel] + SOON)
 
 
 @_inlined
-def _steps_of_scale(x):
-    """log2(x), linear between powers of two, in steps of scales, rounded down; of 0 as of 1."""
-    x, octave = max(x, 1), 0
-    while x >> (octave + 1):
-        octave += 1
-    return SCALES_PER_OCTAVE * octave + (((x - (1 << octave)) * SCALES_PER_OCTAVE) >> octave)
+def _octaves_of(x, bits):
+    """log2(x), linear between powers of two, in 2^-bits, rounded down, of 0 <= x < 2^53; of 0 as of 1.
+
+    So are the bits of a float, but for those that are too many.
+    """
+    return (np.float64(max(x, 1)).view(np.int64) >> 52 - bits) - (1023 << bits)
 
 
 @_inlined
@@ -578,38 +586,28 @@ def _learn(symbol, here, foretold, rate, memory, known, tables):
 def _learn_weights(z, i, here, octave, mixtures, memory, room, tables):
     """Move logits, widths and trust by the gradients of the logarithm of z, and keep its evidence.
 
-    Returns what _bounds does.
+    Returns what _bounds does. An argument times the sigmoid's derivative there stays below 2^58.
     """
-    weight, mean, scale = mixtures.weight, mixtures.mean, mixtures.scale
-    (_, channel, y, x), count, total = here, mean.shape[0], np.int64(0)
+    (_, channel, y, x), count, total = here, mixtures.mean.shape[0], np.int64(0)
     channel, octave, x, row = np.uint64(channel), np.uint64(octave), np.uint64(x), np.uint64(y % 3)
-    below, until = np.int64(0), np.int64(0)
-    edge = (z << MEAN_BITS) - (1 << MEAN_BITS - 1)
-    middle, limit = SIGMOID_REACH << ARGUMENT_BITS, (2 * SIGMOID_REACH << ARGUMENT_BITS) - 1
+    start, end, middle = np.int64(0), np.int64(0), SIGMOID_REACH << ARGUMENT_BITS
     for k in range(count):
-        slope, w = np.int64(tables.inverse[np.uint64(scale[k, i])]), np.int64(weight[k, i])
-        left = (edge - mean[k, i]) * slope + middle
-        right = min(max(left + (slope << MEAN_BITS), 0), limit)
-        left = min(max(left, 0), limit)
-        start = _interpolate(tables.sigmoid, left, SIGMOID_CELL_BITS)
-        end = _interpolate(tables.sigmoid, right, SIGMOID_CELL_BITS)
-        pull = (left - middle) * _steepness(start) - (right - middle) * _steepness(end) >> ARGUMENT_BITS
-        mass = w * (end - start) >> WEIGHT_SUM_BITS
-        room[EVIDENCE, k], room[EVIDENCE + 1, k] = end - start, mass
+        w = np.int64(mixtures.weight[k, i])
+        left, right, below, until = _sides(z, i, k, mixtures, tables)
+        pull = (left - middle) * _steepness(below) - (right - middle) * _steepness(until) >> ARGUMENT_BITS
+        mass = w * (until - below) >> WEIGHT_SUM_BITS
+        room[EVIDENCE, k], room[EVIDENCE + 1, k] = until - below, mass
         room[EVIDENCE + 2, k] = w * pull >> WEIGHT_SUM_BITS
-        below, until = below + w * start, until + w * end
+        start, end = start + w * below, end + w * until
         total += mass
     total = max(total, np.int64(LEAST_MASS))
-    inverse, usual, most = (
-        (np.int64(1) << QUOTIENT_BITS) // total,
-        _sixteenth_octaves(total),
-        MOST_PULL * total,
-    )
+    inverse, most = (np.int64(1) << QUOTIENT_BITS) // total, MOST_PULL * total
+    usual = _octaves_of(total, EVIDENCE_BITS)
     a, b, c = np.int64(0), np.int64(0), np.int64(0)
     for k in range(count):
-        found = _sixteenth_octaves(room[EVIDENCE, k] + LEAST_MASS) - usual
+        found = _octaves_of(room[EVIDENCE, k] + LEAST_MASS, EVIDENCE_BITS) - usual
         memory.evidence[channel, row, x, k] = min(max(found, -MOST_EVIDENCE), MOST_EVIDENCE)
-        turn = (room[EVIDENCE + 1, k] * inverse >> QUOTIENT_BITS - WEIGHT_SUM_BITS) - weight[k, i]
+        turn = (room[EVIDENCE + 1, k] * inverse >> QUOTIENT_BITS - WEIGHT_SUM_BITS) - mixtures.weight[k, i]
         logit = memory.logits[channel, octave, k] + turn
         memory.logits[channel, octave, k] = min(max(logit, -MOST_LOGIT), MOST_LOGIT)
         pull = min(max(room[EVIDENCE + 2, k], -most), most) * inverse >> QUOTIENT_BITS - WEIGHT_SUM_BITS
@@ -619,19 +617,13 @@ def _learn_weights(z, i, here, octave, mixtures, memory, room, tables):
     for f, turn in enumerate((a, b, c)):
         trust = memory.trust[channel, f] + (turn >> CAUTION)
         memory.trust[channel, f] = min(max(trust, -MOST_TRUST), MOST_TRUST)
-    return _interval(z, i, below, until, mixtures)
+    return _interval(z, i, start, end, mixtures)
 
 
 @_inlined
 def _steepness(height):
     """The derivative of the sigmoid where it has this height, both in 2^-31, rounded down."""
     return height * ((1 << SIGMOID_BITS) - height) >> SIGMOID_BITS
-
-
-@_inlined
-def _sixteenth_octaves(x):
-    """16 log2(x), linear between powers of two, rounded down, of 0 < x < 2^53: as floats have their bits."""
-    return (np.float64(x).view(np.int64) >> 52 - EVIDENCE_BITS) - (1023 << EVIDENCE_BITS)
 
 
 @_inlined

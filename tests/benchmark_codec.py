@@ -212,8 +212,8 @@ def open_case_model(name, folder):
 
 def settings_of(model, size, effort):
     """Whether there are corrections, and mixtures adapt."""
-    corrected, adaptive = effort > 1 and can_correct(model, size), can_adapt(model, size)
-    return DEFAULT._replace(corrected=corrected, adaptive=adaptive, weighing=adaptive)
+    corrected = effort > 1 and can_correct(model, size)
+    return DEFAULT._replace(corrected=corrected).adapting(can_adapt(model, size))
 
 
 def encode_all(model, batches, effort):

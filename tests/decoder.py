@@ -683,7 +683,7 @@ class Adapting:
         turns = [((w * q >> 16) * (2**60 // p) >> 44) - w for w, q in zip(weights, masses)]
         for k, (w, q, d) in enumerate(zip(weights, masses, turns)):
             pull = int(clamp(w * pulls[k] >> 16, 4 * p)) * (2**60 // p) >> 44
-            self.evidence[(c, *self.at, k)] = int(clamp(sixteenths(q + 2**7) - sixteenths(p), 48))
+            self.evidence[(c, *self.at, k)] = int(clamp(steps(q + 2**7, 16) - steps(p, 16), 48))
             self.logits[c, o, k] = int(clamp(self.logits[c, o, k] + d, 2**23))
             self.widths[c, o, k] = int(clamp(self.widths[c, o, k] + pull, 2**24))
         for f in range(3):
@@ -709,17 +709,11 @@ class Adapting:
             self.weigh(z)
 
 
-def sixteenths(x):
-    """16 times the logarithm of x > 0 to the base 2, with lines between powers of two."""
-    octave = x.bit_length() - 1
-    return 16 * octave + ((x - 2**octave) * 16 >> octave)
-
-
-def steps(x):
-    """The logarithm of x to the base 2, in 32nds, with lines between powers of two."""
+def steps(x, parts=32):
+    """The logarithm of x to the base 2, in 32nds or other parts, with lines between powers of two."""
     x = max(int(x), 1)
     octave = x.bit_length() - 1
-    return 32 * octave + ((x - 2**octave) * 32 >> octave)
+    return parts * octave + ((x - 2**octave) * parts >> octave)
 
 
 def column_of(values):

@@ -135,18 +135,21 @@ def test_progress_counts_every_value_once(codec):
 
 def test_bits_are_those_of_the_file(codec):
     """But for what adaptation takes off, of which likelihoods know nothing."""
+
+    def is_about(data, bits):
+        stream = 8 * (len(data) - read_head(data).end)
+        return 0.98 * bits - 64 < stream < 1.01 * bits + 64
+
     pictures = [PHOTO, PHOTO.crop((0, 0, 40, 40)), PHOTO.rotate(180)]
     bits = codec.bits(pictures)
     assert bits.shape == (3,) and bits.dtype == np.float64
     for picture, each in zip(pictures, bits):
-        data = codec.compress(picture)
-        assert each == pytest.approx(8 * (len(data) - read_head(data).end), rel=0.02, abs=64)
+        assert is_about(codec.compress(picture), each)
     arrays = np.stack([np.asarray(pictures[0]), np.asarray(pictures[2])])
     np.testing.assert_allclose(codec.bits(arrays), bits[[0, 2]], rtol=1e-9)
     grey = PHOTO.convert("L")
-    data = codec.compress(grey)
     (bits,) = codec.bits([grey])
-    assert bits == pytest.approx(8 * (len(data) - read_head(data).end), rel=0.02, abs=64)
+    assert is_about(codec.compress(grey), bits)
     assert 0 < bits < codec.bits([grey.convert("RGB")])[0]
     assert codec.bits([]).shape == (0,)
     for mode in ("RGBA", "P"):

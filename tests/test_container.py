@@ -19,7 +19,14 @@ from PIL import Image, PngImagePlugin
 
 from flow.codec.container import MODES, _checked_levels, _pack_flow, pack, read_head, unpack
 from flow.codec.formats import in_format
-from flow.codec.pictures import as_picture, curve, pack_metadata, read_picture, unpack_metadata, write_png
+from flow.codec.pictures import (
+    as_picture,
+    pack_metadata,
+    read_picture,
+    srgb_curve,
+    unpack_metadata,
+    write_png,
+)
 from flow.codec.planes import (
     BEST,
     CHANNELS,
@@ -338,15 +345,17 @@ def test_a_profile_with_the_curve_of_most_takes_little():
     """And files of before, which have no dictionary, are read as ever; those of another one are not."""
     words = b"a profile's words, as long as they are"
     picture = photo(4, 4)
-    picture.info["icc_profile"] = profile = random.Random(0).randbytes(100) + words + curve() + words[::-1]
+    picture.info["icc_profile"] = profile = (
+        random.Random(0).randbytes(100) + words + srgb_curve() + words[::-1]
+    )
     packed = pack_metadata(picture)
     assert len(packed) < 260 and unpack_metadata(packed, "RGB") == picture.info
     before = zlib.compress(b"i" + struct.pack(">I", len(profile)) + profile, 9)
     assert len(before) > 1500 and unpack_metadata(before, "RGB") == picture.info
-    other = zlib.compressobj(9, zdict=curve()[::-1])
+    other = zlib.compressobj(9, zdict=srgb_curve()[::-1])
     with pytest.raises(ValueError, match="corrupt"):
         unpack_metadata(other.compress(profile) + other.flush(), "RGB")
-    assert zlib.crc32(curve()) == 0x7740FB2A
+    assert zlib.crc32(srgb_curve()) == 0x7740FB2A
 
 
 def test_long_texts_may_come_last_and_no_limit_stays_raised():

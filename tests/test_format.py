@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from flow.codec.container import _head, _pack_flow, unpack
-from flow.codec.pictures import as_picture, curve, pack_metadata
+from flow.codec.pictures import as_picture, pack_metadata, srgb_curve
 from flow.codec.planes import pack_planes
 from flow.codec.stream import Settings
 from flow.folder import identity
@@ -49,7 +49,7 @@ def test_the_page_is_enough_for_planes_of_every_mode(mode, noisy):
     picture = as_picture(Image.fromarray(pixels).convert("RGB").convert(mode))
     if "A" in mode:
         picture = Image.fromarray(pixels[:, :, -SAMPLES[mode] :])
-    picture.info["icc_profile"] = profile = b"a profile" + curve()
+    picture.info["icc_profile"] = profile = b"a profile" + srgb_curve()
     planes = pack_planes(picture)
     assert len(planes) == 3
     for method, plane in planes.items():

@@ -445,13 +445,11 @@ def _pack_flow(
         checksums[level] = _level_checksum(model, form, x)
 
     images = found.planes() if found else torch.from_numpy(array).permute(2, 0, 1)[None]
-    images, adapts = images.to(model.device), can_adapt(model, array.shape[:2])
-    settings = settings._replace(
+    images = images.to(model.device)
+    settings = settings.adapting(can_adapt(model, array.shape[:2]))._replace(
         luma=picture.mode in ("L", "LA") and has_luma_alone(model, images),
         halved=bool(form and form.halved),
         corrected=effort > 1 and can_correct(model, array.shape[:2]),
-        adaptive=adapts,
-        weighing=adapts,
     )
     network = tuned(model, moves) if moves else model
     (encoder,) = encode(network, images, settings, watch, progress, effort, bool(found))

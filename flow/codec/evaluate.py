@@ -63,8 +63,7 @@ def streams_of(coder, model, settings):
     """
 
     def fitting(size):
-        adapting = isinstance(settings, Settings) and can_adapt(model, size)
-        return settings._replace(adaptive=True, weighing=True) if adapting else settings
+        return settings.adapting(can_adapt(model, size)) if isinstance(settings, Settings) else settings
 
     def encode(images):
         encoders = coder.encode(model, images, fitting(images.shape[-2:]))

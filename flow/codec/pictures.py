@@ -251,13 +251,13 @@ def _pack_fields(fields):
         raise ValueError(f"{len(data):,} bytes of metadata; at most {MAX_METADATA:,} can be kept")
     packed = zlib.compress(data, 9)
     if "icc_profile" in fields:
-        stream = zlib.compressobj(9, zdict=curve())
+        stream = zlib.compressobj(9, zdict=srgb_curve())
         packed = min(packed, stream.compress(data) + stream.flush(), key=len)
     return packed
 
 
 @cache
-def curve():
+def srgb_curve():
     """What most profiles are mostly made of: 1,024 samples of sRGB's transfer curve, as ICC has them.
 
     Where there is a profile, metadata may refer to it. Source: IEC 61966-2-1.
@@ -274,7 +274,7 @@ def _rows(palette):
 
 def unpack_metadata(packed, mode):
     """The info of a picture of a mode, "palette" too; ValueError if pack_metadata cannot have written it."""
-    data, info, position = inflate(packed, MAX_METADATA, curve()) if packed else b"", {}, 0
+    data, info, position = inflate(packed, MAX_METADATA, srgb_curve()) if packed else b"", {}, 0
     for name, tag in TAGS.items():
         if data[position : position + 1] == tag:
             start = position + 5

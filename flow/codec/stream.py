@@ -50,6 +50,10 @@ class Settings(NamedTuple):
     adaptive: bool = False
     weighing: bool = False
 
+    def adapting(self, adapts=True):
+        """The same where mixtures adapt, in all that they can, or not at all."""
+        return self._replace(adaptive=adapts, weighing=adapts)
+
 
 DEFAULT = Settings()
 # Rows whose colours are turned at a time.

@@ -79,14 +79,10 @@ def _moments(x, kernel):
     (rows, columns), (height, width), count = kernel, x.shape[2:], x[:, 0].numel()
     # an odd stride meets all columns
     places = torch.arange(0, count, max(count // PLACES, 1) | 1, device=x.device)
-    image, row, column = places // (height * width), places // width % height, places % width
+    image, top, left = places // (height * width), places // width % height, places % width
+    top, left = top - rows // 2, left - columns // 2
     taps = [
-        x[
-            image,
-            :,
-            (row + i - rows // 2).clamp(0, height - 1),
-            (column + j - columns // 2).clamp(0, width - 1),
-        ]
+        x[image, :, (top + i).clamp(0, height - 1), (left + j).clamp(0, width - 1)]
         for i in range(rows)
         for j in range(columns)
     ]
