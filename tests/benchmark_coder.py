@@ -3,16 +3,17 @@
     python tests/benchmark_coder.py -symbols 1000000 -plain 300
 
 Symbols are drawn from the distributions that code them, logistics and mixtures of three with scales of 1/2 to
-32 steps; then the latter as they adapt from symbol to symbol, which gains nothing here. Ours: integer
-parameters -> bytes -> symbols. The original's kind: a table of 4,096 floating-point cumulative values for
-each symbol, made when encoding and handed to the decoder, as it was there; then some Python for each symbol,
-on a state that is a tuple of tuples. Times: the least of several rounds. Memory: the peak of what is
-allocated beyond parameters and symbols.
+32 steps; then the latter as they adapt from symbol to symbol, and weigh their components, which gains nothing
+here. Ours: integer parameters -> bytes -> symbols. The original's kind: a table of 4,096 floating-point
+cumulative values for each symbol, made when encoding and handed to the decoder, as it was there; then some
+Python for each symbol, on a state that is a tuple of tuples. Times: the least of several rounds. Memory: the
+peak of what is allocated beyond parameters and symbols.
 """
 
 import sys
 import time
 import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +47,11 @@ def draw(components, size):
     return (weight, mean, scale), np.round(symbols).astype(np.int32)
 
 
-def adapting(*parameters):
+def adapting(*parameters, weighing=False):
     """The mixtures of one row that adapts, the only one of its band."""
     size = 1, parameters[0].shape[1]
-    return Adaptation(size, (0,), 1, True).mixture(Place(0, 0, 0, *size), parameters, (NBINS, PRECISION))
+    adaptation = Adaptation(size, (0,), 1, weighing)
+    return adaptation.mixture(Place(0, 0, 0, *size), parameters, (NBINS, PRECISION))
 
 
 def fixed(*parameters):
@@ -146,6 +148,7 @@ def main(argv=None):
         ("logistic", 1, fixed),
         ("mixture of 3", 3, fixed),
         ("adapting", 3, adapting),
+        ("and weighing", 3, partial(adapting, weighing=True)),
     ]:
         parameters, symbols = draw(components, options["symbols"])
         data, encoding = timed(encode, make, parameters, symbols)
