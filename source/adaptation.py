@@ -6,16 +6,20 @@ place, and of this channel in the bands before, moves the means; it learns from 
 squares, and is believed as far as it has been right, which on some pictures is not at all. Classes of the
 sizes of errors around move the scales, each by how much larger its errors have been than all. And the weight
 and scale of each component follow the gradient of every symbol's logarithm, for each octave of scales, and
-weights also the evidence around: how much better or worse a component did than its mixture. Every level,
-band and channel begins anew. An encoder goes through the motions of a decoder. All of it is in integers: see
-docs/format.md, "Adaptation". Source: LMS filters as of Widrow and Hoff; classes of the energy of errors as in
-CALIC; weights by gradients in the logistic domain as in PAQ's mixing.
+weights also the evidence around: how much better or worse a component did than its mixture.
+
+What a texture is like just here, a second filter learns: its weights are handed on from place to place, from
+all sides where there are any, and fade, and so are the sums by which it is believed, and what is added to
+scales. Every level, band and channel begins anew. An encoder goes through the motions of a decoder.
+
+All of it is in integers: see docs/format.md, "Adaptation". Source: LMS filters as of Widrow and Hoff; classes
+of the energy of errors as in CALIC; weights by gradients in the logistic domain as in PAQ's mixing.
 """
 
 import numpy as np
 
 from source import kernels
-from source.kernels import CLASSES, EVIDENCE, FILTER, OCTAVES, TRUST_BITS
+from source.kernels import CLASSES, EVIDENCE, FILTER, LOCAL, OCTAVES, TRUST_BITS
 from source.tables import TABLES, Mixture
 
 # Levels whose coarse band has fewer positions are left as they are.
@@ -33,22 +37,24 @@ FIRST = (-4000, 6000), (6000, -4600), (-2600, -3000)
 class Adaptation:
     """What is known of one level of an image; size: (height, width) of its coarse band; order: of bands.
 
-    weighing: whether components are weighed anew, and widened, too.
+    weighing: whether components are weighed anew, and widened, too; nearby: whether there is also what
+    is learned nearby.
     """
 
-    def __init__(self, size, order, channels, weighing=False):
+    def __init__(self, size, order, channels, weighing=False, nearby=False):
         self.size, self.order, self.channels, self.weighing = size, order, channels, weighing
-        self.memory = None
+        self.nearby, self.memory = nearby, None
 
     def _empty(self, components):
         """A Memory of mixtures of so many."""
-        channels, bands, padded = self.channels, len(self.order), (self.size[0] + 2, self.size[1] + 4)
+        channels, bands, padded = self.channels, len(self.order), (self.size[0] + 3, self.size[1] + 4)
         return kernels.Memory(
             np.zeros((bands, channels, *padded), np.int8),
             np.empty((channels, *padded), np.uint8),
             np.empty((channels, FILTER), np.int32),
             *np.empty((2, channels, CLASSES), np.int64),
             *np.empty((3, channels), np.int64),
+            np.empty((channels, padded[1] * self.nearby, LOCAL), np.int32),
             *np.empty((2, channels, OCTAVES, components), np.int64),
             np.empty((channels, EVIDENCE), np.int64),
             np.empty((channels, 3, padded[1], components), np.int8),
@@ -56,11 +62,14 @@ class Adaptation:
 
     def begin(self, band, channel):
         """Forget what a channel learned of the band before."""
-        _, sizes, weights, counts, sums, agreement, power, seen, logits, widths, trust, evidence = self.memory
+        _, sizes, weights, counts, sums, agreement, power, seen, nearby, logits, widths, trust, evidence = (
+            self.memory
+        )
         sizes[channel], weights[channel], seen[channel] = USUAL, 0, 0
         weights[channel, :2] = FIRST[self.order[band]]
         counts[channel], sums[channel] = BEGUN, USUAL * BEGUN
         agreement[channel] = power[channel] = BELIEVED
+        nearby[channel] = 0
         logits[channel] = widths[channel] = evidence[channel] = 0
         trust[channel] = TRUSTED
 

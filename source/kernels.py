@@ -47,6 +47,15 @@ FARTHEST, MOST_COUNT = 1 << 20, 1 << 13
 RATE, MORE, SOON, RATE_BITS = 12, 40 << 10, 1 << 10, 8
 MEAN_SIZE_BITS, GAIN_BITS, TOTAL_BITS = 12, 8, 16
 STEP_BITS, INVERSE_BITS = TOTAL_BITS + 4 + SCALE_BITS - MEAN_BITS, ARGUMENT_BITS - 4
+# And of what is learned nearby: room for the weights of a second filter; places of what is added to scales,
+# and of the sums that say how far that filter is believed; room for all; how much is handed on, in 2^-6, of
+# what was learned to the right, in the row above, then to the left, and above; the second filter's rate; bits
+# of steps of scales, bits that these move less by, and the most that they may before; what is believed and
+# what is doubted at first; quarters of what classes say of scales that count, without all this and with it.
+NEAR, LOCAL_WIDTH, LOCAL_AGREEMENT, LOCAL_POWER, LOCAL = 24, 24, 25, 26, 28
+FROM_RIGHT, FROM_LEFT, FROM_ABOVE, HANDED_BITS, NEAR_RATE = 32, 36, 27, 6, 2
+LOCAL_WIDTH_BITS, LOCAL_PATIENCE, MOST_LOCAL, LOCAL_BELIEF, LOCAL_DOUBT = 12, 3, 1 << 18, 1 << 9, 1 << 11
+HEEDED, HEEDED_NEARBY = 3, 1
 # And where components are weighed anew: octaves of mixtures' scales, and where they begin; how much evidence
 # there is of each. Logits count 2^-20 octaves and are applied in 2^-8, evidence 2^-4, trust in it 2^-28,
 # widths 2^-18 steps of scales; the most they may be; of a symbol, in 2^-31, the least probability, and how
@@ -93,11 +102,13 @@ class Mixtures(NamedTuple):
 class Memory(NamedTuple):
     """What adaptation.py keeps of one level of an image; H x W: of its coarse band.
 
-    errors: (bands, C, H + 2, W + 4) int8, in sixteenths of scales, with two rows above and two columns on
-    both sides; sizes: (C, H + 2, W + 4) uint8, of this band's after filtering. Of each channel of the band:
-    weights: (C, FILTER) int32, the filter's, in 2^-16, and 0; counts, sums: (C, CLASSES), of each class how
-    many symbols there were, and the sum of their sizes; agreement, power: (C,), sums of products of what the
-    filter said with errors and with itself; seen: (C,), how many symbols there were in all; int64.
+    errors: (bands, C, H + 3, W + 4) int8, in sixteenths of scales, with two rows above, one below and two
+    columns on both sides; sizes: (C, H + 3, W + 4) uint8, of this band's after filtering. Of each channel of
+    the band: weights: (C, FILTER) int32, the filter's, in 2^-16, and 0; counts, sums: (C, CLASSES), of each
+    class how many symbols there were, and the sum of their sizes; agreement, power: (C,), sums of products of
+    what the filter said with errors and with itself; seen: (C,), how many symbols there were in all; int64.
+    nearby: (C, W + 4, LOCAL) int32, what was learned nearby, in this row or, to the right, in that above;
+    (C, 0, LOCAL) where nothing is.
     Of K components, 0 where these are not weighed anew: logits, widths: (C, OCTAVES, K), what is added to
     their logits and scales; trust: (C, EVIDENCE), how far evidence is believed; int64; evidence: (C, 3,
     W + 4, K) int8, how much better than its mixture each was, row y being at y mod 3.
@@ -111,6 +122,7 @@ class Memory(NamedTuple):
     agreement: np.ndarray
     power: np.ndarray
     seen: np.ndarray
+    nearby: np.ndarray
     logits: np.ndarray
     widths: np.ndarray
     trust: np.ndarray
@@ -342,7 +354,7 @@ def pop_mixtures(words, position, state, lowest, symbols, mixtures, tables, plac
     mask = np.uint64((1 << precision) - 1)
     if memory is not None:
         band, channel, top, height, width = place
-        shifts, known = np.empty(CLASSES, np.int64), np.zeros(FILTER, np.int32)
+        shifts, known = np.empty(CLASSES, np.int64), np.zeros(NEAR, np.int32)
         room = np.empty((EVIDENCE + 3, mixtures.mean.shape[0]), np.int64)
         row, column, gain, rate = top + 1, width - 1, np.int64(0), np.int64(0)  # before the first
     for i in range(symbols.size):
@@ -350,7 +362,7 @@ def pop_mixtures(words, position, state, lowest, symbols, mixtures, tables, plac
             column += 1
             if column == width:
                 row, column = row + 1, 0
-                gain, rate = _begin_row(memory, channel, shifts)
+                gain, rate = _begin_row(memory, channel, width, shifts)
             here = band, channel, row, column + 2
             foretold = _move(i, here, mixtures, memory, shifts, gain, known, room, tables)
         position, state = _refill(words, position, state)
@@ -389,7 +401,7 @@ def pop_mixtures(words, position, state, lowest, symbols, mixtures, tables, plac
             _learn(np.int64(symbols[i]), here, foretold, rate, memory, known, tables)
             if memory.logits.shape[2]:
                 z = _within_window(np.int64(symbols[i]), i, mixtures)
-                _learn_weights(z, i, here, foretold[5], mixtures, memory, room, tables)
+                _learn_weights(z, i, here, foretold[7], mixtures, memory, room, tables)
     return Popped(symbols.size, position, state)
 
 
@@ -433,17 +445,17 @@ def adapt(symbols, mixtures, place, memory, tables, start, frequency):
     of each. Returns how many they are. Inverse: pop_mixtures.
     """
     band, channel, top, height, width = place
-    shifts, known = np.empty(CLASSES, np.int64), np.zeros(FILTER, np.int32)
+    shifts, known = np.empty(CLASSES, np.int64), np.zeros(NEAR, np.int32)
     room, j = np.empty((EVIDENCE + 3, mixtures.mean.shape[0]), np.int64), 0
     for row in range(height):
-        gain, rate = _begin_row(memory, channel, shifts)
+        gain, rate = _begin_row(memory, channel, width, shifts)
         for column in range(width):
             i, here = row * width + column, (band, channel, top + row + 2, column + 2)
             foretold = _move(i, here, mixtures, memory, shifts, gain, known, room, tables)
             symbol = np.int64(symbols[i])
             z = _within_window(symbol, i, mixtures)
             if memory.logits.shape[2]:
-                first, last = _learn_weights(z, i, here, foretold[5], mixtures, memory, room, tables)
+                first, last = _learn_weights(z, i, here, foretold[7], mixtures, memory, room, tables)
             else:
                 first, last = _bounds(z, i, mixtures, tables)
             j = _put(symbol, z, i, first, last, mixtures, start, frequency, j)
@@ -452,20 +464,40 @@ def adapt(symbols, mixtures, place, memory, tables, start, frequency):
 
 
 @_inlined
-def _begin_row(memory, channel, shifts):
+def _begin_row(memory, channel, width, shifts):
     """How far to move the scales of each class; returns the gain of the filter, and the rate it learns at.
 
-    A class is moved by three quarters of how far it is from all symbols in the logarithm of its mean size.
+    A class is moved by a part of how far it is from all symbols in the logarithm of its mean size.
     The gain is what it should, in hindsight, have been multiplied by, from 0 to 1.
     """
+    nearby, heeded = memory.nearby[channel], HEEDED
+    if nearby.size:
+        heeded = HEEDED_NEARBY
+        _hand_back(nearby, width)
     count, total = memory.counts[channel].sum(), memory.sums[channel].sum()
     usual = _octaves_of((total << MEAN_SIZE_BITS) // count, OCTAVE_BITS)
     for j in range(CLASSES):
         mean = (memory.sums[channel, j] << MEAN_SIZE_BITS) // memory.counts[channel, j]
-        shift = 3 * (_octaves_of(mean, OCTAVE_BITS) - usual) >> 2
+        shift = heeded * (_octaves_of(mean, OCTAVE_BITS) - usual) >> 2
         shifts[j] = min(max(shift, -MOST_SCALED), MOST_SCALED)
     gain = (memory.agreement[channel] << GAIN_BITS) // memory.power[channel]
     return min(max(gain, 0), 1 << GAIN_BITS), RATE + MORE // (memory.seen[channel] + SOON)
+
+
+@_inlined
+def _hand_back(nearby, width):
+    """Hand on what was learned in the row above from the right to the left, and make it begin a row."""
+    for x in range(width, 1, -1):
+        _hand_on(nearby[x + 1], FROM_RIGHT, nearby[x], (1 << HANDED_BITS) - FROM_RIGHT)
+    nearby[1] = nearby[2]
+
+
+@_inlined
+def _hand_on(beside, share, here, rest):
+    """here <- shares of what was learned beside and here, of all that there is."""
+    for k in range(LOCAL):
+        handed = np.int32(beside[k] * np.int32(share)) + np.int32(here[k] * np.int32(rest))
+        here[k] = np.int32(handed + np.int32(1 << HANDED_BITS - 1)) >> np.int32(HANDED_BITS)
 
 
 @_inlined
@@ -479,10 +511,11 @@ def _octaves_of(x, bits):
 
 @_inlined
 def _move(i, here, mixtures, memory, shifts, gain, known, room, tables):
-    """Move the i-th of Mixtures: its centre and spread before, what the filter said, the move, class, octave.
+    """Move the i-th of Mixtures.
 
-    What it said and the move: in sixteenths of a scale. here: band, channel, row and column in memory; known:
-    to be filled with what the filter sees; room: as of _weigh.
+    Returns its centre and spread before; in sixteenths of a scale, what the first filter said, by how much
+    that moved it, what the second said, and by how much both moved it; its class and its octave. here: band,
+    channel, row and column in memory; known: to be filled with what filters see; room: as of _weigh.
     """
     band, channel, y, x = here
     u, z = memory.errors[band, channel], memory.sizes[channel]
@@ -498,6 +531,11 @@ def _move(i, here, mixtures, memory, shifts, gain, known, room, tables):
     total, weights = np.int64(0), memory.weights[channel]
     for k in range(FILTER):
         total += np.int64(weights[k]) * np.int64(known[k])
+    first = (total * gain + (1 << GAIN_BITS - 1)) >> GAIN_BITS
+    near, moved, width = np.int64(0), first, np.int32(0)
+    if memory.nearby.shape[1]:
+        near, gain, width = _look_nearby(here, memory, known)
+        moved += (near * gain + (1 << GAIN_BITS - 1)) >> GAIN_BITS
     size = 2 * (np.int64(z[y, x - 1]) + z[y - 1, x]) + z[y - 1, x - 1] + z[y - 1, x + 1]
     size += np.int64(z[y, x - 2]) + z[y - 2, x]
     kind = 0
@@ -509,7 +547,6 @@ def _move(i, here, mixtures, memory, shifts, gain, known, room, tables):
         centre += weight * mixtures.mean[k, i]
         spread += weight * mixtures.scale[k, i]
     centre, spread = centre >> WEIGHT_SUM_BITS, spread >> WEIGHT_SUM_BITS
-    moved = (total * gain + (1 << GAIN_BITS - 1)) >> GAIN_BITS
     step = (moved * tables.scale[np.uint64(spread)] + (1 << STEP_BITS - 1)) >> STEP_BITS
     octave = min(max(spread + shifts[kind] - FIRST_OCTAVE >> OCTAVE_BITS, 0), OCTAVES - 1)
     weighing = memory.logits.shape[2]
@@ -518,14 +555,42 @@ def _move(i, here, mixtures, memory, shifts, gain, known, room, tables):
     for k in range(mixtures.mean.shape[0]):
         mean = min(max(mixtures.mean[k, i] + step, -MOST_MEAN), MOST_MEAN)
         mixtures.mean[k, i] = mean
-        scale = mixtures.scale[k, i] + shifts[kind]
+        scale = mixtures.scale[k, i] + shifts[kind] + width
         if weighing:
             scale += (memory.widths[channel, octave, k] + (1 << WIDTH_BITS - 1)) >> WIDTH_BITS
         mixtures.scale[k, i] = min(max(scale, 0), tables.scale.size - 1)
         after += np.int64(mixtures.weight[k, i]) * mean
     mixtures.low[i] = ((after >> WEIGHT_SUM_BITS) + (1 << MEAN_BITS - 1) >> MEAN_BITS) - mixtures.nbins // 2
-    half = 1 << TOTAL_BITS - 1
-    return centre, spread, (total + half) >> TOTAL_BITS, (moved + half) >> TOTAL_BITS, kind, octave
+    said, first, near, moved = _rounded(total), _rounded(first), _rounded(near), _rounded(moved)
+    return centre, spread, said, first, near, moved, kind, octave
+
+
+@_inlined
+def _rounded(total):
+    """A sum of products of weights and errors, to the nearest sixteenth of a scale."""
+    return total + (1 << TOTAL_BITS - 1) >> TOTAL_BITS
+
+
+@_inlined
+def _look_nearby(here, memory, known):
+    """What the second filter says, how far it is believed, and what is added to scales.
+
+    The first filter's `known` is completed by errors around this place in the channels before.
+    """
+    (band, channel, y, x), f = here, FILTER
+    for c in range(channel):
+        u = memory.errors[band, c]
+        known[f], known[f + 1] = u[y, x - 1], u[y - 1, x]
+        known[f + 2], known[f + 3] = u[y, x + 1], u[y + 1, x]
+        f += 4
+    local, said = memory.nearby[channel, x], np.int32(0)
+    _hand_on(memory.nearby[channel, x - 1], FROM_LEFT, local, FROM_ABOVE)
+    for k in range(NEAR):
+        said = np.int32(said + np.int32(local[k] * known[k]))
+    agreement, power = np.int64(local[LOCAL_AGREEMENT]), np.int64(local[LOCAL_POWER])
+    gain = ((LOCAL_BELIEF + agreement) << GAIN_BITS) // (LOCAL_DOUBT + power)
+    width = (local[LOCAL_WIDTH] + np.int32(1 << LOCAL_WIDTH_BITS - 1)) >> np.int32(LOCAL_WIDTH_BITS)
+    return np.int64(said), min(max(gain, 0), 1 << GAIN_BITS), width
 
 
 @_inlined
@@ -562,8 +627,8 @@ def _weigh(i, here, octave, mixtures, memory, room):
 
 @_inlined
 def _learn(symbol, here, foretold, rate, memory, known, tables):
-    """Keep how far a symbol is from where it was foretold, and move the filter towards it."""
-    (band, channel, y, x), (centre, spread, said, moved, kind, _) = here, foretold
+    """Keep how far a symbol is from where it was foretold, and move the filters towards it."""
+    (band, channel, y, x), (centre, spread, said, first, near, moved, kind, _) = here, foretold
     error = _sixteenths((symbol << MEAN_BITS) - centre, spread, tables)
     memory.errors[band, channel, y, x] = kept = _within(error, MOST_ERROR)
     memory.sizes[channel, y, x] = size = min(abs(error - moved), MOST_SIZE)
@@ -580,6 +645,14 @@ def _learn(symbol, here, foretold, rate, memory, known, tables):
     memory.agreement[channel] += said * kept
     memory.power[channel] += said * said
     memory.seen[channel] += 1
+    if memory.nearby.shape[1]:
+        local, rest = memory.nearby[channel, x], error - first
+        pull = np.int32(_within(rest - near, MOST_ERROR) * np.int32(NEAR_RATE))
+        for f in range(NEAR):
+            local[f] = _within(np.int32(local[f] + np.int32(pull * known[f])), MOST_WEIGHT)
+        near = _within(near, MOST_ERROR)
+        local[LOCAL_AGREEMENT] += near * _within(rest, MOST_ERROR)
+        local[LOCAL_POWER] += near * near
 
 
 @_inlined
@@ -603,7 +676,7 @@ def _learn_weights(z, i, here, octave, mixtures, memory, room, tables):
     total = max(total, np.int64(LEAST_MASS))
     inverse, most = (np.int64(1) << QUOTIENT_BITS) // total, MOST_PULL * total
     usual = _octaves_of(total, EVIDENCE_BITS)
-    a, b, c = np.int64(0), np.int64(0), np.int64(0)
+    all_pulls, a, b, c = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
     for k in range(count):
         found = _octaves_of(room[EVIDENCE, k] + LEAST_MASS, EVIDENCE_BITS) - usual
         memory.evidence[channel, row, x, k] = min(max(found, -MOST_EVIDENCE), MOST_EVIDENCE)
@@ -613,10 +686,14 @@ def _learn_weights(z, i, here, octave, mixtures, memory, room, tables):
         pull = min(max(room[EVIDENCE + 2, k], -most), most) * inverse >> QUOTIENT_BITS - WEIGHT_SUM_BITS
         width = memory.widths[channel, octave, k] + pull
         memory.widths[channel, octave, k] = min(max(width, -MOST_WIDTH), MOST_WIDTH)
+        all_pulls += pull
         a, b, c = a + turn * room[0, k], b + turn * room[1, k], c + turn * room[2, k]
     for f, turn in enumerate((a, b, c)):
         trust = memory.trust[channel, f] + (turn >> CAUTION)
         memory.trust[channel, f] = min(max(trust, -MOST_TRUST), MOST_TRUST)
+    if memory.nearby.shape[1]:
+        all_pulls = min(max(all_pulls, -MOST_LOCAL), MOST_LOCAL) >> LOCAL_PATIENCE
+        memory.nearby[channel, x, LOCAL_WIDTH] += np.int32(all_pulls)
     return _interval(z, i, start, end, mixtures)
 
 

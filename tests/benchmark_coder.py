@@ -47,10 +47,10 @@ def draw(components, size):
     return (weight, mean, scale), np.round(symbols).astype(np.int32)
 
 
-def adapting(*parameters, weighing=False):
+def adapting(*parameters, weighing=False, nearby=False):
     """The mixtures of one row that adapts, the only one of its band."""
     size = 1, parameters[0].shape[1]
-    adaptation = Adaptation(size, (0,), 1, weighing)
+    adaptation = Adaptation(size, (0,), 1, weighing, nearby)
     return adaptation.mixture(Place(0, 0, 0, *size), parameters, (NBINS, PRECISION))
 
 
@@ -149,6 +149,7 @@ def main(argv=None):
         ("mixture of 3", 3, fixed),
         ("adapting", 3, adapting),
         ("and weighing", 3, partial(adapting, weighing=True)),
+        ("and nearby", 3, partial(adapting, weighing=True, nearby=True)),
     ]:
         parameters, symbols = draw(components, options["symbols"])
         data, encoding = timed(encode, make, parameters, symbols)

@@ -300,7 +300,7 @@ class Stream:
         for y, x, c in np.ndindex(*shape[1:], channels):
             mixture = [f[:, c, y, x].tolist() for f in (weights, means, scales)]
             if adapting:
-                mixture = adapting.moved(first, y, x, *mixture)
+                mixture = adapting.moved(first, y, x, *mixture, shape[2])
             z[c, y, x] = self.mixture(*mixture)
             if adapting:
                 adapting.learn(int(z[c, y, x]))
@@ -531,7 +531,7 @@ class Model:
         errors, sets = np.zeros((3, *coarse.shape), int), {}
         adapting = None
         if stream.adaptive and height * width >= 256:
-            adapting = Adapting(height, width, stream.nbins if stream.weighing else 0)
+            adapting = Adapting(height, width, stream.nbins if stream.weighing else 0, stream.nearby)
         bands = []
         means = 3 * [0 * coarse]
         if self.options.get("differences"):
@@ -599,12 +599,15 @@ class Model:
 
 
 class Adapting:
-    """The mixtures of a level, moved from symbol to symbol; window: nbins if they are weighed, or 0."""
+    """The mixtures of a level, moved from symbol to symbol.
 
-    def __init__(self, height, width, window=0):
-        self.window = window
-        # two rows above, and two columns on both sides
-        self.u = np.zeros((3, 3, height + 2, width + 4), int)
+    window: nbins if they are weighed, or 0; nearby: whether there is what is learned nearby.
+    """
+
+    def __init__(self, height, width, window=0, nearby=False):
+        self.window, self.nearby = window, nearby
+        # two rows above, one below, and two columns on both sides
+        self.u = np.zeros((3, 3, height + 3, width + 4), int)
         self.top = 0
 
     def begin(self, band):
@@ -619,12 +622,16 @@ class Adapting:
         self.logits, self.widths = defaultdict(int), defaultdict(int)
         self.evidence = defaultdict(int)
         self.trust = [[3 * 2**23] * 3 for _ in range(channels)]
+        self.learned = [None] * channels
 
-    def moved(self, c, y, x, weights, means, scales):
+    def moved(self, c, y, x, weights, means, scales, width):
         if x == 0:
+            self.begin_row(c, width)
             usual = steps((sum(self.total[c]) << 12) // sum(self.n[c]))
             averages = ((total << 12) // n for total, n in zip(self.total[c], self.n[c]))
-            self.shifts = [clamp(3 * (steps(average) - usual) >> 2, 48) for average in averages]
+            self.shifts = [
+                clamp((3 - 2 * self.nearby) * (steps(average) - usual) >> 2, 48) for average in averages
+            ]
             self.gain = min(max(256 * self.g[c] // self.h[c], 0), 256)
             self.rate = 12 + 40960 // (self.seen[c] + 1024)
         self.c, (row, column) = c, (self.top + y + 2, x + 2)
@@ -641,15 +648,51 @@ class Adapting:
         total = sum(a * u for a, u in zip(self.a[c], self.x))
         moved = total * self.gain + 128 >> 8
         self.p, self.q = total + 2**15 >> 16, moved + 2**15 >> 16
+        self.first, added = self.q, 0
+        if self.nearby:
+            further, added = self.look_nearby(c, x)
+            moved += further
+            self.q = moved + 2**15 >> 16
         step, shift = int(moved * U[self.s] + 2**29 >> 30), int(self.shifts[self.j])
         means = [int(clamp(m + step, 2**30)) for m in means]
-        scales = [s + shift for s in scales]
+        scales = [s + shift + added for s in scales]
         if self.window:
             self.o = min(max(self.s + shift - 144 >> 5, 0), 7)
             weights = self.weighed(c, *self.at, shares_of(weights))
             scales = [s + (self.widths[c, self.o, k] + 2**17 >> 18) for k, s in enumerate(scales)]
         self.mixture = weights, means, [min(max(s, 0), 512) for s in scales]
         return weights, means, scales
+
+    def begin_row(self, c, width):
+        if self.learned[c] is None:
+            self.learned[c] = [[0] * 27 for _ in range(width)]
+        row = self.learned[c]
+        for x in reversed(range(width - 1)):
+            row[x] = [32 * right + 32 * here + 32 >> 6 for right, here in zip(row[x + 1], row[x])]
+
+    def look_nearby(self, c, x):
+        row, (y, column) = self.learned[c], self.at
+        beside = row[max(x - 1, 0)]
+        row[x] = self.local = [36 * left + 27 * here + 32 >> 6 for left, here in zip(beside, row[x])]
+        around = [
+            int(self.u[self.band, b, y + i, column + j])
+            for b in range(c)
+            for i, j in [(0, -1), (-1, 0), (0, 1), (1, 0)]
+        ]
+        self.further = self.x + [0] * (16 - len(self.x)) + around
+        said = sum(a * u for a, u in zip(self.local, self.further))
+        self.said = said + 2**15 >> 16
+        gain = min(max(256 * (2**9 + self.local[25]) // (2**11 + self.local[26]), 0), 256)
+        return said * gain + 128 >> 8, self.local[24] + 2**11 >> 12
+
+    def learn_nearby(self, e):
+        rest = e - self.first
+        pull = clamp(rest - self.said, 64)
+        for f, u in enumerate(self.further):
+            self.local[f] = int(clamp(self.local[f] + 2 * pull * u, 2**20))
+        said = clamp(self.said, 64)
+        self.local[25] += int(said * clamp(rest, 64))
+        self.local[26] += int(said * said)
 
     def weighed(self, c, row, column, weights):
         """W of the page, from W as they were."""
@@ -681,11 +724,15 @@ class Adapting:
             pulls.append(slopes[0] - slopes[1] >> 29)
         p = max(sum(w * q >> 16 for w, q in zip(weights, masses)), 2**7)
         turns = [((w * q >> 16) * (2**60 // p) >> 44) - w for w, q in zip(weights, masses)]
+        total = 0
         for k, (w, q, d) in enumerate(zip(weights, masses, turns)):
             pull = int(clamp(w * pulls[k] >> 16, 4 * p)) * (2**60 // p) >> 44
             self.evidence[(c, *self.at, k)] = int(clamp(steps(q + 2**7, 16) - steps(p, 16), 48))
             self.logits[c, o, k] = int(clamp(self.logits[c, o, k] + d, 2**23))
             self.widths[c, o, k] = int(clamp(self.widths[c, o, k] + pull, 2**24))
+            total += pull
+        if self.nearby:
+            self.local[24] += int(clamp(total, 2**18) >> 3)
         for f in range(3):
             turn = sum(d * near[f] for d, near in zip(turns, self.near)) >> 1
             self.trust[c][f] = int(clamp(self.trust[c][f] + turn, 2**28))
@@ -705,6 +752,8 @@ class Adapting:
         self.h[c] += p * p
         self.a[c] = [clamp(a + (r * x * self.rate + 128 >> 8), 2**20) for a, x in zip(self.a[c], self.x)]
         self.seen[c] += 1
+        if self.nearby:
+            self.learn_nearby(e)
         if self.window:
             self.weigh(z)
 
@@ -877,14 +926,15 @@ def decode(data, model=None):
         return whole(pixels, mode, head), head, metadata, None
     assert head["model"][2] == model.identity()[:8]
     nbins, precision = head["settings"][2] if "settings" in head else (4096, 24)
-    corrected, adaptive, weighing = (bool(precision & flag) for flag in (32, 256, 512))
+    corrected, adaptive, weighing, nearby = (bool(precision & flag) for flag in (32, 256, 512, 1024))
     precision %= 32
     made = Made(head["luma and chroma"][2]) if "luma and chroma" in head else None
     if "moves" in head:
         model = model.moved(head["moves"][2])
     stream = Stream(data[at:], nbins, precision)
     stream.luma_alone, stream.flat = kind & 7 in LUMA_ALONE, 128
-    stream.corrected, stream.adaptive, stream.weighing = corrected, adaptive, weighing
+    stream.corrected, stream.adaptive = corrected, adaptive
+    stream.weighing, stream.nearby = weighing, nearby
     stream.smooth = None
     levels = depth(height, width)
     image = model.top(stream, *halved(height, width, levels))

@@ -22,6 +22,9 @@ from tests.decoder import decode as decode_by_the_page
 
 ADAPTIVE = DEFAULT._replace(adaptive=True)
 WEIGHING = ADAPTIVE._replace(weighing=True)
+NEARBY = DEFAULT.adapting()
+# what of adaptation there is: weighing, nearby
+KINDS = (False, False), (True, False), (True, True)
 
 
 @pytest.fixture
@@ -47,12 +50,13 @@ def logistic(rng, size):
     return np.log(u / (1 - u))
 
 
-def bits(fields, values, size, weighing=True):
+def bits(fields, values, size, weighing=True, nearby=False):
     """Without adaptation, and with."""
     encoders = Encoder(), Encoder()
     place = Place(0, 0, 0, *size)
     encoders[0].push(Mixture(*fields), values)
-    encoders[1].push(Adaptation(size, (0, 1, 2), 3, weighing).mixture(place, fields, DEFAULT[:2]), values)
+    kind = weighing, nearby
+    encoders[1].push(Adaptation(size, (0, 1, 2), 3, *kind).mixture(place, fields, DEFAULT[:2]), values)
     return [encoder.bits for encoder in encoders]
 
 
@@ -112,6 +116,27 @@ def of_two(height, width, where, seed=0):
     return (np.ones_like(scale), np.zeros_like(scale), scale), values
 
 
+def test_textures_are_learned_where_they_are():
+    """What foretells an error in one place misleads in the next, so that one filter for all is of no use."""
+
+    def textures(rng, size):
+        errors, sign = (
+            logistic(rng, size),
+            np.kron(rng.choice((-1, 1), (size[0] // 25, size[1] // 25)), np.ones((25, 25))),
+        )
+        for x in range(1, size[1]):
+            errors[:, x] += 0.8 * sign[:, x] * errors[:, x - 1]
+        return errors
+
+    given = *drawn(100, 125, textures), (100, 125)
+    assert bits(*given, True, True)[1] < 0.98 * bits(*given)[1]
+
+
+def test_what_is_right_already_costs_little_more_where_it_is_learned_nearby():
+    before, after = bits(*drawn(100, 120, logistic), (100, 120), True, True)
+    assert after < 1.006 * before
+
+
 def test_components_that_are_right_are_weighed_more():
     """Of a component that nothing comes from; of one that is right here and there, as those around tell."""
 
@@ -135,12 +160,13 @@ def test_components_that_are_too_narrow_are_widened():
     assert bits(*given)[1] < 0.98 * bits(*given, False)[1]
 
 
-@pytest.mark.parametrize("weighing", [False, True])
+@pytest.mark.parametrize("weighing, nearby", KINDS)
 @pytest.mark.parametrize("seed", range(3))
-def test_the_page_says_the_same(seed, weighing):
+def test_the_page_says_the_same(seed, weighing, nearby):
     """Moved mixtures, symbol by symbol, in strips, of bands smaller than the coarse one."""
     rng, size = np.random.default_rng(seed), (21, 17)
-    ours, theirs = Adaptation(size, (0, 1, 2), 3, weighing), Adapting(*size, 4096 * weighing)
+    ours = Adaptation(size, (0, 1, 2), 3, weighing, nearby)
+    theirs = Adapting(*size, 4096 * weighing, nearby)
     for band, (height, width) in enumerate(((21, 16), (20, 17), (20, 16))):
         theirs.begin(band)
         for top, rows in ((0, 9), (9, height - 9)):
@@ -153,7 +179,9 @@ def test_the_page_says_the_same(seed, weighing):
                 mixture.intervals(values)
                 theirs.top = top
                 for i, value in enumerate(values):
-                    moved = theirs.moved(channel, *divmod(i, width), *(f[:, i].tolist() for f in fields))
+                    moved = theirs.moved(
+                        channel, *divmod(i, width), *(f[:, i].tolist() for f in fields), width
+                    )
                     assert shares_of(moved[0]) == mixture.fields.weight[:, i].tolist()
                     assert moved[1] == mixture.fields.mean[:, i].tolist()
                     assert np.clip(moved[2], 0, 512).tolist() == mixture.fields.scale[:, i].tolist()
@@ -162,12 +190,12 @@ def test_the_page_says_the_same(seed, weighing):
 
 @pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize("size", [(40, 50), (17, 64), (1, 30), (30, 1), (7, 5)])
-@pytest.mark.parametrize("weighing", [False, True])
+@pytest.mark.parametrize("weighing, nearby", KINDS)
 @pytest.mark.parametrize("options", [{}, {"ownLevels": 1, "differences": True}])
-def test_images_come_back(little, size, options, weighing, corrected, monkeypatch):
+def test_images_come_back(little, size, options, weighing, nearby, corrected, monkeypatch):
     if corrected:
         monkeypatch.setattr("source.corrections.LEAST", 1)
-    settings = ADAPTIVE._replace(corrected=corrected, weighing=weighing)
+    settings = ADAPTIVE._replace(corrected=corrected, weighing=weighing, nearby=nearby)
     model, images = nudged(**options), smooth(*size)
     streams = [encoder.finish() for encoder in encode(model, images, settings)]
     back = decode(model, [Decoder(stream) for stream in streams], size, settings)
@@ -191,7 +219,7 @@ def test_files_adapt_at_every_effort(mode, by_flow):
     assert not can_adapt(build({"repeat": 0, "hchnl": 4, "nhidden": 0}).freeze(), (70, 90))
     for effort in (1, 5):
         data = pack(picture, model, "00" * 32, effort=effort)
-        assert read_head(data).settings.adaptive and read_head(data).settings.weighing
+        assert read_head(data).settings._replace(corrected=False, luma=False, halved=False) == NEARBY
         assert unpack(data, model, "00" * 32).tobytes() == picture.tobytes()
 
 
@@ -222,10 +250,10 @@ def test_the_page_is_enough(mode, by_flow):
 
 
 def test_wild_models_and_wild_symbols(little):
-    model, settings = make_wild(build(SMALL), 0.3).freeze(), Settings(16, 16, adaptive=True, weighing=True)
+    model, settings = make_wild(build(SMALL), 0.3).freeze(), Settings(16, 16).adapting()
     images = noise(1, 3, 20, 30)
     (encoder,) = encode(model, images, settings)
     assert torch.equal(decode(model, [Decoder(encoder.finish())], (20, 30), settings).float(), images)
     junk = np.random.default_rng(0).bytes(4000)
     for first in (b"\x3f", b"\x7f", b"\xbf"):
-        list(decode_levels(model, [Decoder(first + b"\xff" + junk)], (20, 30), WEIGHING, partial=True))
+        list(decode_levels(model, [Decoder(first + b"\xff" + junk)], (20, 30), NEARBY, partial=True))

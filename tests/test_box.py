@@ -71,14 +71,14 @@ def test_adapting_pays_even_where_errors_around_mislead(monkeypatch):
 
 
 @pytest.mark.usefixtures("without_webp")
-@pytest.mark.parametrize("made", ["flow", "corrected", "adaptive", "weighing"])
+@pytest.mark.parametrize("made", ["flow", "corrected", "adaptive", "weighing", "nearby"])
 def test_files_of_a_band_wise_prior_decode_as_when_it_was_made(made, monkeypatch):
     model, name = tiny_model(BANDS)
     data = (BANDS / f"{made}.nwf").read_bytes()
     picture = Image.open(BANDS / f"{made}.png").convert("RGB")
     assert unpack(data, model, name).tobytes() == picture.tobytes()
-    monkeypatch.setattr("flow.codec.container.can_adapt", lambda *_: made == "weighing")
-    if made != "adaptive":  # as it was before mixtures were weighed
+    monkeypatch.setattr("flow.codec.container.can_adapt", lambda *_: made == "nearby")
+    if made not in ("adaptive", "weighing"):  # as they were before mixtures did so in all that they can
         assert pack(picture, model, name) == data
     assert 8 * len(data) / math.prod(np.array(picture).shape) < 7
 

@@ -179,7 +179,7 @@ def test_luma_alone_is_of_the_flow_and_read_in_part():
     options = dict(prior="bands", width=6, components=2, repeat=0, HUE=True)  # no chroma in grey
     model, name = make_wild(build(options), 0.2).freeze(), "ab" * 32
     head, stream = _pack_flow(photo(80, 70, "L"), b"", model, name, DEFAULT)
-    settings = DEFAULT._replace(luma=True, adaptive=True, weighing=True)
+    settings = DEFAULT.adapting()._replace(luma=True)
     assert head[4] & 7 == 6 and read_head(head).settings == settings
     data = head + stream
     same(unpack(data, model, name), photo(80, 70, "L"))

@@ -62,8 +62,9 @@ MODES = tuple(CHANNELS)
 LUMA = {6: "L", 7: "LA"}
 HAS_METADATA, HAS_SETTINGS, IS_DEEP = 1 << 5, 1 << 6, 1 << 7
 # Beside the precision of the probabilities: the stream has corrections; the model's biases are moved; the
-# picture is made of luma and chroma; mixtures adapt; and weigh their components.
-CORRECTED, TUNED, MADE, ADAPTIVE, WEIGHING = 1 << 5, 1 << 6, 1 << 7, 1 << 8, 1 << 9
+# picture is made of luma and chroma; mixtures adapt; weigh their components; and learn nearby.
+CORRECTED, TUNED, MADE = 1 << 5, 1 << 6, 1 << 7
+ADAPTIVE, WEIGHING, NEARBY = 1 << 8, 1 << 9, 1 << 10
 IDENTITY_BYTES = 8
 # Where more than one byte of so many is for exceptions, the picture is tried without its luma and chroma.
 EXCEPTIONAL = 10
@@ -240,11 +241,11 @@ def read_head(data):
     settings, flags = DEFAULT._replace(luma=luma), 0
     if kind & HAS_SETTINGS:
         nbins, flags = reader.varint(), reader.varint()
-        precision = flags & ~(CORRECTED | TUNED | MADE | ADAPTIVE | WEIGHING)
-        corrected, adaptive, weighing = (bool(flags & flag) for flag in (CORRECTED, ADAPTIVE, WEIGHING))
-        if weighing and not adaptive:
+        precision = flags & ~(CORRECTED | TUNED | MADE | ADAPTIVE | WEIGHING | NEARBY)
+        adapting = [bool(flags & flag) for flag in (ADAPTIVE, WEIGHING, NEARBY)]
+        if adapting != sorted(adapting, reverse=True):
             raise ValueError("corrupt file: mixtures that do not adapt have nothing to weigh by")
-        settings = Settings(nbins, precision, luma, corrected, adaptive=adaptive, weighing=weighing)
+        settings = Settings(nbins, precision, luma, bool(flags & CORRECTED), False, *adapting)
     model = reader.take(IDENTITY_BYTES).hex() if flow else ""
     moves = reader.block() if flags & TUNED else b""
     if flags & TUNED and not moves:
@@ -335,7 +336,7 @@ def _head(
 ):
     """The head of a file, checksum included."""
     flags = CORRECTED * settings.corrected | TUNED * bool(moves) | MADE * bool(made)
-    flags |= ADAPTIVE * settings.adaptive | WEIGHING * settings.weighing
+    flags |= ADAPTIVE * settings.adaptive | WEIGHING * settings.weighing | NEARBY * settings.nearby
     numbers = settings.nbins, settings.precision | flags
     other = numbers != DEFAULT[:2]
     mode = 5 + CHANNELS[picture.mode] if settings.luma else MODES.index(picture.mode)

@@ -74,7 +74,7 @@ class _Strips:
         if corrected:
             self.known = Known(integers(coarse), [detail[band].shape[-2:] for band in order])
         if adaptive:
-            self.adaptation = Adaptation(size, order, channels, settings.weighing)
+            self.adaptation = Adaptation(size, order, channels, settings.weighing, settings.nearby)
         strips = corrections.GROUP // (coarse.shape[-1] * source.bands.STRIP)
         self.rows = max(strips, 1) * source.bands.STRIP
 

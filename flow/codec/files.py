@@ -140,6 +140,7 @@ def told(path, about):
             + ", corrected" * about["corrected"]
             + ", adaptive" * about["adaptive"]
             + ", weighing" * about["weighing"]
+            + ", nearby" * about["nearby"]
             + ", tuned" * bool(about["moves"])
             + (f", made of {about['colours']}" if about["colours"] else "")
         )

@@ -34,7 +34,7 @@ def describe(data, model=None, identity=""):
         about |= {"model": head.model, "checksums": 4 * len(head.level_checksums)}
         about |= dict(zip(("nbins", "precision"), head.settings))
         about |= {"corrected": head.settings.corrected, "adaptive": head.settings.adaptive}
-        about |= {"weighing": head.settings.weighing}
+        about |= {"weighing": head.settings.weighing, "nearby": head.settings.nearby}
         about |= {"moves": len(head.moves), "levels": None}
         about |= {"colours": head.form.name if head.form else None, "exceptions": len(head.exceptions)}
         if model is not None and identity[: len(head.model)] == head.model:

@@ -39,7 +39,7 @@ class Settings(NamedTuple):
     level in details. corrected: large levels have corrections, see source/corrections.py. halved: of the
     finest level's details the first channel alone, where `can_be_planes`: others are interpolated. adaptive:
     mixtures of all but small levels adapt, see source/adaptation.py; weighing: their weights do so, too, and
-    the scales of each component.
+    the scales of each component; nearby: and all that is learned nearby.
     """
 
     nbins: int = 4096
@@ -49,10 +49,11 @@ class Settings(NamedTuple):
     halved: bool = False
     adaptive: bool = False
     weighing: bool = False
+    nearby: bool = False
 
     def adapting(self, adapts=True):
         """The same where mixtures adapt, in all that they can, or not at all."""
-        return self._replace(adaptive=adapts, weighing=adapts)
+        return self._replace(adaptive=adapts, weighing=adapts, nearby=adapts)
 
 
 DEFAULT = Settings()
