@@ -277,6 +277,19 @@ def _bounds(z, i, mixtures, tables):
 
 
 @_inlined
+def _bounds_kept(z, i, mixtures, tables, room):
+    """As _bounds; what _sides tells of each component is kept in room, for _learn_weights."""
+    start, end = np.int64(0), np.int64(0)
+    for k in range(mixtures.mean.shape[0]):
+        w = np.int64(mixtures.weight[k, i])
+        left, right, below, until = _sides(z, i, k, mixtures, tables)
+        room[EVIDENCE, k], room[EVIDENCE + 1, k] = left, right
+        room[EVIDENCE + 2, k], room[EVIDENCE + 3, k] = below, until
+        start, end = start + w * below, end + w * until
+    return _interval(z, i, start, end, mixtures)
+
+
+@_inlined
 def _sides(z, i, k, mixtures, tables):
     """Of the k-th component, at both sides of z: the arguments of its sigmoid, 24 more, and its values."""
     slope = np.int64(tables.inverse[np.uint64(mixtures.scale[k, i])])
@@ -355,7 +368,7 @@ def pop_mixtures(words, position, state, lowest, symbols, mixtures, tables, plac
     if memory is not None:
         band, channel, top, height, width = place
         shifts, known = np.empty(CLASSES, np.int64), np.zeros(NEAR, np.int32)
-        room = np.empty((EVIDENCE + 3, mixtures.mean.shape[0]), np.int64)
+        room = np.empty((EVIDENCE + 4, mixtures.mean.shape[0]), np.int64)
         row, column, gain, rate = top + 1, width - 1, np.int64(0), np.int64(0)  # before the first
     for i in range(symbols.size):
         if memory is not None:
@@ -375,7 +388,10 @@ def pop_mixtures(words, position, state, lowest, symbols, mixtures, tables, plac
         trial = 0
         while True:
             z = min(max(z, left), right)
-            start, end = _bounds(z, i, mixtures, tables)
+            if memory is None:
+                start, end = _bounds(z, i, mixtures, tables)
+            else:
+                start, end = _bounds_kept(z, i, mixtures, tables, room)
             if slot < start:
                 right = z - 1
             elif slot >= end:
@@ -400,8 +416,7 @@ def pop_mixtures(words, position, state, lowest, symbols, mixtures, tables, plac
         if memory is not None:
             _learn(np.int64(symbols[i]), here, foretold, rate, memory, known, tables)
             if memory.logits.shape[2]:
-                z = _within_window(np.int64(symbols[i]), i, mixtures)
-                _learn_weights(z, i, here, foretold[7], mixtures, memory, room, tables)
+                _learn_weights(i, here, foretold[7], mixtures, memory, room)
     return Popped(symbols.size, position, state)
 
 
@@ -446,7 +461,7 @@ def adapt(symbols, mixtures, place, memory, tables, start, frequency):
     """
     band, channel, top, height, width = place
     shifts, known = np.empty(CLASSES, np.int64), np.zeros(NEAR, np.int32)
-    room, j = np.empty((EVIDENCE + 3, mixtures.mean.shape[0]), np.int64), 0
+    room, j = np.empty((EVIDENCE + 4, mixtures.mean.shape[0]), np.int64), 0
     for row in range(height):
         gain, rate = _begin_row(memory, channel, width, shifts)
         for column in range(width):
@@ -454,10 +469,9 @@ def adapt(symbols, mixtures, place, memory, tables, start, frequency):
             foretold = _move(i, here, mixtures, memory, shifts, gain, known, room, tables)
             symbol = np.int64(symbols[i])
             z = _within_window(symbol, i, mixtures)
+            first, last = _bounds_kept(z, i, mixtures, tables, room)
             if memory.logits.shape[2]:
-                first, last = _learn_weights(z, i, here, foretold[7], mixtures, memory, room, tables)
-            else:
-                first, last = _bounds(z, i, mixtures, tables)
+                _learn_weights(i, here, foretold[7], mixtures, memory, room)
             j = _put(symbol, z, i, first, last, mixtures, start, frequency, j)
             _learn(symbol, here, foretold, rate, memory, known, tables)
     return j
@@ -470,10 +484,10 @@ def _begin_row(memory, channel, width, shifts):
     A class is moved by a part of how far it is from all symbols in the logarithm of its mean size.
     The gain is what it should, in hindsight, have been multiplied by, from 0 to 1.
     """
-    nearby, heeded = memory.nearby[channel], HEEDED
-    if nearby.size:
+    heeded = HEEDED
+    if memory.nearby.shape[1]:
         heeded = HEEDED_NEARBY
-        _hand_back(nearby, width)
+        _hand_back(memory.nearby, channel, width)
     count, total = memory.counts[channel].sum(), memory.sums[channel].sum()
     usual = _octaves_of((total << MEAN_SIZE_BITS) // count, OCTAVE_BITS)
     for j in range(CLASSES):
@@ -485,19 +499,22 @@ def _begin_row(memory, channel, width, shifts):
 
 
 @_inlined
-def _hand_back(nearby, width):
+def _hand_back(nearby, channel, width):
     """Hand on what was learned in the row above from the right to the left, and make it begin a row."""
     for x in range(width, 1, -1):
-        _hand_on(nearby[x + 1], FROM_RIGHT, nearby[x], (1 << HANDED_BITS) - FROM_RIGHT)
-    nearby[1] = nearby[2]
+        _hand_on(nearby, channel, x + 1, FROM_RIGHT, x, (1 << HANDED_BITS) - FROM_RIGHT)
+    nearby[channel, 1] = nearby[channel, 2]
 
 
 @_inlined
-def _hand_on(beside, share, here, rest):
-    """here <- shares of what was learned beside and here, of all that there is."""
-    for k in range(LOCAL):
-        handed = np.int32(beside[k] * np.int32(share)) + np.int32(here[k] * np.int32(rest))
-        here[k] = np.int32(handed + np.int32(1 << HANDED_BITS - 1)) >> np.int32(HANDED_BITS)
+def _hand_on(nearby, channel, beside, share, x, rest):
+    """Make what was learned at x shares of this and of what was learned beside it."""
+    channel, beside, x = np.uint64(channel), np.uint64(beside), np.uint64(x)
+    for k in range(np.uint64(LOCAL)):
+        handed = np.int32(nearby[channel, beside, k] * np.int32(share))
+        handed = np.int32(handed + np.int32(nearby[channel, x, k] * np.int32(rest)))
+        handed = np.int32(handed + np.int32(1 << HANDED_BITS - 1)) >> np.int32(HANDED_BITS)
+        nearby[channel, x, k] = handed
 
 
 @_inlined
@@ -532,7 +549,7 @@ def _move(i, here, mixtures, memory, shifts, gain, known, room, tables):
     for k in range(FILTER):
         total += np.int64(weights[k]) * np.int64(known[k])
     first = (total * gain + (1 << GAIN_BITS - 1)) >> GAIN_BITS
-    near, moved, width = np.int64(0), first, np.int32(0)
+    near, moved, width = np.int64(0), first, np.int64(0)
     if memory.nearby.shape[1]:
         near, gain, width = _look_nearby(here, memory, known)
         moved += (near * gain + (1 << GAIN_BITS - 1)) >> GAIN_BITS
@@ -577,19 +594,21 @@ def _look_nearby(here, memory, known):
 
     The first filter's `known` is completed by errors around this place in the channels before.
     """
-    (band, channel, y, x), f = here, FILTER
+    (band, channel, y, x), u, nearby, f = here, memory.errors, memory.nearby, FILTER
     for c in range(channel):
-        u = memory.errors[band, c]
-        known[f], known[f + 1] = u[y, x - 1], u[y - 1, x]
-        known[f + 2], known[f + 3] = u[y, x + 1], u[y + 1, x]
+        known[f], known[f + 1] = u[band, c, y, x - 1], u[band, c, y - 1, x]
+        known[f + 2], known[f + 3] = u[band, c, y, x + 1], u[band, c, y + 1, x]
         f += 4
-    local, said = memory.nearby[channel, x], np.int32(0)
-    _hand_on(memory.nearby[channel, x - 1], FROM_LEFT, local, FROM_ABOVE)
-    for k in range(NEAR):
-        said = np.int32(said + np.int32(local[k] * known[k]))
-    agreement, power = np.int64(local[LOCAL_AGREEMENT]), np.int64(local[LOCAL_POWER])
+    _hand_on(nearby, channel, x - 1, FROM_LEFT, x, FROM_ABOVE)
+    said, channel, x = np.int32(0), np.uint64(channel), np.uint64(x)
+    for k in range(np.uint64(NEAR)):
+        said = np.int32(said + np.int32(nearby[channel, x, k] * known[k]))
+    agreement, power = (
+        np.int64(nearby[channel, x, LOCAL_AGREEMENT]),
+        np.int64(nearby[channel, x, LOCAL_POWER]),
+    )
     gain = ((LOCAL_BELIEF + agreement) << GAIN_BITS) // (LOCAL_DOUBT + power)
-    width = (local[LOCAL_WIDTH] + np.int32(1 << LOCAL_WIDTH_BITS - 1)) >> np.int32(LOCAL_WIDTH_BITS)
+    width = (np.int64(nearby[channel, x, LOCAL_WIDTH]) + (1 << LOCAL_WIDTH_BITS - 1)) >> LOCAL_WIDTH_BITS
     return np.int64(said), min(max(gain, 0), 1 << GAIN_BITS), width
 
 
@@ -597,7 +616,7 @@ def _look_nearby(here, memory, known):
 def _weigh(i, here, octave, mixtures, memory, room):
     """Weigh the components of the i-th of Mixtures anew, by what was learned of them and by evidence around.
 
-    room: (EVIDENCE + 3, K), to be filled with the evidence, for one. Powers of two are linear in between; the
+    room: (EVIDENCE + 4, K), to be filled with the evidence, for one. Powers of two are linear in between; the
     running sums are rounded, not the weights.
     """
     (_, channel, y, x), evidence, count, total = here, memory.evidence, mixtures.mean.shape[0], np.int64(0)
@@ -646,32 +665,33 @@ def _learn(symbol, here, foretold, rate, memory, known, tables):
     memory.power[channel] += said * said
     memory.seen[channel] += 1
     if memory.nearby.shape[1]:
-        local, rest = memory.nearby[channel, x], error - first
+        nearby, channel, x, rest = memory.nearby, np.uint64(channel), np.uint64(x), error - first
         pull = np.int32(_within(rest - near, MOST_ERROR) * np.int32(NEAR_RATE))
-        for f in range(NEAR):
-            local[f] = _within(np.int32(local[f] + np.int32(pull * known[f])), MOST_WEIGHT)
+        for f in range(np.uint64(NEAR)):
+            weight = np.int32(nearby[channel, x, f] + np.int32(pull * known[f]))
+            nearby[channel, x, f] = _within(weight, MOST_WEIGHT)
         near = _within(near, MOST_ERROR)
-        local[LOCAL_AGREEMENT] += near * _within(rest, MOST_ERROR)
-        local[LOCAL_POWER] += near * near
+        nearby[channel, x, LOCAL_AGREEMENT] += near * _within(rest, MOST_ERROR)
+        nearby[channel, x, LOCAL_POWER] += near * near
 
 
 @_inlined
-def _learn_weights(z, i, here, octave, mixtures, memory, room, tables):
-    """Move logits, widths and trust by the gradients of the logarithm of z, and keep its evidence.
+def _learn_weights(i, here, octave, mixtures, memory, room):
+    """Move logits, widths and trust by the gradients of a symbol's logarithm, and keep its evidence.
 
-    Returns what _bounds does. An argument times the sigmoid's derivative there stays below 2^58.
+    room: with what _bounds_kept found. An argument times the sigmoid's derivative there stays below 2^58.
     """
     (_, channel, y, x), count, total = here, mixtures.mean.shape[0], np.int64(0)
     channel, octave, x, row = np.uint64(channel), np.uint64(octave), np.uint64(x), np.uint64(y % 3)
-    start, end, middle = np.int64(0), np.int64(0), SIGMOID_REACH << ARGUMENT_BITS
+    middle = SIGMOID_REACH << ARGUMENT_BITS
     for k in range(count):
         w = np.int64(mixtures.weight[k, i])
-        left, right, below, until = _sides(z, i, k, mixtures, tables)
+        left, right = room[EVIDENCE, k], room[EVIDENCE + 1, k]
+        below, until = room[EVIDENCE + 2, k], room[EVIDENCE + 3, k]
         pull = (left - middle) * _steepness(below) - (right - middle) * _steepness(until) >> ARGUMENT_BITS
         mass = w * (until - below) >> WEIGHT_SUM_BITS
         room[EVIDENCE, k], room[EVIDENCE + 1, k] = until - below, mass
         room[EVIDENCE + 2, k] = w * pull >> WEIGHT_SUM_BITS
-        start, end = start + w * below, end + w * until
         total += mass
     total = max(total, np.int64(LEAST_MASS))
     inverse, most = (np.int64(1) << QUOTIENT_BITS) // total, MOST_PULL * total
@@ -694,7 +714,6 @@ def _learn_weights(z, i, here, octave, mixtures, memory, room, tables):
     if memory.nearby.shape[1]:
         all_pulls = min(max(all_pulls, -MOST_LOCAL), MOST_LOCAL) >> LOCAL_PATIENCE
         memory.nearby[channel, x, LOCAL_WIDTH] += np.int32(all_pulls)
-    return _interval(z, i, start, end, mixtures)
 
 
 @_inlined
