@@ -603,11 +603,8 @@ def _look_nearby(here, memory, known):
     said, channel, x = np.int32(0), np.uint64(channel), np.uint64(x)
     for k in range(np.uint64(NEAR)):
         said = np.int32(said + np.int32(nearby[channel, x, k] * known[k]))
-    agreement, power = (
-        np.int64(nearby[channel, x, LOCAL_AGREEMENT]),
-        np.int64(nearby[channel, x, LOCAL_POWER]),
-    )
-    gain = ((LOCAL_BELIEF + agreement) << GAIN_BITS) // (LOCAL_DOUBT + power)
+    agreement = LOCAL_BELIEF + np.int64(nearby[channel, x, LOCAL_AGREEMENT])
+    gain = (agreement << GAIN_BITS) // (LOCAL_DOUBT + np.int64(nearby[channel, x, LOCAL_POWER]))
     width = (np.int64(nearby[channel, x, LOCAL_WIDTH]) + (1 << LOCAL_WIDTH_BITS - 1)) >> LOCAL_WIDTH_BITS
     return np.int64(said), min(max(gain, 0), 1 << GAIN_BITS), width
 
