@@ -8,9 +8,10 @@ sizes of errors around move the scales, each by how much larger its errors have 
 and scale of each component follow the gradient of every symbol's logarithm, for each octave of scales, and
 weights also the evidence around: how much better or worse a component did than its mixture.
 
-What a texture is like just here, a second filter learns: its weights are handed on from place to place, from
-all sides where there are any, and fade, and so are the sums by which it is believed, and what is added to
-scales. Every level, band and channel begins anew. An encoder goes through the motions of a decoder.
+What a texture is like just here, a second filter learns: its weights are handed on from place to place, along
+the row above from the right, then from the left and from above, and fade, and so are the sums by which it is
+believed, and what is added to scales. Every level, band and channel begins anew. An encoder goes through the
+motions of a decoder.
 
 All of it is in integers: see docs/format.md, "Adaptation". Source: LMS filters as of Widrow and Hoff; classes
 of the energy of errors as in CALIC; weights by gradients in the logistic domain as in PAQ's mixing.

@@ -47,11 +47,12 @@ FARTHEST, MOST_COUNT = 1 << 20, 1 << 13
 RATE, MORE, SOON, RATE_BITS = 12, 40 << 10, 1 << 10, 8
 MEAN_SIZE_BITS, GAIN_BITS, TOTAL_BITS = 12, 8, 16
 STEP_BITS, INVERSE_BITS = TOTAL_BITS + 4 + SCALE_BITS - MEAN_BITS, ARGUMENT_BITS - 4
-# And of what is learned nearby: room for the weights of a second filter; places of what is added to scales,
-# and of the sums that say how far that filter is believed; room for all; how much is handed on, in 2^-6, of
-# what was learned to the right, in the row above, then to the left, and above; the second filter's rate; bits
-# of steps of scales, bits that these move less by, and the most that they may before; what is believed and
-# what is doubted at first; quarters of what classes say of scales that count, without all this and with it.
+# And of what is learned nearby: room for the weights of a second filter; after them the places of what is
+# added to scales, and of the sums that say how far that filter is believed; room for all, in fours. How much
+# is handed on, in 2^-6, of what was learned to the right, in the row above, then to the left, and above; the
+# second filter's rate. Of what is added to scales, bits of a step, bits by which it moves less than widths
+# do, and the most that these may move in all; what is believed and what is doubted at first; quarters of what
+# classes say of scales that count, without all this and with it.
 NEAR, LOCAL_WIDTH, LOCAL_AGREEMENT, LOCAL_POWER, LOCAL = 24, 24, 25, 26, 28
 FROM_RIGHT, FROM_LEFT, FROM_ABOVE, HANDED_BITS, NEAR_RATE = 32, 36, 27, 6, 2
 LOCAL_WIDTH_BITS, LOCAL_PATIENCE, MOST_LOCAL, LOCAL_BELIEF, LOCAL_DOUBT = 12, 3, 1 << 18, 1 << 9, 1 << 11
@@ -107,8 +108,9 @@ class Memory(NamedTuple):
     the band: weights: (C, FILTER) int32, the filter's, in 2^-16, and 0; counts, sums: (C, CLASSES), of each
     class how many symbols there were, and the sum of their sizes; agreement, power: (C,), sums of products of
     what the filter said with errors and with itself; seen: (C,), how many symbols there were in all; int64.
-    nearby: (C, W + 4, LOCAL) int32, what was learned nearby, in this row or, to the right, in that above;
-    (C, 0, LOCAL) where nothing is.
+    nearby: (C, W + 4, LOCAL) int32, what was learned in this row or, to the right, in that above: weights of
+    the second filter, in 2^-16, what is added to scales, in 2^-12 steps, its agreement and power, and 0;
+    (C, 0, LOCAL) where nothing is learned nearby.
     Of K components, 0 where these are not weighed anew: logits, widths: (C, OCTAVES, K), what is added to
     their logits and scales; trust: (C, EVIDENCE), how far evidence is believed; int64; evidence: (C, 3,
     W + 4, K) int8, how much better than its mixture each was, row y being at y mod 3.
@@ -262,29 +264,20 @@ def _interpolate(table, x, bits):
 
 
 @_inlined
-def _bounds(z, i, mixtures, tables):
+def _bounds(z, i, mixtures, tables, room=None):
     """Start and end of the interval of z, low - 1 <= z <= low + nbins, under the i-th mixture.
 
     |64 z| < 2^32, |mean| <= 2^31 and inverse <= 2^29 keep the argument of the sigmoid below 2^63;
     weights that sum to 2^16, the sum within 2^47; spread < 2^24, the product with it within 2^55.
+    room: where what _sides tells of each component is to be kept, for _learn_weights.
     """
     start, end = np.int64(0), np.int64(0)
     for k in range(mixtures.mean.shape[0]):
         w = np.int64(mixtures.weight[k, i])
-        _, _, below, until = _sides(z, i, k, mixtures, tables)
-        start, end = start + w * below, end + w * until
-    return _interval(z, i, start, end, mixtures)
-
-
-@_inlined
-def _bounds_kept(z, i, mixtures, tables, room):
-    """As _bounds; what _sides tells of each component is kept in room, for _learn_weights."""
-    start, end = np.int64(0), np.int64(0)
-    for k in range(mixtures.mean.shape[0]):
-        w = np.int64(mixtures.weight[k, i])
         left, right, below, until = _sides(z, i, k, mixtures, tables)
-        room[EVIDENCE, k], room[EVIDENCE + 1, k] = left, right
-        room[EVIDENCE + 2, k], room[EVIDENCE + 3, k] = below, until
+        if room is not None:
+            room[EVIDENCE, k], room[EVIDENCE + 1, k] = left, right
+            room[EVIDENCE + 2, k], room[EVIDENCE + 3, k] = below, until
         start, end = start + w * below, end + w * until
     return _interval(z, i, start, end, mixtures)
 
@@ -365,7 +358,9 @@ def pop_mixtures(words, position, state, lowest, symbols, mixtures, tables, plac
     """
     low, nbins, precision = mixtures.low, mixtures.nbins, mixtures.precision
     mask = np.uint64((1 << precision) - 1)
-    if memory is not None:
+    if memory is None:
+        room = None
+    else:
         band, channel, top, height, width = place
         shifts, known = np.empty(CLASSES, np.int64), np.zeros(NEAR, np.int32)
         room = np.empty((EVIDENCE + 4, mixtures.mean.shape[0]), np.int64)
@@ -388,10 +383,7 @@ def pop_mixtures(words, position, state, lowest, symbols, mixtures, tables, plac
         trial = 0
         while True:
             z = min(max(z, left), right)
-            if memory is None:
-                start, end = _bounds(z, i, mixtures, tables)
-            else:
-                start, end = _bounds_kept(z, i, mixtures, tables, room)
+            start, end = _bounds(z, i, mixtures, tables, room)
             if slot < start:
                 right = z - 1
             elif slot >= end:
@@ -414,9 +406,9 @@ def pop_mixtures(words, position, state, lowest, symbols, mixtures, tables, plac
             z = z - distance if z == below else z + distance
         symbols[i] = z  # wraps round in corrupt streams alone
         if memory is not None:
-            _learn(np.int64(symbols[i]), here, foretold, rate, memory, known, tables)
             if memory.logits.shape[2]:
                 _learn_weights(i, here, foretold[7], mixtures, memory, room)
+            _learn(np.int64(symbols[i]), here, foretold, rate, memory, known, tables)
     return Popped(symbols.size, position, state)
 
 
@@ -469,7 +461,7 @@ def adapt(symbols, mixtures, place, memory, tables, start, frequency):
             foretold = _move(i, here, mixtures, memory, shifts, gain, known, room, tables)
             symbol = np.int64(symbols[i])
             z = _within_window(symbol, i, mixtures)
-            first, last = _bounds_kept(z, i, mixtures, tables, room)
+            first, last = _bounds(z, i, mixtures, tables, room)
             if memory.logits.shape[2]:
                 _learn_weights(i, here, foretold[7], mixtures, memory, room)
             j = _put(symbol, z, i, first, last, mixtures, start, frequency, j)
@@ -494,8 +486,20 @@ def _begin_row(memory, channel, width, shifts):
         mean = (memory.sums[channel, j] << MEAN_SIZE_BITS) // memory.counts[channel, j]
         shift = heeded * (_octaves_of(mean, OCTAVE_BITS) - usual) >> 2
         shifts[j] = min(max(shift, -MOST_SCALED), MOST_SCALED)
-    gain = (memory.agreement[channel] << GAIN_BITS) // memory.power[channel]
-    return min(max(gain, 0), 1 << GAIN_BITS), RATE + MORE // (memory.seen[channel] + SOON)
+    gain = _gain(memory.agreement[channel], memory.power[channel])
+    return gain, RATE + MORE // (memory.seen[channel] + SOON)
+
+
+@_inlined
+def _gain(agreement, power):
+    """What to multiply a filter by, from 0 to 1, in 2^-8."""
+    return min(max((agreement << GAIN_BITS) // power, 0), 1 << GAIN_BITS)
+
+
+@_inlined
+def _multiplied(total, gain):
+    """What a filter says, times its gain."""
+    return (total * gain + (1 << GAIN_BITS - 1)) >> GAIN_BITS
 
 
 @_inlined
@@ -548,11 +552,11 @@ def _move(i, here, mixtures, memory, shifts, gain, known, room, tables):
     total, weights = np.int64(0), memory.weights[channel]
     for k in range(FILTER):
         total += np.int64(weights[k]) * np.int64(known[k])
-    first = (total * gain + (1 << GAIN_BITS - 1)) >> GAIN_BITS
-    near, moved, width = np.int64(0), first, np.int64(0)
+    first = _multiplied(total, gain)
+    near, moved, added = np.int64(0), first, np.int64(0)
     if memory.nearby.shape[1]:
-        near, gain, width = _look_nearby(here, memory, known)
-        moved += (near * gain + (1 << GAIN_BITS - 1)) >> GAIN_BITS
+        near, gain_here, added = _look_nearby(here, memory, known)
+        moved += _multiplied(near, gain_here)
     size = 2 * (np.int64(z[y, x - 1]) + z[y - 1, x]) + z[y - 1, x - 1] + z[y - 1, x + 1]
     size += np.int64(z[y, x - 2]) + z[y - 2, x]
     kind = 0
@@ -572,7 +576,7 @@ def _move(i, here, mixtures, memory, shifts, gain, known, room, tables):
     for k in range(mixtures.mean.shape[0]):
         mean = min(max(mixtures.mean[k, i] + step, -MOST_MEAN), MOST_MEAN)
         mixtures.mean[k, i] = mean
-        scale = mixtures.scale[k, i] + shifts[kind] + width
+        scale = mixtures.scale[k, i] + shifts[kind] + added
         if weighing:
             scale += (memory.widths[channel, octave, k] + (1 << WIDTH_BITS - 1)) >> WIDTH_BITS
         mixtures.scale[k, i] = min(max(scale, 0), tables.scale.size - 1)
@@ -604,9 +608,9 @@ def _look_nearby(here, memory, known):
     for k in range(np.uint64(NEAR)):
         said = np.int32(said + np.int32(nearby[channel, x, k] * known[k]))
     agreement = LOCAL_BELIEF + np.int64(nearby[channel, x, LOCAL_AGREEMENT])
-    gain = (agreement << GAIN_BITS) // (LOCAL_DOUBT + np.int64(nearby[channel, x, LOCAL_POWER]))
-    width = (np.int64(nearby[channel, x, LOCAL_WIDTH]) + (1 << LOCAL_WIDTH_BITS - 1)) >> LOCAL_WIDTH_BITS
-    return np.int64(said), min(max(gain, 0), 1 << GAIN_BITS), width
+    power = LOCAL_DOUBT + np.int64(nearby[channel, x, LOCAL_POWER])
+    added = (np.int64(nearby[channel, x, LOCAL_WIDTH]) + (1 << LOCAL_WIDTH_BITS - 1)) >> LOCAL_WIDTH_BITS
+    return np.int64(said), _gain(agreement, power), added
 
 
 @_inlined
@@ -676,7 +680,7 @@ def _learn(symbol, here, foretold, rate, memory, known, tables):
 def _learn_weights(i, here, octave, mixtures, memory, room):
     """Move logits, widths and trust by the gradients of a symbol's logarithm, and keep its evidence.
 
-    room: with what _bounds_kept found. An argument times the sigmoid's derivative there stays below 2^58.
+    room: with what _bounds found. An argument times the sigmoid's derivative there stays below 2^58.
     """
     (_, channel, y, x), count, total = here, mixtures.mean.shape[0], np.int64(0)
     channel, octave, x, row = np.uint64(channel), np.uint64(octave), np.uint64(x), np.uint64(y % 3)

@@ -630,7 +630,7 @@ class Adapting:
             usual = steps((sum(self.total[c]) << 12) // sum(self.n[c]))
             averages = ((total << 12) // n for total, n in zip(self.total[c], self.n[c]))
             self.shifts = [
-                clamp((3 - 2 * self.nearby) * (steps(average) - usual) >> 2, 48) for average in averages
+                clamp((1 if self.nearby else 3) * (steps(average) - usual) >> 2, 48) for average in averages
             ]
             self.gain = min(max(256 * self.g[c] // self.h[c], 0), 256)
             self.rate = 12 + 40960 // (self.seen[c] + 1024)

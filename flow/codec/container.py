@@ -244,7 +244,7 @@ def read_head(data):
         precision = flags & ~(CORRECTED | TUNED | MADE | ADAPTIVE | WEIGHING | NEARBY)
         adapting = [bool(flags & flag) for flag in (ADAPTIVE, WEIGHING, NEARBY)]
         if adapting != sorted(adapting, reverse=True):
-            raise ValueError("corrupt file: mixtures that do not adapt have nothing to weigh by")
+            raise ValueError("corrupt file: how its mixtures adapt makes no sense")
         settings = Settings(nbins, precision, luma, bool(flags & CORRECTED), False, *adapting)
     model = reader.take(IDENTITY_BYTES).hex() if flow else ""
     moves = reader.block() if flags & TUNED else b""
