@@ -474,7 +474,8 @@ def _begin_row(memory, channel, width, shifts):
     """How far to move the scales of each class; returns the gain of the filter, and the rate it learns at.
 
     A class is moved by a part of how far it is from all symbols in the logarithm of its mean size.
-    The gain is what it should, in hindsight, have been multiplied by, from 0 to 1.
+    The gain is what it should, in hindsight, have been multiplied by, from 0 to 1. What was learned nearby is
+    handed on along the row above.
     """
     heeded = HEEDED
     if memory.nearby.shape[1]:
@@ -596,7 +597,8 @@ def _rounded(total):
 def _look_nearby(here, memory, known):
     """What the second filter says, how far it is believed, and what is added to scales.
 
-    The first filter's `known` is completed by errors around this place in the channels before.
+    What was learned to the left and above is handed on to this place first. The first filter's `known` is
+    completed by errors around this place in the channels before.
     """
     (band, channel, y, x), u, nearby, f = here, memory.errors, memory.nearby, FILTER
     for c in range(channel):

@@ -3,11 +3,11 @@
     python tests/benchmark_coder.py -symbols 1000000 -plain 300
 
 Symbols are drawn from the distributions that code them, logistics and mixtures of three with scales of 1/2 to
-32 steps; then the latter as they adapt from symbol to symbol, and weigh their components, which gains nothing
-here. Ours: integer parameters -> bytes -> symbols. The original's kind: a table of 4,096 floating-point
-cumulative values for each symbol, made when encoding and handed to the decoder, as it was there; then some
-Python for each symbol, on a state that is a tuple of tuples. Times: the least of several rounds. Memory: the
-peak of what is allocated beyond parameters and symbols.
+32 steps; then the latter as they adapt from symbol to symbol, weigh their components, and learn nearby, which
+gains nothing here. Ours: integer parameters -> bytes -> symbols. The original's kind: a table of 4,096
+floating-point cumulative values for each symbol, made when encoding and handed to the decoder, as it was
+there; then some Python for each symbol, on a state that is a tuple of tuples. Times: the least of several
+rounds. Memory: the peak of what is allocated beyond parameters and symbols.
 """
 
 import sys

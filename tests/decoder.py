@@ -626,7 +626,8 @@ class Adapting:
 
     def moved(self, c, y, x, weights, means, scales, width):
         if x == 0:
-            self.begin_row(c, width)
+            if self.nearby:
+                self.begin_row(c, width)
             usual = steps((sum(self.total[c]) << 12) // sum(self.n[c]))
             averages = ((total << 12) // n for total, n in zip(self.total[c], self.n[c]))
             self.shifts = [

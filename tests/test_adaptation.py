@@ -120,10 +120,8 @@ def test_textures_are_learned_where_they_are():
     """What foretells an error in one place misleads in the next, so that one filter for all is of no use."""
 
     def textures(rng, size):
-        errors, sign = (
-            logistic(rng, size),
-            np.kron(rng.choice((-1, 1), (size[0] // 25, size[1] // 25)), np.ones((25, 25))),
-        )
+        errors = logistic(rng, size)
+        sign = np.kron(rng.choice((-1, 1), (size[0] // 25, size[1] // 25)), np.ones((25, 25)))
         for x in range(1, size[1]):
             errors[:, x] += 0.8 * sign[:, x] * errors[:, x - 1]
         return errors

@@ -62,7 +62,7 @@ def test_photographs_kept_for_testing_take_less_than_by_other_codecs(photo):
 
 
 def test_adapting_pays_even_where_errors_around_mislead(monkeypatch):
-    """Of this crop: 1.0 % less. Were the filter believed whatever it says, it would be 0.3 %."""
+    """Of this crop: 1.0 % less. Were the filters believed whatever they say, it would be 0.1 %."""
     model, _, name = open_frozen(BOX / "model")
     picture = Image.open(PHOTOS / "lake-sherburne.png").convert("RGB").crop((500, 100, 756, 300))
     adapting = len(pack(picture, model, name))

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from flow.codec.container import MODES, _checked_levels, _pack_flow, pack, read_head, unpack
+from flow.codec.container import MODES, _checked_levels, _head, _pack_flow, pack, read_head, unpack
 from flow.codec.formats import in_format
 from flow.codec.pictures import (
     as_picture,
@@ -191,6 +191,15 @@ def test_luma_alone_is_of_the_flow_and_read_in_part():
         wrong = head[:4] + bytes([kind]) + head[5:-4]
         with pytest.raises(ValueError, match="no kind of picture"):
             unpack(wrong + zlib.crc32(wrong).to_bytes(4, "big"))
+
+
+@pytest.mark.parametrize("wrong", [{"adaptive": False}, {"weighing": False}])
+def test_adaptation_without_what_it_builds_on_is_refused(wrong):
+    settings = DEFAULT.adapting()
+    fields = photo(4, 4), FLOW, b""
+    assert read_head(_head(*fields, settings, bytes(8))).settings == settings
+    with pytest.raises(ValueError, match="how its mixtures adapt makes no sense"):
+        read_head(_head(*fields, settings._replace(**wrong), bytes(8)))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "RGBA"])
