@@ -20,7 +20,7 @@ from source.distribution import FixedMixture, Mixture
 from source.networks import Compand, Conv, Joined
 from source.prior import Part
 from source.units import MAX_OCTAVE, MIN_OCTAVE
-from utils.arithmetic.crew import in_tiles
+from utils.arithmetic.crew import NO_MARGINS, in_tiles
 from utils.arithmetic.fixed import Seen, check_finite
 from utils.arithmetic.integers import MIDDLE, STEPS, round_through
 from utils.arithmetic.passes import (
@@ -179,14 +179,14 @@ class FixedBand(nn.Module):
         self.linear = nn.ModuleList(layer.freeze_wide(of_samples=False) for layer in band.linear)
         self.out = nn.ModuleList(layer.freeze(peaks, out_units=FINE_BITS) for layer in band.out)
 
-    def features(self, trunk, planes):
+    def features(self, trunk, planes, margins=NO_MARGINS):
         """What a band's distributions are made of.
 
-        trunk: (B, H, W, width) uint8, as self.trunk reads it; planes: (B, H, W, known) int16, samples.
-        Returns base (B, H, W, C) int32 and hidden (B, H, W, C * width / 2) int16.
+        trunk: (B, H, W, width) uint8, as self.trunk reads it; planes: (B, H, W, known) int16, samples;
+        margins: see in_tiles. Returns base (B, H, W, C) int32 and hidden (B, H, W, C * width / 2) int16.
         """
         if fused.serves(planes, self.blocks, self.base, self.enter):
-            return fused.features(self, trunk, planes)
+            return fused.features(self, trunk, planes, margins)
         base = self.base(planes)
         entered = compand(self.enter(torch.cat([planes, to_samples(base)], -1)))
         return base, self.hidden(self.blocks(self.trunk.convolve(trunk, onto=entered)))
@@ -333,11 +333,14 @@ class FixedBandPrior(nn.Module):
         """See source/prior.py; of channels from the given number on, no distributions are computed."""
         return _FixedLevel(self, coarse, level, detail, self.channels if channels is None else channels)
 
-    def look(self, planes, level):
-        """Samples of the coarse band around 0, int16 -> the trunk as the bands read it, uint8."""
+    def look(self, planes, margins=NO_MARGINS, *, level):
+        """Samples of the coarse band around 0, int16 -> the trunk as the bands read it, uint8.
+
+        margins: see in_tiles.
+        """
         level = min(level, LEVELS - 1)
         if fused.serves(planes, self.trunk, self.enter):
-            return (fused.look(self, planes, level),)
+            return (fused.look(self, planes, level, margins),)
         entered = compand(self.enter(planes))
         return (self.bands[0].trunk.quantise(self.trunk(entered + self.level[level])),)
 
@@ -368,7 +371,7 @@ class _FixedLevel:
             for band in prior.order:
                 self._fill(self._first(band), slice(0, self.size[0]), detail[band])
         look, halo = partial(prior.look, level=level), 1 + len(prior.trunk)
-        (self.trunk,) = in_tiles(look, halo, self.planes[..., :channels]).result()
+        (self.trunk,) = in_tiles(look, halo, self.planes[..., :channels], margins=True).result()
         self.begun, self.state, self.mixtures = {}, None, ()
 
     def __call__(self, known):
@@ -416,7 +419,7 @@ class _FixedLevel:
             return state, [self._mixture(one, state) for one in self.parts[index : index + count]]
 
         function, halo = self._layers(part).features, self._halo(part)
-        return in_tiles(function, halo, self.trunk, known, rows=rows, then=then)
+        return in_tiles(function, halo, self.trunk, known, rows=rows, margins=True, then=then)
 
     def _mixture(self, part, state):
         """The distribution of a part, of a strip with these features."""

@@ -76,27 +76,42 @@ class Net(NamedTuple):
 
 
 @_compiled
-def _wide(x, layer, companded, words, means):
-    """A FixedWide of x (H, W, C) int16: companded to words (H, W, out) int16, or means (H, W, out) int32."""
-    height, width, channels = x.shape
+def _wanted(x, margins, around):
+    """(top, bottom, left, right), what is needed of a map (H, W, C) by layers that see so far around.
+
+    margins: what of the last of them is not wanted, above, below, to the left and to the right.
+    """
+    (height, width, _), (above, below, before, after) = x.shape, margins
+    top, left = max(above - around, 0), max(before - around, 0)
+    return top, height - max(below - around, 0), left, width - max(after - around, 0)
+
+
+@_compiled
+def _wide(x, layer, window, companded, words, means):
+    """A FixedWide of x (H, W, C) int16: companded to words (H, W, out) int16, or means (H, W, out) int32.
+
+    window: see `convolve`.
+    """
+    (height, width, channels), (top, bottom, left, right) = x.shape, window
     across, lines = width + 2, height + 2
     # bytes of what it reads, high ones, then low ones
     read = np.empty((1, lines, across, channels), np.int16)
     reads = layer.none, layer.none, layer.low, layer.high
     kernels.quantise(x.reshape(1, height, width, channels), *reads, layer.low, (1, 1), read)
-    q = room(lines, across, -(-2 * channels // products.BLOCK) * products.BLOCK)
-    pixel = q.shape[2]
+    q, pixel = room(lines, across, 2 * channels), 2 * channels
     kernels.halve_bytes(read.reshape(lines * across, channels), q.reshape(1, lines * across, pixel))
     third, columns = layer.third, len(layer.packed) * OUTPUTS
-    chunks, size = layer.packed.shape[1] // layer.rows, layer.packed.shape[1] * WEIGHTS
+    fours, size = (layer.rows * pixel + 3) // 4, layer.packed.shape[1] * WEIGHTS
     sums = np.empty((1, PIXELS, columns), np.int32)
     dense.configure()
-    for i in range(height):
-        for j in range(0, width, PIXELS):
-            start, count = (i * across + j) * pixel, min(PIXELS, width - j)
+    for i in range(top, bottom):
+        for j in range(left, right, PIXELS):
+            start, count = (i * across + j) * pixel, min(PIXELS, right - j)
             for block in range(len(layer.packed)):
-                place = start, across * pixel, pixel, layer.rows, chunks, block * size
-                multiply((q, layer.packed, sums), (*place, block * OUTPUTS, 4 * columns))
+                place = start, across * pixel, pixel, layer.rows, fours, block * size
+                vectors = min(OUTPUTS, 3 * third - block * OUTPUTS) // dense.LANES
+                to = block * OUTPUTS, 4 * columns
+                multiply((q, layer.packed, sums), (*place, *to, count, vectors))
             if companded:
                 arrays, vectors = (sums, layer.bias, layer.scale, words), layer.outputs // dense.LANES
                 word, stride = (i * width + j) * words.shape[2], words.shape[2]
@@ -108,24 +123,24 @@ def _wide(x, layer, companded, words, means):
 
 
 @_compiled
-def _residuals(f, q, count, blocks, following, out):
+def _residuals(f, q, count, blocks, margins, following, out):
     """`count` residual blocks, of f (H, W, width) int16 in place; out: what the layer `following` reads.
 
-    q: bytes of f as the first of them reads it, bordered; it is written over.
+    q: bytes of f as the first of them reads it, bordered; it is written over. margins: see `_wanted`.
     """
-    height, width, channels = f.shape
-    h = room(height, width, channels)
+    h = room(*f.shape)
     for n in range(count):
-        convolve(q, height, width, blocks[n].wide, BYTES_ALONE, f, blocks[n].last, h, 0)
+        window = _wanted(f, margins, count - 1 - n)
+        convolve(q, window, blocks[n].wide, BYTES_ALONE, f, blocks[n].last, h, 0)
         if n + 1 < count:
-            convolve(h, height, width, blocks[n].last, BOTH, f, blocks[n + 1].wide, q, 1)
+            convolve(h, window, blocks[n].last, BOTH, f, blocks[n + 1].wide, q, 1)
             replicate(q)
         else:
-            convolve(h, height, width, blocks[n].last, BOTH, f, following, out, 0)
+            convolve(h, window, blocks[n].last, BOTH, f, following, out, 0)
 
 
 @_compiled
-def _look(planes, enter, level, count, blocks, following, out):
+def _look(planes, enter, level, count, blocks, margins, following, out):
     """FixedBandPrior.look: planes (B, H, W, C) int16 -> out (B, H, W, width) uint8."""
     batch, height, width, _ = planes.shape
     channels = level.size
@@ -133,17 +148,17 @@ def _look(planes, enter, level, count, blocks, following, out):
     none, first = np.empty((1, 1, 1), np.int32), blocks[0].wide
     maps = f.reshape(1, *f.shape), q.reshape(1, *q.shape)
     for b in range(batch):
-        _wide(planes[b], enter, True, f, none)
+        _wide(planes[b], enter, _wanted(f, margins, count), True, f, none)
         for i in range(height):
             for j in range(width):
                 for c in range(channels):
                     f[i, j, c] += level[c]
         kernels.quantise(maps[0], first.half, first.shift, 0, dense.NARROW, 0, (1, 1), maps[1])
-        _residuals(f, q, count, blocks, following, out[b])
+        _residuals(f, q, count, blocks, margins, following, out[b])
 
 
 @_compiled
-def _features(trunk, planes, net, base, hidden):
+def _features(trunk, planes, net, margins, base, hidden):
     """FixedBand.features: trunk (B, H, W, width) uint8, planes (B, H, W, known) int16, to base and hidden."""
     batch, height, width, channels = trunk.shape
     known, means = planes.shape[3], base.shape[3]
@@ -151,8 +166,9 @@ def _features(trunk, planes, net, base, hidden):
     f, none = np.empty((height, width, channels), np.int16), np.empty((1, 1, 1), np.int32)
     # the trunk, and what the last layer reads, and between them what residual blocks do
     h, q = room(height, width, channels), room(height + 2, width + 2, channels)
+    window = _wanted(f, margins, net.count)
     for b in range(batch):
-        _wide(planes[b], net.base, False, f, base[b])
+        _wide(planes[b], net.base, _wanted(f, margins, net.count + 1), False, f, base[b])
         for i in range(height):
             for j in range(width):
                 for c in range(known):
@@ -161,11 +177,11 @@ def _features(trunk, planes, net, base, hidden):
                     x[i, j, known + c] = base[b, i, j, c] + (1 << TO_SAMPLES - 1) >> TO_SAMPLES
                 for c in range(channels):
                     h[i, j, c] = trunk[b, i, j, c]
-        _wide(x, net.enter, True, f, none)
-        convolve(h, height, width, net.trunk, BOTH, f, net.blocks[0].wide, q, 1)
+        _wide(x, net.enter, window, True, f, none)
+        convolve(h, window, net.trunk, BOTH, f, net.blocks[0].wide, q, 1)
         replicate(q)
-        _residuals(f, q, net.count, net.blocks, net.hidden, h)
-        convolve(h, height, width, net.hidden, WORDS, hidden[b], net.hidden, h, 0)
+        _residuals(f, q, net.count, net.blocks, margins, net.hidden, h)
+        convolve(h, _wanted(f, margins, 0), net.hidden, WORDS, hidden[b], net.hidden, h, 0)
 
 
 @_compiled
@@ -183,7 +199,7 @@ def _mixture(base, hidden, planes, first, channel, layers, out, near, units, tab
     for n in range(len(near)):
         mean[n] += np.int32(near[n]) << TO_SAMPLES
     outputs = np.empty((1, count, -(-out.outputs // dense.LANES) * dense.LANES), np.int16)
-    convolve(q, 1, count, out, WORDS, outputs, out, q, 0)
+    convolve(q, (0, 1, 0, count), out, WORDS, outputs, out, q, 0)
     kernels.mix(outputs[0], mean, table, units, weights, means, scales)
 
 
@@ -230,7 +246,13 @@ def _wide_of(layer):
         none, _, bias, scale = layer.tables(layer.weight)
         limits = float(layer.limit), none, layer.low, layer.high
         return Wide(
-            dense.packed(bytes_.numpy()), layer.kernel[0], len(bias), len(bytes_) // 3, bias, scale, *limits
+            dense.packed(bytes_.numpy()[:, : 2 * layer.weight.shape[1]]),
+            layer.kernel[0],
+            len(bias),
+            len(bytes_) // 3,
+            bias,
+            scale,
+            *limits,
         )
 
     return layer.once("wide", make)
@@ -245,7 +267,7 @@ def _blocks(blocks, multiple):
     return len(layers), (*layers, *layers[-1:] * (-len(layers) % multiple))
 
 
-def look(prior, planes, level):
+def look(prior, planes, level, margins):
     """FixedBandPrior.look, of a level of its own or the last's: what its trunk is to the bands."""
     out = planes.new_empty((*planes.shape[:3], prior.level.shape[1]), dtype=torch.uint8)
     following = _dense(prior.bands[0].trunk)
@@ -255,13 +277,14 @@ def look(prior, planes, level):
         enter,
         prior.level[level].numpy(),
         *_blocks(prior.trunk, TRUNK_MULTIPLE),
+        margins,
         following,
         out.numpy(),
     )
     return out
 
 
-def features(band, trunk, planes):
+def features(band, trunk, planes, margins):
     """FixedBand.features."""
     net = Net(
         _wide_of(band.base),
@@ -273,7 +296,7 @@ def features(band, trunk, planes):
     size, outputs = trunk.shape[:3], net.hidden.outputs
     base = planes.new_empty((*size, net.base.outputs), dtype=torch.int32)
     hidden = planes.new_empty((*size, -(-outputs // dense.LANES) * dense.LANES))
-    _features(trunk.numpy(), planes.numpy(), net, base.numpy(), hidden.numpy())
+    _features(trunk.numpy(), planes.numpy(), net, margins, base.numpy(), hidden.numpy())
     return base, hidden[..., :outputs]
 
 

@@ -14,6 +14,7 @@ from test_bands import distributions, drawn_level, frozen_prior, same
 
 from source import fused
 from utils.arithmetic import dense, passes, products
+from utils.arithmetic.crew import in_tiles
 from utils.arithmetic.passes import INT16_MAX, SAMPLE_MAX, WIDE_MAX
 
 pytestmark = pytest.mark.skipif(not dense.available(), reason="a processor without AVX-512 VNNI")
@@ -47,7 +48,8 @@ def test_a_layer_and_what_comes_after_it(shape, size, ends):
     lanes = -(-outputs // dense.LANES) * dense.LANES
     words, bytes_ = np.empty((height, width, lanes), np.int16), dense.room(height, width, lanes)
     source = as_map(q[0].numpy())
-    dense.convolve(source, height, width, ours, dense.WORDS, words, ours, bytes_, 0)
+    window = 0, height, 0, width
+    dense.convolve(source, window, ours, dense.WORDS, words, ours, bytes_, 0)
     assert np.array_equal(words[..., :outputs], wanted[0].numpy())
     if outputs % dense.LANES:
         return
@@ -58,7 +60,7 @@ def test_a_layer_and_what_comes_after_it(shape, size, ends):
         words[...] = ground[0].numpy()
         out = dense.room(height + 2, width + 2, outputs)
         out[...] = 99
-        dense.convolve(source, height, width, ours, kind, words, fused._dense(following), out, 1)
+        dense.convolve(source, window, ours, kind, words, fused._dense(following), out, 1)
         with computed(LAYERS):
             y = layer.convolve(q, ground) if kind == dense.BOTH else wanted
             read = following.quantise(y)[0].numpy()
@@ -67,6 +69,24 @@ def test_a_layer_and_what_comes_after_it(shape, size, ends):
         assert (np.delete(out.sum(2), np.s_[1:-1], 0) == 99 * outputs).all()
         dense.replicate(out)
         assert np.array_equal(out, np.pad(read, ((1, 1), (1, 1), (0, 0)), "edge"))
+
+
+@pytest.mark.parametrize(
+    "window", [(0, 4, 3, 60), (1, 3, 20, 37), (2, 4, 69, 70), (3, 3, 0, 70), (0, 4, 9, 9)]
+)
+def test_a_window_of_a_layer(window):
+    layer, following = narrow((48, 16, 3, 3)), fused._dense(narrow((4, 48, 1, 1)))
+    q = as_map(drawn((6, 72, 16), 0, 255, 2, dtype=torch.uint8).numpy())
+    inside, maps = (slice(*window[:2]), slice(*window[2:])), []
+    for wanted in ((0, 4, 0, 70), window):
+        words, out = np.full((4, 70, 48), 7, np.int16), dense.room(6, 72, 48)
+        out[...] = 99
+        dense.convolve(q, wanted, fused._dense(layer), dense.BOTH, words, following, out, 1)
+        maps.append((words, out[1:-1, 1:-1]))
+    for (whole, part), ground in zip(zip(*maps), (7, 99)):
+        assert np.array_equal(part[inside], whole[inside])
+        part[inside] = ground
+        assert (part == ground).all()
 
 
 @pytest.mark.parametrize("ends", [False, True])
@@ -78,7 +98,7 @@ def test_a_wide_layer(channels, outputs, size, ends):
     x = drawn((*size, channels), -(2**15), 2**15 - 1, 2, ends)
     wanted = oracle.wide(layer, x[None])[0]
     words, means = np.zeros((*size, outputs), np.int16), np.zeros((*size, outputs), np.int32)
-    fused._wide(x.numpy(), fused._wide_of(layer), not few, words, means)
+    fused._wide(x.numpy(), fused._wide_of(layer), (0, size[0], 0, size[1]), not few, words, means)
     if few:
         assert np.array_equal(means, wanted.numpy())
     else:
@@ -91,9 +111,11 @@ def test_wide_layers_of_many_channels_are_left_alone():
 
 
 @pytest.mark.parametrize("options", [{}, {"width": 32, "blocks": 2, "components": 6}, {"differences": True}])
-@pytest.mark.parametrize("size", [(2, 2), (7, 12), (33, 66), (40, 150)])
-def test_levels_are_those_of_layers_in_turn(size, options, monkeypatch):
+@pytest.mark.parametrize("size, side", [((2, 2), 128), ((7, 12), 128), ((33, 66), 5), ((40, 150), 128)])
+def test_levels_are_those_of_layers_in_turn(size, side, options, monkeypatch):
+    """In tiles, too, of which layers compute no more than what the next ones see."""
     prior, level = frozen_prior(0.1, **{"width": 16} | options), drawn_level(*size)
+    monkeypatch.setitem(in_tiles.__init__.__kwdefaults__, "side", side)
     calls = []
     for name in ("look", "features", "mixture"):
         plain = getattr(fused, name)

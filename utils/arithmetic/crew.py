@@ -17,6 +17,8 @@ import torch
 
 # The side of tiles, in pixels: less, where otherwise a thread had none.
 TILE, LEAST_SIDE, FEW_PIXELS = 128, 32, 32 * 32
+# Of a map that is not a part of a larger one: see in_tiles.
+NO_MARGINS = 0, 0, 0, 0
 
 _here = threading.local()
 
@@ -135,15 +137,17 @@ class in_tiles:
 
     maps: (B, H, W, C). function: maps -> a tuple of maps, each value of which depends on those no more than
     `halo` pixels away; at the edges of a map a tile has that edge. rows: (from, to), those wanted; None: all.
+    margins: whether it is told, last, how many pixels above, below, to the left and right are there for the
+    others alone.
     `result` waits and returns the maps: (B, to - from, W, C) each; or what `then` makes of them all, in the
     thread that is the last to end.
     """
 
-    def __init__(self, function, halo, *maps, rows=None, side=TILE, then=None):
+    def __init__(self, function, halo, *maps, rows=None, side=TILE, margins=False, then=None):
         height, width = maps[0].shape[1:3]
         self._top, self._bottom = rows or (0, height)
         self._function, self._halo, self._maps, self._width = function, halo, maps, width
-        self._lock, self._whole, self._then = threading.Lock(), None, then
+        self._lock, self._whole, self._then, self._margins = threading.Lock(), None, then, margins
         while side > LEAST_SIDE and -(-(self._bottom - self._top) // side) * -(-width // side) < size():
             side //= 2
         self._single = self._bottom - self._top <= side and width <= side
@@ -162,7 +166,11 @@ class in_tiles:
         above, before = max(top - halo, 0), max(left - halo, 0)
         window = slice(None), slice(above, bottom + halo), slice(before, right + halo)
         inside = slice(None), slice(top - above, bottom - above), slice(left - before, right - before)
-        parts = [part[inside] for part in self._function(*(m[window].contiguous() for m in self._maps))]
+        maps = [m[window].contiguous() for m in self._maps]
+        if self._margins:
+            below, after = maps[0].shape[1] - inside[1].stop, maps[0].shape[2] - inside[2].stop
+            maps.append((top - above, below, left - before, after))
+        parts = [part[inside] for part in self._function(*maps)]
         if self._single:
             self._whole = [part.contiguous() for part in parts]
             self._end()

@@ -80,7 +80,7 @@ def _is_exact():
     bias, none = draw.integers(-(2**20), 2**20, outputs), np.zeros(outputs, np.int64)
     layer = dense(packed(weight), weight.shape, (none[:channels], none[:channels]), (bias, none, none + 9))
     words = np.empty((height, width, -(-outputs // LANES) * LANES), np.int16)
-    convolve(q, height, width, layer, WORDS, words, layer, q, 0)
+    convolve(q, (0, height, 0, width), layer, WORDS, words, layer, q, 0)
     windows = np.lib.stride_tricks.sliding_window_view(q, (3, 3), (0, 1)).astype(np.int64)
     sums = np.einsum("ijcyx,ocyx->ijo", windows, weight.astype(np.int64))
     return np.array_equal(words[..., :outputs], (sums + bias >> 9).clip(-LARGE, LARGE))
@@ -253,18 +253,35 @@ def release(typing):
     return types.void(), generate
 
 
-@_instructions("q weights sums", "start row pixel rows chunks first to line")
+@_instructions("q weights sums", "start row pixel rows fours first to line count vectors")
 def multiply(builder, given):
-    """Sums of PIXELS x OUTPUTS: of products of bytes of q, from `start` on, and of weights, from `first` on.
+    """Sums of products of bytes of q, from `start` on, and of weights, from `first` on.
 
-    row, pixel: bytes from a row of q to the next, from a pixel to the next; rows, chunks: of the kernel, and
-    of BYTES in a row of it. to: which of sums, int32, is the first; line: bytes from a pixel's to the next's.
+    row, pixel: bytes from a row of q to the next, from a pixel to the next; rows, fours: of the kernel, and
+    of four bytes in a row of it. to: which of sums, int32, is the first; line: bytes from a pixel's to the
+    next's. count: of pixels, up to PIXELS, vectors: of LANES outputs, up to OUTPUTS; sums of more pixels may
+    be written.
     """
     write = _multiply_by_tiles if has_amx() else _multiply_by_vectors
-    write(builder, given, given.at("q", given["start"]), given.at("weights", given["first"]))
+    q, weights = given.at("q", given["start"]), given.at("weights", given["first"])
+    chunks = _quotient(builder, given["fours"], BYTES // 4)
+    with builder.if_else(_more(builder, given["vectors"], 1)) as (two, one):
+        with two:
+            write(builder, given, q, weights, chunks, 2)
+        with one:
+            write(builder, given, q, weights, chunks, 1)
 
 
-def _multiply_by_tiles(builder, given, q, weights):
+def _more(builder, value, number):
+    return builder.icmp_signed(">", value, ir.Constant(I64, number))
+
+
+def _quotient(builder, value, number):
+    """Rounded up."""
+    return builder.sdiv(builder.add(value, ir.Constant(I64, number - 1)), ir.Constant(I64, number))
+
+
+def _multiply_by_tiles(builder, given, q, weights, chunks, vectors):
     """By AMX: tiles 0 to 3 are sums, 4 and 5 pixels, 6 and 7 weights."""
 
     def tile(name, *operands):
@@ -274,38 +291,51 @@ def _multiply_by_tiles(builder, given, q, weights):
     def tile_of_16(x, n, size):
         return _pointer(builder, _moved(builder, x, (16 * n, size)))
 
+    def both(write):
+        """What is to be done for the first tile of pixels and, if there are so many, the second."""
+        write(0)
+        with builder.if_then(_more(builder, given["count"], LANES)):
+            write(1)
+
+    def multiply_tile(m):
+        tile("tileloadd64", 4 + m, tile_of_16(x, m, given["pixel"]), given["pixel"])
+        for n in range(vectors):
+            tile("tdpbusd", 2 * m + n, 4 + m, 6 + n)
+
+    def store_tile(m):
+        for n in range(vectors):
+            there = _moved(builder, given.at("sums", given["to"]), (LANES * n, 4))
+            tile("tilestored64", 2 * m + n, tile_of_16(there, m, given["line"]), given["line"])
+
     for total in range(4):
         tile("tilezero", total)
     place = cgutils.alloca_once_value(builder, weights)
-    with cgutils.for_range(builder, given["rows"]) as i, cgutils.for_range(builder, given["chunks"]) as k:
+    with cgutils.for_range(builder, given["rows"]) as i, cgutils.for_range(builder, chunks) as k:
         x, w = _moved(builder, q, (i.index, given["row"]), (k.index, BYTES)), builder.load(place)
-        for n in range(2):
+        for n in range(vectors):
             tile("tileloadd64", 6 + n, tile_of_16(w, n, BYTES), ir.Constant(I64, BYTES))
-        for m in range(2):
-            tile("tileloadd64", 4 + m, tile_of_16(x, m, given["pixel"]), given["pixel"])
-            for n in range(2):
-                tile("tdpbusd", 2 * m + n, 4 + m, 6 + n)
+        both(multiply_tile)
         builder.store(_moved(builder, w, (1, WEIGHTS)), place)
-    for m in range(2):
-        for n in range(2):
-            there = _moved(builder, given.at("sums", given["to"]), (16 * n, 4))
-            tile("tilestored64", 2 * m + n, tile_of_16(there, m, given["line"]), given["line"])
+    both(store_tile)
 
 
-def _multiply_by_vectors(builder, given, q, weights, group=8):
+def _multiply_by_vectors(builder, given, q, weights, chunks, vectors, group=8):
     """By AVX-512 VNNI, for `group` pixels at a time, whose sums stay in registers."""
     place = cgutils.alloca_once(builder, I64)
-    totals = [[cgutils.alloca_once(builder, INTEGERS) for _ in range(2)] for _ in range(group)]
-    with cgutils.for_range(builder, ir.Constant(I64, PIXELS // group)) as g:
+    totals = [[cgutils.alloca_once(builder, INTEGERS) for _ in range(vectors)] for _ in range(group)]
+    with cgutils.for_range(builder, _quotient(builder, given["count"], group)) as g:
         for total in sum(totals, []):
             builder.store(_number(0), total)
         builder.store(weights, place)
         before = builder.mul(g.index, ir.Constant(I64, group))
-        with cgutils.for_range(builder, given["rows"]) as i, cgutils.for_range(builder, given["chunks"]) as k:
+        with cgutils.for_range(builder, given["rows"]) as i, cgutils.for_range(builder, chunks) as k:
             x, w = _moved(builder, q, (before, given["pixel"]), (i.index, given["row"])), builder.load(place)
-            with cgutils.for_range(builder, ir.Constant(I64, BYTES // 4)) as four:
+            most = ir.Constant(I64, BYTES // 4)
+            left = builder.sub(given["fours"], builder.mul(k.index, most))
+            left = builder.select(builder.icmp_signed("<", left, most), left, most)
+            with cgutils.for_range(builder, left) as four:
                 of_four = _moved(builder, w, (four.index, BYTES))
-                taps = [_load(builder, _moved(builder, of_four, (n, WEIGHTS // 2))) for n in range(2)]
+                taps = [_load(builder, _moved(builder, of_four, (n, WEIGHTS // 2))) for n in range(vectors)]
                 for p, total in enumerate(totals):
                     here = _moved(builder, x, (p, given["pixel"]), (k.index, BYTES), (four.index, 4))
                     bytes_ = _all(builder, _load(builder, here, I32))
@@ -413,31 +443,32 @@ def room(height, width, channels):
 
 
 @_compiled
-def convolve(q, height, width, layer, kind, words, following, out, border):
+def convolve(q, window, layer, kind, words, following, out, border):
     """A layer, from bytes q (H + rows - 1, W + rows - 1, C), made by `room`, and what comes after it.
 
-    kind: WORDS: words (H, W, >= outputs) int16 are what requantise gives. BYTES_ALONE: out (H + 2 border,
-    W + 2 border, outputs) uint8 are what quantise makes of these for the layer `following`; its border is
-    left alone. BOTH: the former is added to what words are, and the latter made of the sum.
+    window: (top, bottom, left, right), what is wanted of its map. kind: WORDS: words (H, W, >= outputs) int16
+    are what requantise gives. BYTES_ALONE: out (H + 2 border, W + 2 border, outputs) uint8 are what quantise
+    makes of these for the layer `following`; its border is left alone. BOTH: the former is added to what
+    words are, and the latter made of the sum.
     Maps have multiples of 16 channels, but for q.
     """
-    across, channels = q.shape[1], q.shape[2]
-    chunks = layer.packed.shape[1] // layer.rows
+    across, channels, (top, bottom, left, right) = q.shape[1], q.shape[2], window
+    fours = (layer.rows * channels + 3) // 4
     sums = np.empty(PIXELS * OUTPUTS, np.int32)
     stride, line = words.shape[2], out.shape[2]
     arrays = sums, layer.bias, layer.left, layer.right, following.half, following.shift, words, out
     configure()
-    for i in range(height):
+    for i in range(top, bottom):
         for block in range(len(layer.packed)):
             first, weights = block * OUTPUTS, block * layer.packed.shape[1] * WEIGHTS
             vectors = min(OUTPUTS, layer.outputs - first + LANES - 1) // LANES
-            for j in range(0, width, PIXELS):
-                start = (i * across + j) * channels
-                place = start, across * channels, channels, layer.rows, chunks, weights, 0, 4 * OUTPUTS
-                multiply((q, layer.packed, sums), place)
-                word = (i * width + j) * stride + first
-                byte = ((i + border) * (width + 2 * border) + j + border) * line + first
-                place = min(PIXELS, width - j), vectors, first, word, stride, byte, line
+            for j in range(left, right, PIXELS):
+                start, count = (i * across + j) * channels, min(PIXELS, right - j)
+                place = start, across * channels, channels, layer.rows, fours, weights, 0, 4 * OUTPUTS
+                multiply((q, layer.packed, sums), (*place, count, vectors))
+                word = (i * words.shape[1] + j) * stride + first
+                byte = ((i + border) * out.shape[1] + j + border) * line + first
+                place = count, vectors, first, word, stride, byte, line
                 if kind == WORDS:
                     _finish_words(arrays, place)
                 elif kind == BYTES_ALONE:
