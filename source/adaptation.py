@@ -20,7 +20,7 @@ of the energy of errors as in CALIC; weights by gradients in the logistic domain
 import numpy as np
 
 from source import kernels
-from source.kernels import CLASSES, EVIDENCE, FILTER, LOCAL, OCTAVES, TRUST_BITS
+from source.kernels import CLASSES, EVIDENCE, FILTER, LOCAL, NEAR, OCTAVES, TRUST_BITS
 from source.tables import TABLES, Mixture
 
 # Levels whose coarse band has fewer positions are left as they are.
@@ -56,16 +56,34 @@ class Adaptation:
             *np.empty((2, channels, CLASSES), np.int64),
             *np.empty((3, channels), np.int64),
             np.empty((channels, padded[1] * self.nearby, LOCAL), np.int32),
-            *np.empty((2, channels, OCTAVES, components), np.int64),
+            *np.empty((2, channels, OCTAVES, components * self.weighing), np.int64),
             np.empty((channels, EVIDENCE), np.int64),
-            np.empty((channels, 3, padded[1], components), np.int8),
+            np.empty((channels, 3, padded[1], components * self.weighing), np.int8),
+            kernels.Scratch(
+                np.empty(CLASSES, np.int64),
+                np.zeros(NEAR, np.int32),
+                np.empty((EVIDENCE + 4, components), np.int64),
+            ),
         )
 
     def begin(self, band, channel):
         """Forget what a channel learned of the band before."""
-        _, sizes, weights, counts, sums, agreement, power, seen, nearby, logits, widths, trust, evidence = (
-            self.memory
-        )
+        (
+            _,
+            sizes,
+            weights,
+            counts,
+            sums,
+            agreement,
+            power,
+            seen,
+            nearby,
+            logits,
+            widths,
+            trust,
+            evidence,
+            *_,
+        ) = self.memory
         sizes[channel], weights[channel], seen[channel] = USUAL, 0, 0
         weights[channel, :2] = FIRST[self.order[band]]
         counts[channel], sums[channel] = BEGUN, USUAL * BEGUN
@@ -80,7 +98,7 @@ class Adaptation:
         Strips come in the order of their symbols, and their symbols must be coded before the next.
         """
         if self.memory is None:
-            self.memory = self._empty(len(fields[0]) if self.weighing else 0)
+            self.memory = self._empty(len(fields[0]))
         if not place.top:
             self.begin(place.band, place.channel)
         return Adaptive(self.memory, place, *fields, *settings)
@@ -110,7 +128,7 @@ class Adaptive(Mixture):
     def pop(self, words, position, state, lowest, symbols):
         """As of Mixture; where symbols lack, nothing is learned."""
         here = slice(self.place.channel, self.place.channel + 1)
-        learned = [part[here] for part in self.memory[2:]]
+        learned = [part[here] for part in self.memory[2:-1]]
         before = [part.copy() for part in learned]
         strip = self._to_move(), TABLES, tuple(self.place), self.memory
         popped = kernels.pop_mixtures(words, position, state, lowest, symbols, *strip)

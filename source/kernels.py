@@ -70,7 +70,10 @@ HEARD_BITS, QUOTIENT_BITS = TRUST_BITS + EVIDENCE_BITS - SHARE_BITS, 60
 OCTAVE_BITS = SCALES_PER_OCTAVE.bit_length() - 1
 
 _compiled = numba.njit(cache=True, nogil=True)
-_inlined = numba.njit(forceinline=True)
+# Without numba's runtime, which would count references to arrays for each symbol: a third of the time. So
+# nothing is allocated within.
+_inlined = numba.njit(forceinline=True, _nrt=False)
+_lean = numba.njit(cache=True, nogil=True, _nrt=False)
 # Of floats: a division that is not watched for zeros, as loops with a way out are not vectorised.
 _floating = numba.njit(cache=True, nogil=True, error_model="numpy")
 _floating_inlined = numba.njit(forceinline=True, error_model="numpy")
@@ -100,6 +103,18 @@ class Mixtures(NamedTuple):
     scale: np.ndarray
 
 
+class Scratch(NamedTuple):
+    """What is worked with where mixtures of K components adapt.
+
+    shifts: (CLASSES,) int64, see _begin_row; known: (NEAR,) int32, what filters see, and 0; room: (EVIDENCE +
+    4, K) int64, see _weigh and _bounds.
+    """
+
+    shifts: np.ndarray
+    known: np.ndarray
+    room: np.ndarray
+
+
 class Memory(NamedTuple):
     """What adaptation.py keeps of one level of an image; H x W: of its coarse band.
 
@@ -114,6 +129,7 @@ class Memory(NamedTuple):
     Of K components, 0 where these are not weighed anew: logits, widths: (C, OCTAVES, K), what is added to
     their logits and scales; trust: (C, EVIDENCE), how far evidence is believed; int64; evidence: (C, 3,
     W + 4, K) int8, how much better than its mixture each was, row y being at y mod 3.
+    scratch: a Scratch.
     """
 
     errors: np.ndarray
@@ -129,6 +145,7 @@ class Memory(NamedTuple):
     widths: np.ndarray
     trust: np.ndarray
     evidence: np.ndarray
+    scratch: Scratch
 
 
 class Popped(NamedTuple):
@@ -348,13 +365,12 @@ def _put(symbol, z, i, first, last, mixtures, start, frequency, j):
     return j
 
 
-@_compiled
+@_lean
 def pop_mixtures(words, position, state, lowest, symbols, mixtures, tables, place=None, memory=None):
     """Pop symbols, each under its own of Mixtures. Returns Popped. Inverse: mixture_intervals.
 
     lowest: as of pop_table. place, memory: of a strip whose Mixtures adapt, in place, to each symbol before
-    the next, as of `adapt`. The search stands here, not in a function, because numba would count references
-    to arrays for each symbol.
+    the next, as of `adapt`.
     """
     low, nbins, precision = mixtures.low, mixtures.nbins, mixtures.precision
     mask = np.uint64((1 << precision) - 1)
@@ -362,8 +378,9 @@ def pop_mixtures(words, position, state, lowest, symbols, mixtures, tables, plac
         room = None
     else:
         band, channel, top, height, width = place
-        shifts, known = np.empty(CLASSES, np.int64), np.zeros(NEAR, np.int32)
-        room = np.empty((EVIDENCE + 4, mixtures.mean.shape[0]), np.int64)
+        shifts, known, room = memory.scratch
+        for f in range(NEAR):
+            known[f] = 0
         row, column, gain, rate = top + 1, width - 1, np.int64(0), np.int64(0)  # before the first
     for i in range(symbols.size):
         if memory is not None:
@@ -444,7 +461,7 @@ def _pop_bits(words, position, state, lowest, width, precision):
     return position, _advance(state, slot, start, start + frequency, precision), value
 
 
-@_compiled
+@_lean
 def adapt(symbols, mixtures, place, memory, tables, start, frequency):
     """Let Mixtures of a strip adapt, in place, to each symbol before the next: see adaptation.py.
 
@@ -452,8 +469,9 @@ def adapt(symbols, mixtures, place, memory, tables, start, frequency):
     of each. Returns how many they are. Inverse: pop_mixtures.
     """
     band, channel, top, height, width = place
-    shifts, known = np.empty(CLASSES, np.int64), np.zeros(NEAR, np.int32)
-    room, j = np.empty((EVIDENCE + 4, mixtures.mean.shape[0]), np.int64), 0
+    (shifts, known, room), j = memory.scratch, 0
+    for f in range(NEAR):
+        known[f] = 0
     for row in range(height):
         gain, rate = _begin_row(memory, channel, width, shifts)
         for column in range(width):
@@ -508,7 +526,8 @@ def _hand_back(nearby, channel, width):
     """Hand on what was learned in the row above from the right to the left, and make it begin a row."""
     for x in range(width, 1, -1):
         _hand_on(nearby, channel, x + 1, FROM_RIGHT, x, (1 << HANDED_BITS) - FROM_RIGHT)
-    nearby[channel, 1] = nearby[channel, 2]
+    for k in range(LOCAL):
+        nearby[channel, 1, k] = nearby[channel, 2, k]
 
 
 @_inlined
