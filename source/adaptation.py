@@ -49,6 +49,7 @@ class Adaptation:
     def _empty(self, components):
         """A Memory of mixtures of so many."""
         channels, bands, padded = self.channels, len(self.order), (self.size[0] + 3, self.size[1] + 4)
+        weighed = components * self.weighing
         return kernels.Memory(
             np.zeros((bands, channels, *padded), np.int8),
             np.empty((channels, *padded), np.uint8),
@@ -56,41 +57,26 @@ class Adaptation:
             *np.empty((2, channels, CLASSES), np.int64),
             *np.empty((3, channels), np.int64),
             np.empty((channels, padded[1] * self.nearby, LOCAL), np.int32),
-            *np.empty((2, channels, OCTAVES, components * self.weighing), np.int64),
+            *np.empty((2, channels, OCTAVES, weighed), np.int64),
             np.empty((channels, EVIDENCE), np.int64),
-            np.empty((channels, 3, padded[1], components * self.weighing), np.int8),
+            np.empty((channels, 3, padded[1], weighed), np.int8),
             kernels.Scratch(
                 np.empty(CLASSES, np.int64),
-                np.zeros(NEAR, np.int32),
+                np.empty(NEAR, np.int32),
                 np.empty((EVIDENCE + 4, components), np.int64),
             ),
         )
 
     def begin(self, band, channel):
         """Forget what a channel learned of the band before."""
-        (
-            _,
-            sizes,
-            weights,
-            counts,
-            sums,
-            agreement,
-            power,
-            seen,
-            nearby,
-            logits,
-            widths,
-            trust,
-            evidence,
-            *_,
-        ) = self.memory
-        sizes[channel], weights[channel], seen[channel] = USUAL, 0, 0
-        weights[channel, :2] = FIRST[self.order[band]]
-        counts[channel], sums[channel] = BEGUN, USUAL * BEGUN
-        agreement[channel] = power[channel] = BELIEVED
-        nearby[channel] = 0
-        logits[channel] = widths[channel] = evidence[channel] = 0
-        trust[channel] = TRUSTED
+        memory = self.memory
+        memory.sizes[channel], memory.weights[channel], memory.seen[channel] = USUAL, 0, 0
+        memory.weights[channel, :2] = FIRST[self.order[band]]
+        memory.counts[channel], memory.sums[channel] = BEGUN, USUAL * BEGUN
+        memory.agreement[channel] = memory.power[channel] = BELIEVED
+        memory.nearby[channel] = 0
+        memory.logits[channel] = memory.widths[channel] = memory.evidence[channel] = 0
+        memory.trust[channel] = TRUSTED
 
     def mixture(self, place, fields, settings):
         """The Adaptive of a strip: see corrections.Place; weight, mean and scale, (K, N); nbins, precision.
