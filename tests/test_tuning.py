@@ -113,6 +113,14 @@ def test_learning_pays_and_leaves_the_model_alone(model, learned):
         assert learn(model, learned, image, 24) == moves
 
 
+def test_moves_that_take_off_too_little_are_given_up(model, learned, monkeypatch):
+    (image,), seen = model.from_images(smooth(160, 200)[:1].byte()), []
+    assert learn(model, learned, image, 40)
+    monkeypatch.setattr(tuning, "LEAST_GAIN", 0.5)
+    assert learn(model, learned, image, 40, seen.append) == b""
+    assert len(seen) == 11 and sum(seen) == image.numel()
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
 def test_files_cost_less_and_come_back(mode, model, learned):
     name, picture, done = identity(model, OPTIONS), drawn(mode), []

@@ -28,7 +28,10 @@ MOVE_BITS, MOVE_MAX = 3, 1 << 8
 LEAST_EFFORT = 7
 # A step sees pieces of the picture of this side; there is a step for so many pixels, up to a limit. Fewer
 # than the least do not get far enough, and small pictures have too few values for what moves cost.
-CROPS, SIDE, PIXELS_PER_STEP, LEAST_STEPS, MOST_STEPS = 2, 96, 3 << 10, 16, 256
+CROPS, SIDE, PIXELS_PER_STEP, LEAST_STEPS, MOST_STEPS = 2, 96, 4 << 10, 12, 256
+# After a quarter of the steps, or so many, moves are given up unless they have taken this much off so many
+# pieces: what is less, mixtures that adapt find by themselves.
+LEAST_JUDGED, LEAST_GAIN, JUDGED_CROPS = 8, 0.03, 4
 RATE, BETAS = 0.024, (0.9, 0.99)
 # Pieces begin at multiples of this, so that their finest levels are the picture's; deeper levels have too few
 # values to learn from.
@@ -53,7 +56,8 @@ def learn(model, learned, image, steps, progress=None, halved=False):
     model: frozen; learned: the same in real numbers, which stays as it is. image: as the pyramid sees it.
     halved: of its finest details the first channel alone is coded.
     progress: called after each step with what part of the image's values that is.
-    The same moves for any number of threads. b"" if there are none, or no room for them. Inverse: tuned.
+    The same moves for any number of threads. b"" if there are none, if they are not worth it, or if there is
+    no room for them. Inverse: tuned.
     """
     counts = {name: len(layer.bias) for name, layer, _ in _layers(model)}
     real = deepcopy(learned).requires_grad_(False)
@@ -67,7 +71,19 @@ def learn(model, learned, image, steps, progress=None, halved=False):
     optimizer = torch.optim.Adam(biases, RATE, BETAS)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(0)
+    pieces = [_crop(image, generator) for _ in range(JUDGED_CROPS)]
+
+    def bits():
+        alone = torch.no_grad()(_bits)
+        tasks = [submit(alone, real, crop, halved, pixels=crop[0, 0].numel()) for crop in pieces]
+        return sum(float(task.result()) for task in tasks)
+
+    before, judged = bits(), max(steps // 4, LEAST_JUDGED)
     for step in range(steps):
+        if step == judged and bits() > (1 - LEAST_GAIN) * before:
+            if progress:
+                progress(image.numel() - image.numel() * step // steps)
+            return b""
         crops = [_crop(image, generator) for _ in range(CROPS)]
         share = image.numel() / sum(map(torch.numel, crops))
         parts = [submit(_gradient, real, crop, halved, biases, pixels=crop[0, 0].numel()) for crop in crops]
@@ -131,19 +147,25 @@ def _crop(image, generator):
     return image[None]
 
 
+@torch.enable_grad()
 def _gradient(model, crop, halved, biases):
     """That of the bits of a crop's details."""
+    bits = _bits(model, crop, halved)
+    return torch.autograd.grad(bits, biases, allow_unused=True, materialize_grads=True)
+
+
+def _bits(model, crop, halved):
+    """Those of a crop's details."""
     kind, fast = crop.device.type, crop.is_cuda or _has_bfloat16()
     # not from autocast's cache, which within another autocast keeps biases as they were
-    with torch.enable_grad(), torch.autocast(kind, torch.bfloat16, enabled=fast, cache_enabled=False):
+    with torch.autocast(kind, torch.bfloat16, enabled=fast, cache_enabled=False):
         parts = []
         for level, coarse, detail in model.pyramid.analyse(crop, min(LEVELS, depth(*crop.shape[-2:]))):
             for part, distribution, values in parts_in_turn(model.detail, coarse, level, detail):
                 if level or not halved or not part.channels.start:
                     parts.append((distribution, flattened(values)))
         distributions, values = zip(*parts)
-        bits = -concatenated(distributions).log_prob(torch.cat(values, -1)).sum() / math.log(2)
-    return torch.autograd.grad(bits, biases, allow_unused=True, materialize_grads=True)
+        return -concatenated(distributions).log_prob(torch.cat(values, -1)).sum() / math.log(2)
 
 
 def _has_bfloat16():
