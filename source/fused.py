@@ -77,9 +77,10 @@ class Net(NamedTuple):
 
 @_compiled
 def _wanted(x, margins, around):
-    """(top, bottom, left, right), what is needed of a map (H, W, C) by layers that see so far around.
+    """(top, bottom, left, right), what is needed of a layer's map (H, W, C); elsewhere it may hold anything.
 
-    margins: what of the last of them is not wanted, above, below, to the left and to the right.
+    margins: pixels of the last layer's map that are not wanted, above, below, to the left and to the right;
+    around: how far beyond what is wanted the layers after it see.
     """
     (height, width, _), (above, below, before, after) = x.shape, margins
     top, left = max(above - around, 0), max(before - around, 0)

@@ -70,8 +70,8 @@ HEARD_BITS, QUOTIENT_BITS = TRUST_BITS + EVIDENCE_BITS - SHARE_BITS, 60
 OCTAVE_BITS = SCALES_PER_OCTAVE.bit_length() - 1
 
 _compiled = numba.njit(cache=True, nogil=True)
-# Without numba's runtime, which would count references to arrays for each symbol: a third of the time. So
-# nothing is allocated within.
+# Without numba's runtime, which would count references to arrays for each symbol: a third to a half of the
+# time. So nothing is allocated within.
 _inlined = numba.njit(forceinline=True, _nrt=False)
 _lean = numba.njit(cache=True, nogil=True, _nrt=False)
 # Of floats: a division that is not watched for zeros, as loops with a way out are not vectorised.

@@ -71,6 +71,32 @@ def test_tiles_equal_the_function_of_the_whole(batch, size, halo, side, threads,
         assert part.dtype == wanted.dtype and part.is_contiguous() and torch.equal(part, wanted)
 
 
+@settings(max_examples=40)
+@given(
+    st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    st.integers(0, 3),
+    st.sampled_from([1, 5, 16]),
+    st.data(),
+)
+def test_what_is_there_for_others_alone_is_told(size, halo, side, data):
+    x = drawn((1, *size, 2), -1000, 1000)
+    top = data.draw(st.integers(0, size[0] - 1))
+    rows = top, data.draw(st.integers(top + 1, size[0]))
+
+    def function(part, margins):
+        (above, below, left, right), (height, width) = margins, part.shape[1:3]
+        assert all(0 <= margin <= halo for margin in margins)
+        outputs = [torch.full_like(y, 77) for y in neighbours(halo)(part)]
+        inside = slice(None), slice(above, height - below), slice(left, width - right)
+        for output, y in zip(outputs, neighbours(halo)(part)):
+            output[inside] = y[inside]
+        return outputs
+
+    parts = in_tiles(function, halo, x, rows=rows, side=side, margins=True).result()
+    for part, whole in zip(parts, neighbours(halo)(x)):
+        assert torch.equal(part, whole[:, rows[0] : rows[1]])
+
+
 def test_tiles_see_no_farther_than_their_halo():
     sizes = []
 

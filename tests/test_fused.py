@@ -82,7 +82,9 @@ def test_a_window_of_a_layer(window):
         words, out = np.full((4, 70, 48), 7, np.int16), dense.room(6, 72, 48)
         out[...] = 99
         dense.convolve(q, wanted, fused._dense(layer), dense.BOTH, words, following, out, 1)
-        maps.append((words, out[1:-1, 1:-1]))
+        inner = out[1:-1, 1:-1]
+        assert out.astype(int).sum() - inner.astype(int).sum() == 99 * (out.size - inner.size)
+        maps.append((words, inner))
     for (whole, part), ground in zip(zip(*maps), (7, 99)):
         assert np.array_equal(part[inside], whole[inside])
         part[inside] = ground

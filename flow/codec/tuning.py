@@ -29,9 +29,9 @@ LEAST_EFFORT = 7
 # A step sees pieces of the picture of this side; there is a step for so many pixels, up to a limit. Fewer
 # than the least do not get far enough, and small pictures have too few values for what moves cost.
 CROPS, SIDE, PIXELS_PER_STEP, LEAST_STEPS, MOST_STEPS = 2, 96, 4 << 10, 12, 256
-# After a quarter of the steps, or so many, moves are given up unless they have taken this much off so many
-# pieces: what is less, mixtures that adapt find by themselves.
-LEAST_JUDGED, LEAST_GAIN, JUDGED_CROPS = 8, 0.03, 4
+# After a quarter of the steps, or so many, moves are given up unless they have taken this part off the bits
+# of so many pieces: what is less, mixtures that adapt find by themselves.
+LEAST_JUDGED, LEAST_GAIN, JUDGED_CROPS = 8, 0.015, 4
 RATE, BETAS = 0.024, (0.9, 0.99)
 # Pieces begin at multiples of this, so that their finest levels are the picture's; deeper levels have too few
 # values to learn from.
@@ -55,7 +55,8 @@ def learn(model, learned, image, steps, progress=None, halved=False):
 
     model: frozen; learned: the same in real numbers, which stays as it is. image: as the pyramid sees it.
     halved: of its finest details the first channel alone is coded.
-    progress: called after each step with what part of the image's values that is.
+    progress: called after each step with what part of the image's values that is, and with the rest where
+    moves are given up.
     The same moves for any number of threads. b"" if there are none, if they are not worth it, or if there is
     no room for them. Inverse: tuned.
     """
@@ -71,16 +72,16 @@ def learn(model, learned, image, steps, progress=None, halved=False):
     optimizer = torch.optim.Adam(biases, RATE, BETAS)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(0)
-    pieces = [_crop(image, generator) for _ in range(JUDGED_CROPS)]
+    judged_by = [_crop(image, generator) for _ in range(JUDGED_CROPS)]
 
-    def bits():
+    def cost():
         alone = torch.no_grad()(_bits)
-        tasks = [submit(alone, real, crop, halved, pixels=crop[0, 0].numel()) for crop in pieces]
+        tasks = [submit(alone, real, crop, halved, pixels=crop[0, 0].numel()) for crop in judged_by]
         return sum(float(task.result()) for task in tasks)
 
-    before, judged = bits(), max(steps // 4, LEAST_JUDGED)
+    before, judged_at = cost(), max(steps // 4, LEAST_JUDGED)
     for step in range(steps):
-        if step == judged and bits() > (1 - LEAST_GAIN) * before:
+        if step == judged_at and cost() > (1 - LEAST_GAIN) * before:
             if progress:
                 progress(image.numel() - image.numel() * step // steps)
             return b""
