@@ -20,7 +20,7 @@ from utils.options import Parser, script
 BEST = "best_test"
 # Weights of so many numbers and more are kept in 16 bits, but not of what reads samples: the means of its
 # kernels are larger than the rest by 1 / SLOW, and the rest would be lost beside them.
-MANY, OF_SAMPLES = 1 << 12, "enter."
+MANY, OF_SAMPLES = 1 << 10, "enter."
 
 
 def publish(folder, to):

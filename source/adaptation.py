@@ -87,6 +87,7 @@ class Adaptation:
             self.memory = self._empty(len(fields[0]))
         if not place.top:
             self.begin(place.band, place.channel)
+        self.memory.scratch.known[:] = 0
         return Adaptive(self.memory, place, *fields, *settings)
 
 

@@ -20,7 +20,7 @@ from source.distribution import FixedMixture, Mixture
 from source.networks import Compand, Conv, Joined
 from source.prior import Part
 from source.units import MAX_OCTAVE, MIN_OCTAVE
-from utils.arithmetic.crew import NO_MARGINS, in_tiles
+from utils.arithmetic.crew import in_tiles
 from utils.arithmetic.fixed import Seen, check_finite
 from utils.arithmetic.integers import MIDDLE, STEPS, round_through
 from utils.arithmetic.passes import (
@@ -179,7 +179,7 @@ class FixedBand(nn.Module):
         self.linear = nn.ModuleList(layer.freeze_wide(of_samples=False) for layer in band.linear)
         self.out = nn.ModuleList(layer.freeze(peaks, out_units=FINE_BITS) for layer in band.out)
 
-    def features(self, trunk, planes, margins=NO_MARGINS):
+    def features(self, trunk, planes, margins):
         """What a band's distributions are made of.
 
         trunk: (B, H, W, width) uint8, as self.trunk reads it; planes: (B, H, W, known) int16, samples;
@@ -333,7 +333,7 @@ class FixedBandPrior(nn.Module):
         """See source/prior.py; of channels from the given number on, no distributions are computed."""
         return _FixedLevel(self, coarse, level, detail, self.channels if channels is None else channels)
 
-    def look(self, planes, margins=NO_MARGINS, *, level):
+    def look(self, planes, margins, level):
         """Samples of the coarse band around 0, int16 -> the trunk as the bands read it, uint8.
 
         margins: see in_tiles.

@@ -247,13 +247,7 @@ def _wide_of(layer):
         none, _, bias, scale = layer.tables(layer.weight)
         limits = float(layer.limit), none, layer.low, layer.high
         return Wide(
-            dense.packed(bytes_.numpy()[:, : 2 * layer.weight.shape[1]]),
-            layer.kernel[0],
-            len(bias),
-            len(bytes_) // 3,
-            bias,
-            scale,
-            *limits,
+            dense.packed(bytes_.numpy()), layer.kernel[0], len(bias), len(bytes_) // 3, bias, scale, *limits
         )
 
     return layer.once("wide", make)

@@ -106,8 +106,8 @@ class Mixtures(NamedTuple):
 class Scratch(NamedTuple):
     """What is worked with where mixtures of K components adapt.
 
-    shifts: (CLASSES,) int64, see _begin_row; known: (NEAR,) int32, what filters see, and 0; room: (EVIDENCE +
-    4, K) int64, see _weigh and _bounds.
+    shifts: (CLASSES,) int64, see _begin_row; known: (NEAR,) int32, what filters see, and 0, as it is to be
+    where a strip begins; room: (EVIDENCE + 4, K) int64, see _weigh and _bounds.
     """
 
     shifts: np.ndarray
@@ -379,8 +379,6 @@ def pop_mixtures(words, position, state, lowest, symbols, mixtures, tables, plac
     else:
         band, channel, top, height, width = place
         shifts, known, room = memory.scratch
-        for f in range(NEAR):
-            known[f] = 0
         row, column, gain, rate = top + 1, width - 1, np.int64(0), np.int64(0)  # before the first
     for i in range(symbols.size):
         if memory is not None:
@@ -470,8 +468,6 @@ def adapt(symbols, mixtures, place, memory, tables, start, frequency):
     """
     band, channel, top, height, width = place
     (shifts, known, room), j = memory.scratch, 0
-    for f in range(NEAR):
-        known[f] = 0
     for row in range(height):
         gain, rate = _begin_row(memory, channel, width, shifts)
         for column in range(width):

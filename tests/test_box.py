@@ -16,7 +16,7 @@ from utils.data.images import PHOTOS
 from utils.show.rivals import rivals
 
 BOX = PHOTOS.parent
-LARGEST = {"model": 8e6, "wavelet": 4e6, "cifar": 8.1e6, "paper": 1e6}
+LARGEST = {"model": 8e6, "wavelet": 4e6, "cifar": 8e6, "paper": 1e6}
 BANDS = FIXTURES / "bands"
 
 

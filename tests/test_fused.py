@@ -113,7 +113,9 @@ def test_wide_layers_of_many_channels_are_left_alone():
 
 
 @pytest.mark.parametrize("options", [{}, {"width": 32, "blocks": 2, "components": 6}, {"differences": True}])
-@pytest.mark.parametrize("size, side", [((2, 2), 128), ((7, 12), 128), ((33, 66), 5), ((40, 150), 128)])
+@pytest.mark.parametrize(
+    "size, side", [((2, 2), 128), ((7, 12), 128), ((33, 66), 128), ((33, 66), 5), ((40, 150), 128)]
+)
 def test_levels_are_those_of_layers_in_turn(size, side, options, monkeypatch):
     """In tiles, too, of which layers compute no more than what the next ones see."""
     prior, level = frozen_prior(0.1, **{"width": 16} | options), drawn_level(*size)

@@ -74,10 +74,13 @@ def learn(model, learned, image, steps, progress=None, halved=False):
     generator = torch.Generator().manual_seed(0)
     judged_by = [_crop(image, generator) for _ in range(JUDGED_CROPS)]
 
+    def of_each(function, crops, *arguments):
+        pixels = crops[0][0, 0].numel()
+        tasks = [submit(function, real, crop, halved, *arguments, pixels=pixels) for crop in crops]
+        return [task.result() for task in tasks]
+
     def cost():
-        alone = torch.no_grad()(_bits)
-        tasks = [submit(alone, real, crop, halved, pixels=crop[0, 0].numel()) for crop in judged_by]
-        return sum(float(task.result()) for task in tasks)
+        return sum(map(float, of_each(torch.no_grad()(_bits), judged_by)))
 
     before, judged_at = cost(), max(steps // 4, LEAST_JUDGED)
     for step in range(steps):
@@ -87,8 +90,7 @@ def learn(model, learned, image, steps, progress=None, halved=False):
             return b""
         crops = [_crop(image, generator) for _ in range(CROPS)]
         share = image.numel() / sum(map(torch.numel, crops))
-        parts = [submit(_gradient, real, crop, halved, biases, pixels=crop[0, 0].numel()) for crop in crops]
-        for bias, move, *gradients in zip(biases, away(), *(part.result() for part in parts)):
+        for bias, move, *gradients in zip(biases, away(), *of_each(_gradient, crops, biases)):
             # of the bits that moves take, about 2 log2(1 + |move|) each
             price = 2 * move.sign() * (1 << MOVE_BITS) / ((1 + move.abs()) * math.log(2))
             bias.grad = share * sum(gradients) + price

@@ -17,8 +17,6 @@ import torch
 
 # The side of tiles, in pixels: less, where otherwise a thread had none.
 TILE, LEAST_SIDE, FEW_PIXELS = 128, 32, 32 * 32
-# Of a map that is not a part of a larger one: see in_tiles.
-NO_MARGINS = 0, 0, 0, 0
 
 _here = threading.local()
 

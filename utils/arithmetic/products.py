@@ -136,7 +136,7 @@ def split_bytes(weight):
     if at_once:
         none = torch.zeros_like(high)
         parts = [torch.cat(both, 1) for both in ((high, none), (low, high), (none, low))]
-        bytes_ = F.pad(torch.cat(parts), (0, 0, 0, 0, 0, -2 * channels % BLOCK))
+        bytes_ = torch.cat(parts)
     else:
         bytes_ = torch.cat([high, low])
     return at_once, bytes_.to(torch.int8)
@@ -144,7 +144,7 @@ def split_bytes(weight):
 
 def _prepare_bytes(weight):
     at_once, bytes_ = split_bytes(weight)
-    return at_once, _prepare_int8_convolution(bytes_)
+    return at_once, _prepare_int8_convolution(F.pad(bytes_, (0, 0, 0, 0, 0, -bytes_.shape[1] % BLOCK)))
 
 
 def _run_bytes(q, prepared, taps):
