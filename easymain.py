@@ -65,7 +65,7 @@ OPTIONS = (
     grouped("data set", DATA) | grouped("architecture", ARCHITECTURE)
     | grouped("training", TRAINING | PAPER) | grouped("model folder", FOLDER) | CUDA
 )  # fmt: skip
-CROPS_ALONE = "transpose", "grey", "origins"
+CROPS_ALONE, PATCHES_ALONE = ("transpose", "grey", "origins"), ("shift",)
 OF_NETWORKS = "hchnl", "nhidden"
 STEPS_OF_EPOCH = "batch", "crops"
 MAY_CHANGE = {"data", "workers", "cuda"} | TRAINING.keys() - {"ema", "seed", "optimizer"}
@@ -111,7 +111,11 @@ def resolve(argv):
     if options.pop("paper"):
         typed = PAPER_TRAINING | {name: value for name, value in typed.items() if name != "paper"}
         options |= typed
-    refuse(typed, CROPS_ALONE if not options["crops"] and "load" not in typed else (), "without -crops")
+    if options["shift"] and options["diffDetail"]:
+        raise ValueError("-shift: a model with -diffDetail knows one size only")
+    if "load" not in typed:
+        refuse(typed, CROPS_ALONE if not options["crops"] else (), "without -crops")
+        refuse(typed, PATCHES_ALONE if options["crops"] else (), "with -crops")
     folder = options.pop("folder") or default_folder(options)
     resume, start = options.pop("load"), options.pop("start")
     refuse(typed, ("start",) if resume else (), "with -load")

@@ -49,6 +49,13 @@ def mirror(images, which):
     return torch.where(which.to(images.device)[:, None, None, None], images.flip(-1), images)
 
 
+def windows(images, by, places):
+    """Cut (B, 3, H, W) down by so many rows and columns, `places` (B, 2) of them before each window."""
+    height, width = (side - by for side in images.shape[-2:])
+    cut = [x[:, y : y + height, z : z + width] for x, (y, z) in zip(images, places.tolist())]
+    return torch.stack(cut)
+
+
 def add_noise(images, most, generator):
     """Add Gaussian noise to a third of (B, 3, H, W) uint8; its deviation is drawn from 0 .. `most` tones.
 
@@ -136,4 +143,8 @@ class Patches:
         images = select(self.sets[which], mine, device)
         if self.flips:
             images = mirror(images, self.flips[which][mine])
+        if (by := self.options["shift"]) and step % 2:
+            rng = np.random.default_rng((self.options["seed"], self.epoch, step))
+            places = rng.integers(0, by, (len(index), 2), endpoint=True)
+            images = windows(images, by, places[self.workers.rank :: self.workers.count])
         return with_noise(images, self.options, self.epoch, step, self.workers), len(index)

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import get_ident
 
+import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from flow.checkpoint import Progress
@@ -49,6 +50,8 @@ ENGINE = 2
 SAMPLES, SAMPLE_SIDE = 16, 128
 # What names of weights in integers end with.
 FROZEN = "_frozen"
+# Beside weights of 8 bits, a published model's: what they count, by what they are of, (out, 1, 1, 1).
+UNIT, MOST, SMALLEST = ".unit", 127, 2.0**-100
 WEIGHTS = "best_test", "best_train", "latest"
 RESUMABLE = "latest", "best_test", "best_train"
 STORED = (
@@ -225,10 +228,35 @@ def open_model(folder, weights=None, device="cpu"):
     tensors, _ = load_tensors(path)
     part = "average." if any(n.startswith("average.") for n in tensors) else "model."
     weights = {n.removeprefix(part): t for n, t in tensors.items() if n.startswith(part)}
+    weights = _from_bytes(weights, path)
     with naming(options_file(folder)), _no_larger(weights, path):
         model = build(options)
     _fill(model, weights, path)
     return model.eval().to(device), options
+
+
+def to_bytes(tensors, names):
+    """Those of some names, weights (out, C, k, k), in 8 bits, each output's in units of its own; others stay.
+
+    Half a unit is 1/254 of the largest weight of an output. open_model reads either.
+    """
+    packed = dict(tensors)
+    for name in names:
+        weight = tensors[name].float()
+        unit = weight.abs().amax((1, 2, 3), keepdim=True).clamp(min=SMALLEST) / MOST
+        packed[name], packed[name + UNIT] = (weight / unit).round().to(torch.int8), unit
+    return packed
+
+
+def _from_bytes(tensors, path):
+    weights = {name: t for name, t in tensors.items() if not name.endswith(UNIT)}
+    for name in tensors.keys() - weights.keys():
+        unit, name = tensors[name], name.removesuffix(UNIT)
+        of_bytes = name in weights and weights[name].dtype == torch.int8 and weights[name].dim() == 4
+        if not of_bytes or unit.shape != (len(weights[name]), 1, 1, 1):
+            raise _unfit(path)
+        weights[name] = weights[name] * unit
+    return weights
 
 
 @contextmanager

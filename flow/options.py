@@ -79,6 +79,12 @@ TRAINING = {
         least=0, most=10**9,
     ),
     "flip": Option(False, "mirror half of the images at random, left to right, while training"),
+    "shift": Option(
+        0,
+        "without -crops: every other step sees windows of its images, smaller by so many rows and columns, "
+        "anywhere in them, on either lattice of the wavelet: few images are soon known by heart",
+        least=0, most=1024,
+    ),
     "transpose": Option(False, "with -crops: turn half of them at random, rows to columns"),
     "grey": Option(0.0, "with -crops: the share of them that is grey", least=0, most=1),
     "origins": Option(

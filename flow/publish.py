@@ -2,25 +2,25 @@
 
     python -m flow.publish opt/NAME etc/model
 
-TO gets the options, the weights that were best by test, those of wide layers in 16 bits, and their integers;
-the losses of this training come after those that TO has, each once, however often it is published. Its card
-and plan stay as they are: they are written by hand.
+TO gets the options, the weights that were best by test, those of a band-wise prior's wide layers in 8 bits,
+and their integers; the losses of this training come after those that TO has, each once, however often it is
+published. Its card and plan stay as they are: they are written by hand.
 """
 
 import argparse
 import csv
+import re
 import tempfile
 from pathlib import Path
 
 from flow.checkpoint import RECORD
-from flow.folder import losses_file, open_frozen, options_file, read_options, saving
+from flow.folder import losses_file, open_frozen, options_file, read_options, saving, to_bytes
 from utils.files import load_tensors, save_tensors, write_table, write_text
 from utils.options import Parser, script
 
 BEST = "best_test"
-# Weights of so many numbers and more are kept in 16 bits, but not of what reads samples: the means of its
-# kernels are larger than the rest by 1 / SLOW, and the rest would be lost beside them.
-MANY, OF_SAMPLES = 1 << 10, "enter."
+# Weights of these layers, whose integers have 8 bits, are kept in as many, if they are so many.
+WIDE, MANY = re.compile(r".*\b(bands|trunk)\b.*\.(trunk|wide|last|hidden\.\d+)\.weight"), 1 << 12
 
 
 def publish(folder, to):
@@ -31,7 +31,7 @@ def publish(folder, to):
     read_options(folder)  # or it is none
     tensors, state = load_tensors(saving(folder, BEST))
     rows = joined(losses(to), losses(folder))
-    small = {name: t.half() if _is_halved(name, t) else t for name, t in tensors.items()}
+    small = to_bytes(tensors, [name for name, tensor in tensors.items() if _is_wide(name, tensor)])
     to = Path(to)
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".new", dir=to.parent) as new:
@@ -75,8 +75,8 @@ def joined(before, rows):
     return before + rows[known:]
 
 
-def _is_halved(name, tensor):
-    return name.endswith(".weight") and tensor.numel() >= MANY and OF_SAMPLES not in name
+def _is_wide(name, tensor):
+    return WIDE.fullmatch(name) and tensor.numel() >= MANY and tensor.is_floating_point()
 
 
 @script

@@ -83,6 +83,8 @@ class Trainer:
             and not any(len(part) >= workers.count for part in train)
         ):
             raise ValueError(f"{workers.count} processes: need an image for each in a -batch")
+        if fixed and options["shift"] >= (side := min(part.shape[-1] for part in train)):
+            raise ValueError(f"-shift {options['shift']}: images of {side} pixels hold no such windows")
         if not any(map(len, test)):
             raise ValueError("the test set has no images")
         self.model, self.options, self.folder = model.to(device), options, folder

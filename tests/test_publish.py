@@ -31,27 +31,60 @@ def training(tmp_path_factory):
     return folder
 
 
-def test_wide_layers_are_kept_in_16_bits_and_code_as_before(training, tmp_path, capsys):
-    to = tmp_path / "box"
+@pytest.fixture(scope="module")
+def published(training, tmp_path_factory):
+    """What is published of it."""
+    to = tmp_path_factory.mktemp("published") / "box"
     main([str(training), str(to)])
-    assert capsys.readouterr().out.endswith(", new\n")
-    given, wanted = (load_tensors(saving(folder, "best_test"))[0] for folder in (to, training))
-    half = {name for name, tensor in given.items() if tensor.dtype == torch.float16}
-    assert half and not any("enter." in name or "bias" in name for name in half)
-    assert {n for n, t in wanted.items() if n.endswith("wide.weight")} <= half
-    for name, tensor in given.items():
-        torch.testing.assert_close(tensor.float(), wanted[name], rtol=2**-11, atol=1e-6)
-    small, large = (saving(folder, "best_test").stat().st_size for folder in (to, training))
-    assert small < 0.6 * large
-    assert all(p.dtype == torch.float32 for p in open_model(to)[0].parameters())
+    return to
+
+
+def test_wide_layers_are_kept_in_8_bits_and_code_as_before(training, published):
+    given, wanted = (load_tensors(saving(folder, "best_test"))[0] for folder in (published, training))
+    whole = {name for name, tensor in given.items() if tensor.dtype == torch.int8}
+    assert whole and not any("enter." in name or "bias" in name for name in whole)
+    assert {n for n, t in wanted.items() if n.endswith("wide.weight")} <= whole
+    model, _ = open_model(published)
+    read = model.state_dict()
+    for name, tensor in wanted.items():
+        most = tensor.abs().amax((1, 2, 3), keepdim=True) / 253 if name in whole else 0
+        assert torch.all((read[name.removeprefix("model.")] - tensor).abs() <= most), name
+    small, large = (saving(folder, "best_test").stat().st_size for folder in (published, training))
+    assert small < 0.3 * large
+    assert all(p.dtype == torch.float32 for p in model.parameters())
     image = np.asarray(Image.open(PHOTOS / "roman-colosseum.png"))[:64, :64]
-    before, after = (Codec(folder).bits([image])[0] for folder in (training, to))
+    before, after = (Codec(folder).bits([image])[0] for folder in (training, published))
     assert after == pytest.approx(before, rel=1e-3) and after != before
 
 
-def test_losses_come_after_those_that_are_there_each_once(training, tmp_path, capsys):
-    to, longer = tmp_path / "box", tmp_path / "longer"
-    main([str(training), str(to)])
+def test_what_was_published_is_published_again_as_it_is(published, tmp_path, capsys):
+    main([str(published), str(tmp_path / "again")])
+    assert capsys.readouterr().out.endswith(", new\n")
+    one, two = (load_tensors(saving(folder, "best_test"))[0] for folder in (published, tmp_path / "again"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("damage", ["lacks", "shape", "of floats", "nan"])
+def test_units_that_do_not_fit_are_refused(damage, published, tmp_path):
+    shutil.copytree(published, tmp_path, dirs_exist_ok=True)
+    path = saving(tmp_path, "best_test")
+    tensors, state = load_tensors(path)
+    name = next(name for name, tensor in tensors.items() if tensor.dtype == torch.int8)
+    if damage == "lacks":
+        tensors["model.other.unit"] = tensors.pop(name + ".unit")
+    elif damage == "shape":
+        tensors[name + ".unit"] = tensors[name + ".unit"].view(1, -1, 1, 1).contiguous()
+    elif damage == "of floats":
+        tensors[name] = tensors[name].float()
+    else:
+        tensors[name + ".unit"][0] = torch.nan
+    save_tensors(path, tensors, state)
+    with pytest.raises(ValueError, match=r"best_test.safetensors: its weights (do not fit|are not finite)"):
+        open_model(tmp_path)
+
+
+def test_losses_come_after_those_that_are_there_each_once(training, published, tmp_path, capsys):
+    to, longer = shutil.copytree(published, tmp_path / "box"), tmp_path / "longer"
     rows = list(csv.DictReader(losses_file(training).open()))
     assert list(csv.DictReader(losses_file(to).open())) == rows
     # the last two epochs, which are there already, and one more
@@ -79,9 +112,8 @@ def test_a_folder_without_a_model_is_refused_and_nothing_written(tmp_path, capsy
 
 
 @pytest.mark.parametrize("damage", ["nan", "lacks", "losses"])
-def test_what_is_there_stays_if_the_new_is_no_model(damage, training, tmp_path, capsys):
-    to, bad = tmp_path / "box", tmp_path / "bad"
-    main([str(training), str(to)])
+def test_what_is_there_stays_if_the_new_is_no_model(damage, training, published, tmp_path, capsys):
+    to, bad = shutil.copytree(published, tmp_path / "box"), tmp_path / "bad"
     files = {path: path.read_bytes() for path in to.rglob("*") if path.is_file()}
     shutil.copytree(training, bad)
     tensors, state = load_tensors(saving(bad, "best_test"))

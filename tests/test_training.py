@@ -489,6 +489,31 @@ def test_flip_mirrors_images_where_they_train_and_only_there(command, images, tm
     assert history(tmp_path)[-1]["test_bpd"] == pytest.approx(bits, rel=1e-6)
 
 
+def test_every_other_step_sees_windows_of_its_images(command, images, tmp_path, monkeypatch):
+    steps = []
+
+    def step(self, batch, total, plain=Trainer.step):
+        steps.append(batch.clone())
+        return plain(self, batch, total)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    easymain.main([*command, "-folder", str(tmp_path), "-shift", "2"])
+    (train,) = load(images, "train", size=8)
+    seen = []
+    for epoch in range(3):
+        batches = epoch_batches([27], 8, 0, epoch)
+        for i, ((_, index), batch) in enumerate(zip(batches, steps[4 * epoch :], strict=False)):
+            if i % 2 == 0:
+                assert torch.equal(batch, train[index])
+                continue
+            places = train[index].unfold(2, 6, 1).unfold(3, 6, 1)
+            found = (places == batch[:, :, None, None]).flatten(4).all(4).all(1)
+            assert found.flatten(1).any(1).all()
+            seen.append(found)
+    assert len(steps) == 12 and torch.cat(seen).any(0).all()  # at every place
+    assert len({tuple(found.flatten().tolist()) for found in seen}) == len(seen)
+
+
 @pytest.mark.parametrize(
     ("schedule", "done", "factor"),
     [
@@ -790,7 +815,7 @@ def test_load_of_a_finished_training_changes_nothing(trained, whole):
     "extra",
     [
         "-ema 0",
-        "-ema 0.9 -flip -optimizer adam -clipNorm 1 -noise 2",
+        "-ema 0.9 -flip -optimizer adam -clipNorm 1 -noise 2 -shift 3",
         "-crops 32 -transpose -origins 0.5 -grey 0.1 -noise 1 -optimizer muon",
     ],
 )
@@ -913,7 +938,7 @@ sys.exit(f"threads left: {left}" if left else 0)
 
 
 def test_two_processes_are_one_with_the_same_batch(command, tmp_path, monkeypatch):
-    folder, whole, command = tmp_path / "model", tmp_path / "whole", [*command, "-flip"]
+    folder, whole, command = tmp_path / "model", tmp_path / "whole", [*command, *"-flip -shift 3".split()]
     easymain.main([*command, "-folder", str(whole)])
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
     (tmp_path / "train.py").write_text(TRAIN_AND_LIST_THREADS)
@@ -974,6 +999,9 @@ def test_only_the_first_process_writes(images, tmp_path):
         ("-optimizer sgd", "-optimizer: invalid choice: 'sgd'"),
         ("-prior bands -simplePrior", "-simplePrior and -prior bands: need one"),
         ("-origins 0.5", "-origins has no effect without -crops"),
+        ("-shift 2 -crops 8", "-shift has no effect with -crops"),
+        ("-shift 8", "-shift 8: images of 8 pixels hold no such windows"),
+        ("-shift 2 -simplePrior -diffDetail", "-shift: a model with -diffDetail knows one size only"),
         ("-crops 8 -grey 2", "-grey 2.0: need 0 .. 1"),
         ("-target photos*0", "target photos*0: need a positive number"),
         ("-prior pixels", "-prior: invalid choice: 'pixels'"),
