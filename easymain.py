@@ -111,11 +111,6 @@ def resolve(argv):
     if options.pop("paper"):
         typed = PAPER_TRAINING | {name: value for name, value in typed.items() if name != "paper"}
         options |= typed
-    if options["shift"] and options["diffDetail"]:
-        raise ValueError("-shift: a model with -diffDetail knows one size only")
-    if "load" not in typed:
-        refuse(typed, CROPS_ALONE if not options["crops"] else (), "without -crops")
-        refuse(typed, PATCHES_ALONE if options["crops"] else (), "with -crops")
     folder = options.pop("folder") or default_folder(options)
     resume, start = options.pop("load"), options.pop("start")
     refuse(typed, ("start",) if resume else (), "with -load")
@@ -131,6 +126,11 @@ def resolve(argv):
         raise ValueError(f"{folder} holds a model: -load goes on with it, -folder names another place")
     elif not has_networks(options):  # plans may have them: they are part of what a model is called
         refuse(by_hand, OF_NETWORKS, "without couplings, lifting with networks or -prior paper")
+    asked = {name for name in typed if options.get(name)}
+    refuse(asked, CROPS_ALONE if not options["crops"] else (), "without -crops")
+    refuse(asked, PATCHES_ALONE if options["crops"] else (), "with -crops")
+    if options["shift"] and options["diffDetail"]:
+        raise ValueError("-shift: a model with -diffDetail knows one size only")
     if options["board"]:
         try:
             writer_class()

@@ -52,8 +52,8 @@ def mirror(images, which):
 def windows(images, by, places):
     """Cut (B, 3, H, W) down by so many rows and columns, `places` (B, 2) of them before each window."""
     height, width = (side - by for side in images.shape[-2:])
-    cut = [x[:, y : y + height, z : z + width] for x, (y, z) in zip(images, places.tolist())]
-    return torch.stack(cut)
+    pairs = zip(images, places.tolist())
+    return torch.stack([x[:, top : top + height, left : left + width] for x, (top, left) in pairs])
 
 
 def add_noise(images, most, generator):
@@ -143,7 +143,7 @@ class Patches:
         images = select(self.sets[which], mine, device)
         if self.flips:
             images = mirror(images, self.flips[which][mine])
-        if (by := self.options["shift"]) and step % 2:
+        if (by := self.options["shift"]) and (self.epoch + step) % 2:
             rng = np.random.default_rng((self.options["seed"], self.epoch, step))
             places = rng.integers(0, by, (len(index), 2), endpoint=True)
             images = windows(images, by, places[self.workers.rank :: self.workers.count])

@@ -3,7 +3,8 @@
 parameter.json                     every option, resolved, and the side of patches
 savings/latest.safetensors         weights, optimiser and progress: what -load goes on from
 savings/epoch_N.safetensors        the same, periodic, the last few
-savings/best_test.safetensors      the weights with the lowest test loss; best_train likewise
+savings/best_test.safetensors      the weights with the lowest test loss, in part in 8 bits where a model was
+                                   published; best_train likewise
 savings/..._frozen.safetensors.xz  the same in integers, which the codec uses; packed, enough to decode
 records/losses.csv                 bits per dimension of every epoch
 records/bands.csv                  of which so many for each band of the test images; level 0 is the finest
@@ -18,7 +19,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import get_ident
 
-import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from flow.checkpoint import Progress
@@ -50,8 +50,6 @@ ENGINE = 2
 SAMPLES, SAMPLE_SIDE = 16, 128
 # What names of weights in integers end with.
 FROZEN = "_frozen"
-# Beside weights of 8 bits, a published model's: what they count, by what they are of, (out, 1, 1, 1).
-UNIT, MOST, SMALLEST = ".unit", 127, 2.0**-100
 WEIGHTS = "best_test", "best_train", "latest"
 RESUMABLE = "latest", "best_test", "best_train"
 STORED = (
@@ -228,35 +226,12 @@ def open_model(folder, weights=None, device="cpu"):
     tensors, _ = load_tensors(path)
     part = "average." if any(n.startswith("average.") for n in tensors) else "model."
     weights = {n.removeprefix(part): t for n, t in tensors.items() if n.startswith(part)}
-    weights = _from_bytes(weights, path)
+    if not all(tensor.is_floating_point() for tensor in weights.values()):
+        raise _unfit(path)
     with naming(options_file(folder)), _no_larger(weights, path):
         model = build(options)
     _fill(model, weights, path)
     return model.eval().to(device), options
-
-
-def to_bytes(tensors, names):
-    """Those of some names, weights (out, C, k, k), in 8 bits, each output's in units of its own; others stay.
-
-    Half a unit is 1/254 of the largest weight of an output. open_model reads either.
-    """
-    packed = dict(tensors)
-    for name in names:
-        weight = tensors[name].float()
-        unit = weight.abs().amax((1, 2, 3), keepdim=True).clamp(min=SMALLEST) / MOST
-        packed[name], packed[name + UNIT] = (weight / unit).round().to(torch.int8), unit
-    return packed
-
-
-def _from_bytes(tensors, path):
-    weights = {name: t for name, t in tensors.items() if not name.endswith(UNIT)}
-    for name in tensors.keys() - weights.keys():
-        unit, name = tensors[name], name.removesuffix(UNIT)
-        of_bytes = name in weights and weights[name].dtype == torch.int8 and weights[name].dim() == 4
-        if not of_bytes or unit.shape != (len(weights[name]), 1, 1, 1):
-            raise _unfit(path)
-        weights[name] = weights[name] * unit
-    return weights
 
 
 @contextmanager

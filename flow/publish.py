@@ -14,13 +14,16 @@ import tempfile
 from pathlib import Path
 
 from flow.checkpoint import RECORD
-from flow.folder import losses_file, open_frozen, options_file, read_options, saving, to_bytes
+from flow.folder import losses_file, open_frozen, options_file, read_options, saving
 from utils.files import load_tensors, save_tensors, write_table, write_text
 from utils.options import Parser, script
 
 BEST = "best_test"
-# Weights of these layers, whose integers have 8 bits, are kept in as many, if they are so many.
-WIDE, MANY = re.compile(r".*\b(bands|trunk)\b.*\.(trunk|wide|last|hidden\.\d+)\.weight"), 1 << 12
+# Weights of so many numbers and more are kept in 8 bits where integers have as many too, which is in these
+# layers of the band-wise prior, and in 16 elsewhere; but not of what reads samples: the means of its kernels
+# are larger than the rest by 1 / SLOW, and the rest would be lost beside them.
+MANY, OF_SAMPLES = 1 << 12, "enter."
+NARROW = re.compile(r"model\.detail\.(levels\.\d+\.)?(trunk|bands)\..*(trunk|wide|last|hidden\.\d+)\.weight")
 
 
 def publish(folder, to):
@@ -31,11 +34,13 @@ def publish(folder, to):
     read_options(folder)  # or it is none
     tensors, state = load_tensors(saving(folder, BEST))
     rows = joined(losses(to), losses(folder))
-    small = to_bytes(tensors, [name for name, tensor in tensors.items() if _is_wide(name, tensor)])
+    many = [name for name, tensor in tensors.items() if _has_many(name, tensor)]
+    in_bytes = [name for name in many if NARROW.fullmatch(name)]
+    small = tensors | {name: tensors[name].half() for name in many if name not in in_bytes}
     to = Path(to)
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".new", dir=to.parent) as new:
-        save_tensors(saving(new, BEST), small, state)
+        save_tensors(saving(new, BEST), small, state, in_bytes)
         write_text(options_file(new), options_file(folder).read_text())
         write_table(losses_file(new), RECORD, [{"epoch": n} | row for n, row in enumerate(rows, 1)])
         try:
@@ -75,8 +80,8 @@ def joined(before, rows):
     return before + rows[known:]
 
 
-def _is_wide(name, tensor):
-    return WIDE.fullmatch(name) and tensor.numel() >= MANY and tensor.is_floating_point()
+def _has_many(name, tensor):
+    return name.endswith(".weight") and tensor.numel() >= MANY and OF_SAMPLES not in name
 
 
 @script

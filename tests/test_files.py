@@ -208,6 +208,56 @@ def test_what_a_file_may_come_to_is_not_asked_of_the_memory(saved, monkeypatch):
     assert load_tensors(path)[0].keys() == tensors.keys()
 
 
+def test_weights_in_8_bits(tmp_path):
+    path, generator = tmp_path / "a.safetensors", torch.Generator().manual_seed(1)
+    tensors = {
+        "wide": torch.randn(50, 7, 3, 3, generator=generator),
+        "flat": torch.randn(6, 4),
+        "none": torch.ones(5),
+    }
+    tensors["wide"] *= torch.logspace(-20, 20, 50).view(-1, 1, 1, 1)
+    tensors["wide"][3] = 0
+    save_tensors(path, tensors, STATE, ["wide", "flat"])
+    kept, (given, state) = load(path.read_bytes()), load_tensors(path)
+    assert {name: t.dtype for name, t in kept.items()} == dict.fromkeys(
+        ("wide", "flat"), torch.int8
+    ) | dict.fromkeys(("wide.unit", "flat.unit", "none"), torch.float32)
+    assert given.keys() == tensors.keys() and state == STATE
+    for name, tensor in tensors.items():
+        most = (
+            tensor.abs().flatten(1).amax(1).view(-1, *[1] * (tensor.dim() - 1)) / 253 if name != "none" else 0
+        )
+        assert given[name].dtype == torch.float32 and torch.all((given[name] - tensor).abs() <= most)
+    save_tensors(tmp_path / "again.safetensors", given, STATE, ["wide", "flat"])
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        ("other.unit", torch.ones(4, 1)),
+        ("x.unit", torch.ones(1, 4)),
+        ("x.unit", torch.ones(4)),
+        ("x.unit", torch.ones(4, 1, dtype=torch.uint16)),
+        ("x.unit", torch.ones(4, 1, dtype=torch.complex64)),
+        ("x.unit", torch.tensor(1.0)),
+        ("y.unit", torch.ones(4, 1)),
+    ],
+)
+def test_units_of_no_weights_are_refused(name, unit, tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, {"x": torch.ones(4, 1, dtype=torch.int8), "y": torch.ones(4, 1), name: unit}, {})
+    with pytest.raises(ValueError, match="a.safetensors: not weights of this project, or damaged") as caught:
+        load_tensors(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_no_numbers_stay_none(tmp_path):
+    path, bad = tmp_path / "a.safetensors", torch.tensor([[1.0, math.nan], [math.inf, 2], [3, 4]])
+    save_tensors(path, {"x": bad}, {}, ["x"])
+    assert load_tensors(path)[0]["x"].isfinite().all(1).tolist() == [False, False, True]
+
+
 @pytest.mark.parametrize("cut", [0, 5, 40, -1])
 def test_a_packed_file_that_ends_too_soon(cut, tmp_path):
     path = tmp_path / "a.safetensors.xz"

@@ -503,7 +503,7 @@ def test_every_other_step_sees_windows_of_its_images(command, images, tmp_path, 
     for epoch in range(3):
         batches = epoch_batches([27], 8, 0, epoch)
         for i, ((_, index), batch) in enumerate(zip(batches, steps[4 * epoch :], strict=False)):
-            if i % 2 == 0:
+            if (epoch + i) % 2 == 0:
                 assert torch.equal(batch, train[index])
                 continue
             places = train[index].unfold(2, 6, 1).unfold(3, 6, 1)
@@ -783,6 +783,32 @@ def test_load_of_a_folder_from_before_some_options(trained, command, whole, tmp_
     assert "-epoch 4, was 3" in capsys.readouterr().out
     easymain.main([*command, "-epoch", "4", "-folder", str(tmp_path / "other")])
     assert_same_training(trained, tmp_path / "other")
+
+
+def test_load_refuses_what_its_training_has_no_use_for(trained, capsys):
+    before = (trained / "parameter.json").read_text()
+    assert "-grey has no effect without -crops" in refused(
+        capsys, "-folder", trained, *"-load -grey 0.1".split()
+    )
+    line = refused(capsys, "-folder", trained, *"-load -crops 32 -shift 2".split())
+    assert "-shift has no effect with -crops" in line
+    path = trained / "parameter.json"
+    path.write_text(json.dumps(json.loads(before) | {"simplePrior": True, "diffDetail": True}))
+    assert "-diffDetail knows one size" in refused(capsys, "-folder", trained, *"-load -shift 2".split())
+
+
+def test_a_plan_that_shifts_may_be_trained_on_crops(command, tmp_path):
+    (tmp_path / "plan.json").write_text('{"shift": 2}')
+    easymain.main(
+        [
+            *command,
+            "-config",
+            str(tmp_path / "plan.json"),
+            *"-crops 8 -shift 0 -epoch 1 -folder".split(),
+            str(tmp_path / "model"),
+        ]
+    )
+    assert read_options(tmp_path / "model")["shift"] == 0
 
 
 def test_load_of_options_that_make_no_model_names_their_file(trained, capsys):

@@ -13,6 +13,7 @@ import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
@@ -27,6 +28,9 @@ _count = itertools.count()
 _CHECKSUM = "crc32"
 # How a saving's file ends that is packed, and the bytes that it may come to, for each of its own or in all.
 PACKED, _TIMES, _LEAST = ".xz", 64, 1 << 26
+# Weights in 8 bits, up to +-LARGEST, count units, one for each output, which are beside them by this name.
+# Units have 16 significant bits, so that their multiples are exact, and the same when they are rounded again.
+UNIT, LARGEST, _LEAST_UNIT, _LOW_BITS = ".unit", 127, 2.0**-100, 0xFF
 # So many bytes are read at once.
 _PIECE = 1 << 20
 # No head of a saving is larger: safetensors' own limit.
@@ -104,11 +108,14 @@ def write_table(path, columns, rows):
     write_text(path, text.getvalue())
 
 
-def save_tensors(path, tensors, state):
+def save_tensors(path, tensors, state, in_bytes=()):
     """Write a dict of tensors and a JSON-able state, with a checksum, into one whole .safetensors file.
 
     One whose name ends with PACKED as well is packed, which takes a second for each two megabytes.
+    in_bytes: names of weights, (out, ...), which are rounded to 8 bits, each output's by its largest.
     """
+    for name in in_bytes:
+        tensors = tensors | _to_bytes(name, tensors[name])
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     state = state | {_CHECKSUM: _checksum(tensors, state)}
     data = save(tensors, metadata={"state": json.dumps(state)})
@@ -118,7 +125,10 @@ def save_tensors(path, tensors, state):
 
 
 def load_tensors(path):
-    """Read what save_tensors wrote: (tensors on the CPU, state). Raises ValueError if it is damaged."""
+    """Read what save_tensors wrote: (tensors on the CPU, state). Raises ValueError if it is damaged.
+
+    Weights in 8 bits are floats again, those that their integers stand for.
+    """
     with _reading(path) as (head, rest, state, checksum):
         most = max(_TIMES * Path(path).stat().st_size, _LEAST)
         # piece by piece, as to read so many at most takes room for so many
@@ -131,7 +141,28 @@ def load_tensors(path):
         tensors = load(b"".join(parts))
         if checksum not in (None, _checksum(tensors, state)):
             raise ValueError("its checksum is another")
-        return tensors, state
+        return _from_bytes(tensors), state
+
+
+def _to_bytes(name, weight):
+    """A weight in 8 bits and its unit, (out, 1, ...) float32, by their names."""
+    weight = weight.detach().float()
+    most = weight.abs().flatten(1).amax(1).view(-1, *[1] * (weight.dim() - 1))
+    unit = (most / LARGEST).clamp(min=_LEAST_UNIT)
+    unit = ((unit.view(torch.int32) + _LOW_BITS) & ~_LOW_BITS).view(torch.float32)
+    return {name: (weight / unit).round().to(torch.int8), name + UNIT: unit}
+
+
+def _from_bytes(tensors):
+    """Undo _to_bytes where there are units."""
+    weights = {name: tensor for name, tensor in tensors.items() if not name.endswith(UNIT)}
+    for name in tensors.keys() - weights.keys():
+        unit, of = tensors[name], name.removesuffix(UNIT)
+        shape = (len(weights[of]), *[1] * (weights[of].dim() - 1))
+        if (unit.dtype, weights[of].dtype) != (torch.float32, torch.int8) or unit.shape != shape:
+            raise ValueError(f"{name} is no unit of its weights")
+        weights[of] = weights[of] * unit
+    return weights
 
 
 def load_state(path):
