@@ -124,7 +124,7 @@ def pack(
 
     model, identity: frozen, and the hash of its integers in hex; without them the flow is no choice.
     effort: 1 .. 9: how much to adapt to the picture: at 1 nothing; from 2 on with corrections, looked for at
-    twice as many positions with each; from 7 on the model is tuned to it, some 70 seconds a megapixel at 9,
+    twice as many positions with each; from 7 on the model is tuned to it, about a minute a megapixel at 9,
     half of that with each below. Above 5, WebP is searched for where it is not far from the smallest.
     progress: called with how many of the flow's values (three for each pixel) are done since: coded,
     or, where the model may be tuned, seen for that, which takes most of the time.
