@@ -79,6 +79,19 @@ def trained(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "model")
 
 
+@pytest.fixture
+def steps(monkeypatch):
+    """What the steps of trainings have seen since: a list of batches."""
+    seen = []
+
+    def step(self, batch, total, plain=Trainer.step):
+        seen.append(batch.clone())
+        return plain(self, batch, total)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    return seen
+
+
 def for_options(command, options):
     """The arguments with more options, and without -hchnl where they leave it no effect."""
     at = command.index("-hchnl") if "-prior bands" in options else len(command)
@@ -465,14 +478,7 @@ def test_a_third_of_the_images_get_noise():
     assert edges[..., 0].max() < 100 and edges[..., 1].min() > 155
 
 
-def test_flip_mirrors_images_where_they_train_and_only_there(command, images, tmp_path, monkeypatch):
-    steps = []
-
-    def step(self, batch, total, plain=Trainer.step):
-        steps.append(batch.clone())
-        return plain(self, batch, total)
-
-    monkeypatch.setattr(Trainer, "step", step)
+def test_flip_mirrors_images_where_they_train_and_only_there(command, images, tmp_path, steps):
     easymain.main([*command, "-folder", str(tmp_path), "-flip"])
     (train,), (test,) = (load(images, part, size=8) for part in ("train", "test"))
     epochs = []
@@ -489,20 +495,13 @@ def test_flip_mirrors_images_where_they_train_and_only_there(command, images, tm
     assert history(tmp_path)[-1]["test_bpd"] == pytest.approx(bits, rel=1e-6)
 
 
-def test_every_other_step_sees_windows_of_its_images(command, images, tmp_path, monkeypatch):
-    steps = []
-
-    def step(self, batch, total, plain=Trainer.step):
-        steps.append(batch.clone())
-        return plain(self, batch, total)
-
-    monkeypatch.setattr(Trainer, "step", step)
+def test_every_other_step_sees_windows_of_its_images(command, images, tmp_path, steps):
     easymain.main([*command, "-folder", str(tmp_path), "-shift", "2"])
     (train,) = load(images, "train", size=8)
     seen = []
     for epoch in range(3):
         batches = epoch_batches([27], 8, 0, epoch)
-        for i, ((_, index), batch) in enumerate(zip(batches, steps[4 * epoch :], strict=False)):
+        for i, ((_, index), batch) in enumerate(zip(batches, steps[4 * epoch :])):
             if (epoch + i) % 2 == 0:
                 assert torch.equal(batch, train[index])
                 continue
@@ -655,19 +654,13 @@ def joined(tmp_path, images):
     return ["-target", f"CIFAR+{images}", "-data", str(tmp_path), *"-hchnl 4 -batch 4 -epoch 1".split()]
 
 
-def test_joined_targets_of_one_size_are_mixed(joined, images, tmp_path, monkeypatch, capsys):
+def test_joined_targets_of_one_size_are_mixed(joined, images, tmp_path, steps, capsys):
     for i in range(2):  # large enough for patches like CIFAR's
         Image.new("RGB", (96, 32), (i, 0, 0)).save(tmp_path / f"{i}.png")
     joined[1], folder = f"CIFAR+{tmp_path}", tmp_path / "model"
-    seen = []
-
-    def step(self, batch, total, plain=Trainer.step):
-        seen.append([not image[1:].any() for image in batch])
-        return plain(self, batch, total)
-
-    monkeypatch.setattr(Trainer, "step", step)
     easymain.main([*joined, "-folder", str(folder), "-heavy"])
     assert "13 images of CIFAR+" in capsys.readouterr().out
+    seen = [[not image[1:].any() for image in batch] for batch in steps]
     assert sum(map(sum, seen)) == 3 and any(0 < sum(batch) < len(batch) for batch in seen)
     options = read_options(folder)
     assert (options["size"], options["patch"]) == (32, 32)
@@ -793,9 +786,8 @@ def test_load_of_a_folder_from_before_some_options(trained, command, whole, tmp_
 
 def test_load_refuses_what_its_training_has_no_use_for(trained, capsys):
     before = (trained / "parameter.json").read_text()
-    assert "-grey has no effect without -crops" in refused(
-        capsys, "-folder", trained, *"-load -grey 0.1".split()
-    )
+    line = refused(capsys, "-folder", trained, *"-load -grey 0.1".split())
+    assert "-grey has no effect without -crops" in line
     line = refused(capsys, "-folder", trained, *"-load -crops 32 -shift 2".split())
     assert "-shift has no effect with -crops" in line
     path = trained / "parameter.json"
@@ -804,17 +796,10 @@ def test_load_refuses_what_its_training_has_no_use_for(trained, capsys):
 
 
 def test_a_plan_that_shifts_may_be_trained_on_crops(command, tmp_path):
-    (tmp_path / "plan.json").write_text('{"shift": 2}')
-    easymain.main(
-        [
-            *command,
-            "-config",
-            str(tmp_path / "plan.json"),
-            *"-crops 8 -shift 0 -epoch 1 -folder".split(),
-            str(tmp_path / "model"),
-        ]
-    )
-    assert read_options(tmp_path / "model")["shift"] == 0
+    plan, folder = tmp_path / "plan.json", tmp_path / "model"
+    plan.write_text('{"shift": 2}')
+    easymain.main([*command, *f"-config {plan} -folder {folder} -crops 8 -shift 0 -epoch 1".split()])
+    assert read_options(folder)["shift"] == 0
 
 
 def test_load_of_options_that_make_no_model_names_their_file(trained, capsys):

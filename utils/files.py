@@ -147,7 +147,7 @@ def load_tensors(path):
 def _to_bytes(name, weight):
     """A weight in 8 bits and its unit, (out, 1, ...) float32, by their names."""
     weight = weight.detach().float()
-    most = weight.abs().flatten(1).amax(1).view(-1, *[1] * (weight.dim() - 1))
+    most = weight.abs().amax(tuple(range(1, weight.dim())), keepdim=True)
     unit = (most / LARGEST).clamp(min=_LEAST_UNIT)
     unit = ((unit.view(torch.int32) + _LOW_BITS) & ~_LOW_BITS).view(torch.float32)
     return {name: (weight / unit).round().to(torch.int8), name + UNIT: unit}

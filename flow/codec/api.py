@@ -48,7 +48,7 @@ class Codec:
     def compress(self, picture, effort=DEFAULT_EFFORT, progress=None, undo=True):
         """A picture -> the bytes of the smallest .nwf file that holds it. Inverse: decompress.
 
-        effort: 1 .. 9: how much to adapt to the picture; above 6, it may take about a minute a megapixel.
+        effort: 1 .. 9: how much to adapt to the picture; above 6, up to about a minute a megapixel.
         progress: called with how many of three values for each pixel are done since, by any thread.
         undo: look for the luma and chroma that a picture was made of, as a decoded JPEG file was.
         """

@@ -30,7 +30,7 @@ CODER = grouped(
 )
 EFFORT = Option(
     5,
-    "1, fastest, to 9, smallest: how much to adapt to each picture; above 6 about a minute a megapixel",
+    "1, fastest, to 9, smallest: how much to adapt to each picture; above 6 up to about a minute a megapixel",
     least=1,
     most=9,
 )
